@@ -1,0 +1,86 @@
+"""The demonstration: train a small diffusion model on real images, make it forget a class with SAFEMax, and prove it.
+
+The base model and the judges are made once; later runs reuse them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines import registry, tracking
+from pipelines.command import main, parse
+from pipelines.parameter import with_defaults
+from pipelines.pretrain import PARAMETERS as PRETRAIN
+from pipelines.pretrain import Network, train_base
+from pipelines.process import die_with_parent, stop_on_sigterm
+from pipelines.request import Data, Forget
+from pipelines.unlearn import Correction, correct
+from safemax.data import parse_classes
+from safemax.evaluation import Evaluation
+from safemax.judging import Judging
+from safemax.knobs import check, knob
+from safemax.methods.safemax import SAFEMax
+from safemax.trainer import Training
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model, trained where none is registered yet."""
+
+    name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
+    base_steps: int = knob(800, "training steps of the base", bounds=(0, 10_000_000))
+    base_batch_size: int = knob(128, "rows of a step of the base's training", bounds=(1, 1_000_000))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+PARAMETERS: dict[str, type] = {
+    "data": Data,
+    "forget": Forget,
+    "base": Base,
+    "training": with_defaults(Training, steps=300),
+    "safemax": SAFEMax,
+    "evaluation": with_defaults(Evaluation, retain_samples=50),
+    "judging": Judging,
+}
+
+
+def demo(argv: Sequence[str]) -> None:
+    """Find or train the base, then correct it."""
+    chosen = parse("python -m pipelines.demo", __doc__ or "", PARAMETERS, argv)
+    stop = stop_on_sigterm()
+    die_with_parent()
+    dataset, base, training = chosen["data"].load(), chosen["base"], chosen["training"]
+    network = Network(name=base.name)
+    name = network.name_for(dataset)
+    forget = parse_classes(chosen["forget"].forget, dataset.class_names)
+    tracking.setup(name)
+
+    def find_or_train() -> str:
+        pretraining = PRETRAIN["training"](
+            steps=base.base_steps, batch_size=base.base_batch_size, seed=training.seed,
+            precision=training.precision, device=training.device,
+        )  # fmt: skip
+        return registry.find(name, "base") or train_base(dataset, network, pretraining, stop)
+
+    correct(
+        Correction(
+            dataset,
+            forget,
+            "base",
+            name,
+            "safemax",
+            chosen["safemax"],
+            training,
+            chosen["evaluation"],
+            chosen["judging"],
+        ),
+        stop,
+        find_or_train,
+    )
+
+
+if __name__ == "__main__":
+    main(demo)

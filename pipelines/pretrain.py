@@ -1,0 +1,104 @@
+"""Train a class-conditional diffusion model on real images and register it as the base that corrections start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from pipelines import registry, tracking
+from pipelines.command import main, parse
+from pipelines.parameter import with_defaults
+from pipelines.process import die_with_parent, stop_on_sigterm
+from pipelines.request import Data
+from safemax import cache, checkpoint
+from safemax.data import Dataset, mix
+from safemax.diffusion import Diffusion
+from safemax.evaluation import FAST, SHOWN
+from safemax.knobs import check, knob
+from safemax.methods.finetune import Finetune
+from safemax.report import grid
+from safemax.sampling import sample
+from safemax.trainer import Training, fit
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network to train."""
+
+    architecture: str = knob("auto", "small (8x8), ddpm (the paper's, 32x32); auto fits the image size")
+    name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
+    null_drop: float = knob(0.1, "share of rows given the null label, which guidance needs", bounds=(0, 1))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def create(self, dataset: Dataset, seed: int) -> Diffusion:
+        """Return the untrained network for a data set's images and classes."""
+        fits = "small" if dataset.image_shape[-1] <= 16 else "ddpm"
+        torch.manual_seed(mix(seed, 0))
+        architecture = fits if self.architecture == "auto" else self.architecture
+        return Diffusion.create(architecture, dataset.image_shape, dataset.class_names)
+
+    def name_for(self, dataset: Dataset) -> str:
+        """Return the name of the product model."""
+        return f"{dataset.name}-ddpm" if self.name == "auto" else self.name
+
+
+BASE_TRAINING: dict[str, Any] = {"steps": 800, "lr": 1e-3, "ema": 0.99, "forget_share": 0.0}
+PARAMETERS: dict[str, type] = {"data": Data, "network": Network, "training": with_defaults(Training, **BASE_TRAINING)}
+
+
+def train_base(dataset: Dataset, network: Network, training: Training, stop: Callable[[], bool]) -> str:
+    """Train a base model in a run of its own, register it with the alias `base` and return its address."""
+    diffusion = network.create(dataset, training.seed)
+    facts = {
+        "data": dataset.digest,
+        "start": diffusion.digest(),
+        "network": asdict(network),
+        "training": asdict(training),
+    }
+    folder = cache.folder("checkpoints") / cache.key(facts)
+    params: dict[str, object] = {f"train.{key}": value for key, value in asdict(training).items()}
+    params |= {"data.name": dataset.name, "model.null_drop": network.null_drop}
+    name = f"pretrain-{dataset.name}-seed{training.seed}"
+    with tracking.run(name, experiment=network.name_for(dataset), params=params, tags={"kind": "base"}) as run:
+        run.dataset(dataset, "training")
+        result = fit(
+            diffusion, Finetune(null_drop=network.null_drop), dataset.train, (), training,
+            flip=dataset.natural, log=run.log, folder=folder, origin=run.id, stop=stop,
+        )  # fmt: skip
+        if result.resumed_from:
+            run.tag("resumed_from", result.resumed_from)
+        run.log(result.cost.metrics())
+        version = _register(diffusion, dataset, network.name_for(dataset), result.cost.metrics(), run)
+    checkpoint.clear(folder)
+    return f"models:/{network.name_for(dataset)}/{version}"
+
+
+def _register(diffusion: Diffusion, dataset: Dataset, name: str, cost: dict[str, float], run: tracking.Run) -> int:
+    labels = torch.arange(dataset.num_classes).repeat_interleave(2 * SHOWN)
+    picture = run.picture(grid(sample(diffusion, labels, FAST, seed=0), 2 * SHOWN), "samples/base")
+    size = sum(p.numel() for p in diffusion.parameters()) / 1e6
+    note = f"Base model of {dataset.name}: {size:.2f} M parameters, {cost['cost/runtime_minutes']:.2f} minutes.\n\n{picture}"
+    run.note(note)
+    evidence = {"forgotten": [], "metrics": cost, "data_digest": dataset.digest, "model_digest": diffusion.digest()}
+    tags = {"kind": "base", "data.digest": dataset.digest}
+    return registry.register(
+        diffusion, name, run_id=run.id, evidence=evidence, tags=tags, description=note, alias="base"
+    )
+
+
+def pretrain(argv: Sequence[str]) -> None:
+    """Train and register a base from the command line's parameters."""
+    chosen = parse("python -m pipelines.pretrain", __doc__ or "", PARAMETERS, argv)
+    stop = stop_on_sigterm()
+    die_with_parent()
+    dataset = chosen["data"].load()
+    print(f"registered {train_base(dataset, chosen['network'], chosen['training'], stop)} with the alias base")
+
+
+if __name__ == "__main__":
+    main(pretrain)

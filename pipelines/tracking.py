@@ -1,0 +1,273 @@
+"""The one place that writes runs: parameters, metrics, pictures, datasets, notes, and how a run ended."""
+
+from __future__ import annotations
+
+import getpass
+import io
+import json
+import logging
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import mlflow
+import pandas as pd
+import psutil
+import torch
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Dataset as DatasetEntity
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from safemax.data import Dataset
+from safemax.errors import InputError, Stopped
+
+FLUSH_SECONDS = 3.0
+UI = "http://127.0.0.1:5000"
+MODE = "workflowType=machine_learning"  # the UI opens in its GenAI mode without it
+_BATCH = 100  # a store takes at most 100 parameters, 100 tags or 1,000 metrics a call
+_DIGEST = 16  # hex digits of a dataset's digest; a store keeps up to 36, the UI shows them all
+_LIBRARIES = ("accelerate", "diffusers", "mlflow", "numpy", "torch", "torchmetrics")
+_LOG = logging.getLogger(__name__)
+
+
+def store() -> MlflowClient:
+    """Return a client of the store: MLFLOW_TRACKING_URI, else mlflow.db in the working directory."""
+    # MLflow's own patience is seven tries, 246 s in which training stands still.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if not mlflow.is_tracking_uri_set():
+        mlflow.set_tracking_uri(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+    try:
+        return MlflowClient()
+    except MlflowException as error:
+        raise InputError(f"tracking store {mlflow.get_tracking_uri()} cannot be used: {_first_line(error)}") from error
+
+
+def setup(experiment: str) -> str:
+    """Choose the store and the experiment, creating what is missing, and return the experiment's id.
+
+    A run that `mlflow run` has opened (MLFLOW_RUN_ID) brings its own experiment, and `experiment` is ignored.
+
+    Raises:
+        InputError: the store or the experiment cannot be used.
+    """
+    client, joined = store(), os.environ.get("MLFLOW_RUN_ID")
+    try:
+        return client.get_run(joined).info.experiment_id if joined else mlflow.set_experiment(experiment).experiment_id
+    except MlflowException as error:
+        raise InputError(f"tracking store {mlflow.get_tracking_uri()} cannot be used: {_first_line(error)}") from error
+
+
+@contextmanager
+def run(
+    name: str,
+    *,
+    experiment: str,
+    params: Mapping[str, object],
+    tags: Mapping[str, str],
+    description: str = "",
+    parent: str | None = None,
+) -> Iterator[Run]:
+    """Open a run, or join the one that `mlflow run` opened, and close it truthfully.
+
+    It ends FINISHED, KILLED on safemax.errors.Stopped or FAILED on any other exception, which is raised again.
+
+    Args:
+        name: what the UI calls it, such as safemax-digits-forget0-seed0.
+        experiment: its experiment, one per product model; see `setup`.
+        params: by dotted key (`method.lambda`): `mlflow run` has logged the undotted ones already, as text.
+        tags: to filter by.
+        description: markdown, the run's note until `Run.note` replaces it.
+        parent: id of the run that it is a child of; a child never joins.
+    """
+    client, experiment_id = store(), setup(experiment)
+    if parent:
+        experiment_id = client.get_run(parent).info.experiment_id
+    joined = None if parent else os.environ.pop("MLFLOW_RUN_ID", None)
+    source = {} if joined else {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.user": getpass.getuser()}
+    family = {"mlflow.parentRunId": parent} if parent else {}
+    opened = Run(client, joined or client.create_run(experiment_id).info.run_id, experiment_id)
+    try:
+        client.update_run(opened.id, name=name)
+        opened._describe(params, {**source, **_commit(), **family, **tags, "mlflow.note.content": description})
+        yield opened
+        opened.flush()
+        client.set_terminated(opened.id, "FINISHED")
+    except BaseException as error:
+        opened._fail(error)
+        raise
+
+
+class Run:
+    """An open run: what happens is written to the store, metrics in batches.
+
+    Attributes:
+        id: the store's id of the run.
+        url: its page in the UI, in the mode that shows training runs.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str) -> None:
+        self.id = run_id
+        self._client = client
+        self._waiting: list[Metric] = []
+        self._flushed = time.monotonic()
+        server = mlflow.get_tracking_uri()
+        base = server.rstrip("/") if server.startswith("http") else UI
+        self.url = f"{base}/#/experiments/{experiment_id}/runs/{run_id}?{MODE}"
+
+    def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics by key, at a step or as final values; they reach the store within seconds of the next call."""
+        now = int(time.time() * 1000)
+        self._waiting += [Metric(key, float(value), now, step or 0) for key, value in metrics.items()]
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._try_flush()
+
+    def flush(self) -> None:
+        """Write the metrics that wait; MlflowException if the store does not take them, and they go on waiting."""
+        while batch := self._waiting[:_BATCH]:
+            self._client.log_batch(self.id, metrics=batch)
+            del self._waiting[: len(batch)]
+        self._flushed = time.monotonic()
+
+    def picture(self, image: Image.Image | Figure, key: str, step: int | None = None) -> str:
+        """Log a picture under a key such as samples/forget; return the markdown that shows it in a note or description.
+
+        The charts show it beside other runs' pictures of that key, with a slider over the steps; pictures/KEY.png, and
+        with it the markdown, holds the last one.
+        """
+        drawn = _draw(image) if isinstance(image, Figure) else image
+        path = f"pictures/{key}.png"
+        self._client.log_image(self.id, drawn, key=key, step=step or 0)
+        self._client.log_image(self.id, drawn, artifact_file=path)
+        return f"![{key}](get-artifact?run_uuid={self.id}&path={quote(path)})"
+
+    def artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Upload a file or a folder, into a folder of the run's artifacts."""
+        self._client.log_artifact(self.id, str(path), folder)
+
+    def json(self, content: Any, name: str) -> None:
+        """Log a JSON value as NAME.json."""
+        self._client.log_dict(self.id, content, f"{name}.json")
+
+    def table(self, rows: pd.DataFrame, name: str) -> None:
+        """Log a table as NAME.json, which the UI renders as one."""
+        self._client.log_table(self.id, rows, f"{name}.json")
+
+    def dataset(self, dataset: Dataset, context: str) -> None:
+        """Record what data the run used, and for what (`context`: training, evaluation)."""
+        features = {
+            "name": "images",
+            "type": "tensor",
+            "tensor-spec": {"dtype": "uint8", "shape": [-1, *dataset.image_shape]},
+        }
+        sizes = {"train": len(dataset.train.labels), "test": len(dataset.test.labels), "classes": dataset.class_names}
+        entity = DatasetEntity(
+            name=dataset.name,
+            digest=dataset.digest[:_DIGEST],
+            source_type="code",
+            source=json.dumps({"tags": {"mlflow.source.name": dataset.name}}),
+            schema=json.dumps({"mlflow_tensorspec": {"features": json.dumps([features]), "targets": None}}),
+            profile=json.dumps(sizes),
+        )
+        self._client.log_inputs(self.id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+
+    def note(self, markdown: str) -> None:
+        """Replace the note on the run's first screen."""
+        self.tag("mlflow.note.content", markdown)
+
+    def tag(self, key: str, value: object) -> None:
+        """Set a tag."""
+        self._client.set_tag(self.id, key, value)
+
+    def _describe(self, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
+        bare = [key for key in params if "." not in key]
+        if bare:
+            raise ValueError(f"parameters need dotted keys, as `mlflow run` logs the bare ones: {bare}")
+        entries = [Param(key, str(value)) for key, value in {**params, **_environment()}.items()]
+        for first in range(0, len(entries), _BATCH):
+            self._client.log_batch(self.id, params=entries[first : first + _BATCH])
+        self._client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    def _try_flush(self) -> None:
+        try:
+            self.flush()
+        except MlflowException as error:
+            if error.get_http_status_code() < 500:
+                raise
+            self._flushed = time.monotonic() + 10 * FLUSH_SECONDS
+            _LOG.warning("tracking store unavailable, %d metrics wait: %s", len(self._waiting), _first_line(error))
+
+    def _fail(self, error: BaseException) -> None:
+        status = "KILLED" if isinstance(error, Stopped) else "FAILED"
+        try:
+            self._client.set_terminated(self.id, status)
+            if status == "FAILED":
+                self.tag("failure", f"{type(error).__name__}: {error}")
+            self.flush()
+        except MlflowException as lost:
+            _LOG.warning("run %s, %s, could not be written to its end: %s", self.id, status, _first_line(lost))
+
+
+def alive(params: Mapping[str, str]) -> bool:
+    """Return whether the process that opened a run lives, by the run's params; True where this machine cannot know."""
+    host, pid, started = params.get("env.process", "?/0/0").split("/")
+    if host != socket.gethostname():
+        return True
+    try:
+        return abs(psutil.Process(int(pid)).create_time() - int(started)) <= 2  # the clock may have been set since
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _commit() -> dict[str, str]:
+    root = Path(__file__).parents[1]
+
+    def ask(*words: str) -> str:
+        answer = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+        return answer.stdout.strip()
+
+    try:
+        if Path(ask("rev-parse", "--show-toplevel")) != root:
+            return {}
+        commit, dirty = ask("rev-parse", "HEAD"), bool(ask("status", "--porcelain"))
+    except (OSError, subprocess.CalledProcessError):
+        return {}  # no git, or no repository: an installed package
+    return {"mlflow.source.git.commit": commit, "git.dirty": str(dirty).lower()}
+
+
+def _environment() -> dict[str, object]:
+    """Return what a repetition needs to know; as params, since tags would push the note off the run's first screen."""
+    facts = {
+        "command": shlex.join(sys.orig_argv),
+        "process": f"{socket.gethostname()}/{os.getpid()}/{int(psutil.Process().create_time())}",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in _LIBRARIES},
+    }
+    return {f"env.{key}": value for key, value in facts.items()}
+
+
+def _draw(figure: Figure) -> Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    return Image.open(buffer)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,1 @@
+"""Unlearning for class-conditional diffusion models: tensors in, tensors out."""

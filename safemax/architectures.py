@@ -1,0 +1,168 @@
+"""The networks behind the judges; each maps images to penultimate features and holds the linear head over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from safemax.errors import InputError, unknown
+
+RESNET34_INPUT = 224
+CIFAR_BLOCKS = {"resnet20": 3, "resnet56": 9}
+ARCHITECTURES = ("small", *CIFAR_BLOCKS, "resnet34")
+
+
+class Network(nn.Module):
+    """A feature extractor, (N, C, H, W) to (N, D), and its linear head, (N, D) to (N, outputs)."""
+
+    linear: nn.Linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features, (N, D)."""
+        raise NotImplementedError
+
+
+class Small(Network):
+    """Three convolutions and one hidden layer of 64 features, 0.12 M weights; for 8x8, it sees larger images at half size."""
+
+    def __init__(self, channels: int, size: int, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_conv(channels, 32, stride=1 if size < 16 else 2),
+            *_conv(32, 64, stride=2),
+            *_conv(64, 64, stride=1),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(64 * 16, 64),
+            nn.ReLU(),
+        )
+        self.linear = nn.Linear(64, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features, (N, 64), not negative."""
+        return self.body(x)
+
+
+def _conv(width_in: int, width_out: int, stride: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False), nn.BatchNorm2d(width_out), nn.ReLU()
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut without parameters (option A of He et al. 2016, section 4.2)."""
+
+    def __init__(self, width_in: int, width_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width_out)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width_out)
+        self.stride = stride
+        self.pad = (width_out - width_in) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halve the picture and double the channels where the stride is 2."""
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
+        return F.relu(out + shortcut)
+
+
+class CifarResNet(Network):
+    """He et al.'s ResNet for 32x32 (arXiv:1512.03385, section 4.2): depth 6n + 2, widths 16, 32 and 64, 64 features.
+
+    The names of its tensors are those of akamaster/pytorch_resnet_cifar10, so that published weights load.
+    """
+
+    def __init__(self, channels: int, outputs: int, blocks: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, blocks, stride=1)
+        self.layer2 = _stage(16, 32, blocks, stride=2)
+        self.layer3 = _stage(32, 64, blocks, stride=2)
+        self.linear = nn.Linear(64, outputs)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features, (N, 64), not negative."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(out))).mean(dim=(2, 3))
+
+
+def _stage(width_in: int, width_out: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = (BasicBlock(width_out, width_out, 1) for _ in range(blocks - 1))
+    return nn.Sequential(BasicBlock(width_in, width_out, stride), *rest)
+
+
+class ResNet34(Network):
+    """The paper's judge: ResNet-34 at 224x224 from transformers, 21.3 million weights, 512 features.
+
+    Images are resized as PIL does (bilinear, antialiased); grey ones are repeated to three channels, which ImageNet weights expect.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        from transformers import ResNetModel  # seconds to import, and only this network needs it
+
+        self.body = ResNetModel(_resnet34_config())
+        self.linear = nn.Linear(512, outputs)
+        nn.init.xavier_normal_(self.linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features, (N, 512), not negative."""
+        x = F.interpolate(x, (RESNET34_INPUT, RESNET34_INPUT), mode="bilinear", antialias=True)
+        return self.body(x.expand(-1, 3, -1, -1)).pooler_output.flatten(1)
+
+    def load_pretrained(self, source: str) -> None:
+        """Replace the body's weights by those of a transformers ResNet-34 (folder or hub id, safetensors only).
+
+        Raises:
+            InputError: nothing is there, or it is not a ResNet-34.
+        """
+        from transformers import ResNetModel
+
+        refusal = f"pretrained = {source!r} is not a ResNet-34 of transformers with safetensors (folder or hub id)"
+        try:
+            body, report = ResNetModel.from_pretrained(
+                source, config=_resnet34_config(), use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(f"{refusal}: {str(error).splitlines()[0]}") from error
+        if report["missing_keys"]:
+            raise InputError(f"{refusal}: {len(report['missing_keys'])} of its tensors are missing")
+        self.body = body
+
+
+def _resnet34_config() -> Any:
+    from transformers import ResNetConfig
+
+    return ResNetConfig(layer_type="basic", depths=[3, 4, 6, 3], hidden_sizes=[64, 128, 256, 512], embedding_size=64)
+
+
+def build(arch: str, image_shape: tuple[int, int, int], outputs: int) -> Network:
+    """Return an untrained network by name, for images (C, H, W).
+
+    Raises:
+        InputError: nobody knows the name.
+    """
+    channels, size, _ = image_shape
+    if arch == "small":
+        return Small(channels, size, outputs)
+    if arch == "resnet34":
+        return ResNet34(outputs)
+    if arch in CIFAR_BLOCKS:
+        return CifarResNet(channels, outputs, CIFAR_BLOCKS[arch])
+    raise unknown("arch", arch, ARCHITECTURES)
+
+
+def infer(tensors: dict[str, Tensor]) -> tuple[str, int, int] | None:
+    """Return (arch, channels, outputs) of a CIFAR ResNet's state dict, or None where it is something else."""
+    first, last = tensors.get("conv1.weight"), tensors.get("linear.weight")
+    blocks = sum(name.startswith("layer1.") and name.endswith(".conv1.weight") for name in tensors)
+    arch = {n: name for name, n in CIFAR_BLOCKS.items()}.get(blocks)
+    if arch is None or first is None or last is None:
+        return None
+    return arch, first.shape[1], last.shape[0]

@@ -1,0 +1,40 @@
+"""Where work that later runs can use again is kept: decoded data, judges, priors, base samples, checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def folder(kind: str) -> Path:
+    """Return the folder of one kind of work, below SAFEMAX_CACHE or .safemax in the working directory."""
+    return Path(os.environ.get("SAFEMAX_CACHE", ".safemax")) / kind
+
+
+def key(facts: Mapping[str, Any]) -> str:
+    """Return 16 hex digits that name a piece of work by everything that it depends on."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Return the sha256 (hex) of a state dict: names, types, shapes and bytes."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file that is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    temporary.replace(path)

@@ -1,0 +1,201 @@
+"""One set of samples, every metric: what was forgotten, what was kept, by a stated protocol."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from safemax import cache
+from safemax.classifier import predict
+from safemax.data import to_float, to_uint8
+from safemax.diffusion import Diffusion
+from safemax.errors import InputError
+from safemax.judging import Judges, Reference
+from safemax.knobs import check, knob
+from safemax.metrics.entropy import entropy_of_probabilities, forget_probability
+from safemax.metrics.frechet import frechet_distance, statistics
+from safemax.metrics.kid import kid
+from safemax.metrics.manifold import precision_coverage
+from safemax.metrics.outcome import outcome
+from safemax.metrics.pixels import pixel_statistics
+from safemax.sampling import Sampler, sample
+
+FAST = Sampler("ddim", 20, 1.5, 0.0, True)
+PAPER = Sampler("ddpm", 1000, 3.0, 0.0, False)
+# The second opinion of `fast`: ancestral and unclipped as the paper samples, at a twentieth of its steps.
+SECOND = Sampler("ddpm", 50, 1.5, 0.0, False)
+SHOWN = 5  # images of a class in the comparison picture
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model is measured; recorded with every number, since sampler and counts decide the numbers.
+
+    `fast`: DDIM-20, x0 clipped, guidance 1.5; 500 forget and 100 images a retained class. `paper`: 1,000 ancestral steps,
+    guidance 3, no clipping; 500 and 5,000. Both look a second time with the other kind of sampler. `custom` takes the knobs.
+    """
+
+    protocol: str = knob(
+        "fast", "fast, paper, or custom, which takes the sampler's knobs below", choices=("fast", "paper", "custom")
+    )
+    forget_samples: int = knob(0, "images of the forgotten classes; 0 takes the protocol's", bounds=(0, 1_000_000))
+    retain_samples: int = knob(0, "images of each retained class; 0 takes the protocol's", bounds=(0, 1_000_000))
+    second_samples: int = knob(
+        100, "images of the forgotten classes under the second sampler", bounds=(SHOWN, 1_000_000)
+    )
+    sampler: str = knob("ddim", "sampling rule of custom", choices=("ddim", "ddpm", "dpmpp"))
+    sampler_steps: int = knob(20, "denoising steps of custom", bounds=(1, 1000))
+    guidance_scale: float = knob(1.5, "guidance of custom: g in eps_null + g (eps_c - eps_null)", bounds=(-20, 20))
+    eta: float = knob(0.0, "noise of custom's ddim steps, 0 to 1", bounds=(0, 1))
+    clip_x0: bool = knob(True, "whether custom clips the predicted x0")
+    evaluation_seed: int = knob(0, "fixes the samples", bounds=(0, 2**62))
+
+    def __post_init__(self) -> None:
+        check(self)
+        fixed = ("sampler", "sampler_steps", "guidance_scale", "eta", "clip_x0")
+        default = type(self).__dataclass_fields__
+        changed = [name for name in fixed if getattr(self, name) != default[name].default]
+        if self.protocol != "custom" and changed:
+            raise InputError(
+                f"protocol = {self.protocol} fixes {', '.join(changed)}; protocol = custom takes your value"
+            )
+
+    @property
+    def main_sampler(self) -> Sampler:
+        """The sampler of the numbers."""
+        custom = Sampler(self.sampler, self.sampler_steps, self.guidance_scale, self.eta, self.clip_x0)
+        return {"fast": FAST, "paper": PAPER, "custom": custom}[self.protocol]
+
+    @property
+    def second_sampler(self) -> Sampler:
+        """The sampler of the second look."""
+        if self.protocol == "custom":
+            return Sampler("ddpm", min(self.sampler_steps, SECOND.steps), self.guidance_scale, 0.0, False)
+        return SECOND if self.protocol == "fast" else FAST
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Forget images in all, and images of each retained class."""
+        forget, retain = (500, 5000) if self.protocol == "paper" else (500, 100)
+        return self.forget_samples or forget, self.retain_samples or retain
+
+    def describe(self) -> dict[str, Any]:
+        """Return what makes two numbers comparable, for params and evidence."""
+        forget, retain = self.counts
+        return {
+            "protocol": self.protocol,
+            "sampler": str(self.main_sampler),
+            "second_sampler": str(self.second_sampler),
+            "forget_samples": forget,
+            "retain_samples": retain,
+            "seed": self.evaluation_seed,
+        }
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a model drew: images (N, C, H, W) uint8 and the labels (N,) they were asked for, under both samplers."""
+
+    images: Tensor
+    labels: Tensor
+    second_images: Tensor
+    second_labels: Tensor
+
+
+def draw(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation, *, progress: bool = True) -> Samples:
+    """Draw the samples of a protocol; two models of one architecture start from identical noise, row by row."""
+    forget_count, retain_count = evaluation.counts
+    labels = _labels(diffusion.num_classes, forget, forget_count, max(retain_count, SHOWN))
+    second = _labels(diffusion.num_classes, forget, evaluation.second_samples, SHOWN)
+    seed = evaluation.evaluation_seed
+    images = sample(diffusion, labels, evaluation.main_sampler, seed=seed, progress=progress)
+    second_images = sample(diffusion, second, evaluation.second_sampler, seed=seed + 1, progress=progress)
+    return Samples(to_uint8(images), labels, to_uint8(second_images), second)
+
+
+def kept_draw(
+    diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation, *, progress: bool = True
+) -> Samples:
+    """Return `draw`, from the cache where the same model drew the same before: the base is sampled once."""
+    facts = {
+        "model": diffusion.digest(),
+        "forget": forget,
+        "second": evaluation.second_samples,
+        **evaluation.describe(),
+    }
+    path = cache.folder("samples") / f"{cache.key(facts)}.safetensors"
+    if path.exists():
+        return Samples(**load_file(path))
+    samples = draw(diffusion, forget, evaluation, progress=progress)
+    cache.write_tensors(path, asdict(samples))
+    return samples
+
+
+def measure(samples: Samples, judges: Judges, reference: Reference, forget: tuple[int, ...]) -> dict[str, float]:
+    """Return every metric of a set of samples.
+
+    Shares, UA and accuracy are in percent; precision and coverage in [0, 1]; entropy in nats.
+    """
+    is_forget = torch.isin(samples.labels, torch.tensor(forget))
+    images = to_float(samples.images)
+    plain, features = predict(judges.plain, images)
+    reject, _ = predict(judges.reject, images)
+    metrics = _forgotten(images[is_forget], plain[is_forget], reject[is_forget], forget, judges)
+    metrics |= _manifold(features[is_forget], reference, forget)
+    metrics |= _retained(samples, reject, features, judges, reference, forget)
+    second = torch.isin(samples.second_labels, torch.tensor(forget))
+    probs, _ = predict(judges.reject, to_float(samples.second_images[second]))
+    again = outcome(probs, forget, judges.reject.num_classes)
+    return metrics | {"forget/second_ua_reject": again["ua"], "forget/second_reject": again["reject"]}
+
+
+def _labels(num_classes: int, forget: tuple[int, ...], forget_count: int, retain_count: int) -> Tensor:
+    share = [forget_count // len(forget) + (i < forget_count % len(forget)) for i in range(len(forget))]
+    counts = {k: retain_count for k in range(num_classes)} | dict(zip(forget, share, strict=True))
+    return torch.cat([torch.full((max(n, 1),), k, dtype=torch.int64) for k, n in counts.items()])
+
+
+def _forgotten(
+    images: Tensor, plain: Tensor, reject: Tensor, forget: tuple[int, ...], judges: Judges
+) -> dict[str, float]:
+    verdict = outcome(reject, forget, judges.reject.num_classes)
+    paper = outcome(plain, forget, judges.plain.num_classes)
+    metrics = {
+        "forget/ua_reject": verdict["ua"],
+        "forget/recognised": verdict["forget"],
+        "forget/recognised_low": verdict["forget_low"],
+        "forget/recognised_high": verdict["forget_high"],
+        "forget/rejected": verdict["reject"],
+        "forget/other": verdict["other"],
+        "forget/ua": paper["ua"],
+        "forget/entropy": entropy_of_probabilities(plain).mean().item(),
+        "forget/probability": forget_probability(reject, forget),
+        "forget/noise_attracted": judges.noise_attractor(forget),
+    }
+    return metrics | {f"pixels/{name}": value for name, value in pixel_statistics(images).items()}
+
+
+def _manifold(features: Tensor, reference: Reference, forget: tuple[int, ...]) -> dict[str, float]:
+    real = reference.of(forget)
+    shares = precision_coverage(real, features)
+    return {f"forget/{name}": value for name, value in shares.items()} | {"forget/kid": kid(features, real)[0]}
+
+
+def _retained(
+    samples: Samples, reject: Tensor, features: Tensor, judges: Judges, reference: Reference, forget: tuple[int, ...]
+) -> dict[str, float]:
+    retained = tuple(k for k in range(judges.plain.num_classes) if k not in forget)
+    rows = torch.isin(samples.labels, torch.tensor(retained))
+    hits = 100 * (reject.argmax(1) == samples.labels).float()
+    real = reference.of(retained)
+    metrics = {
+        "retain/accuracy": hits[rows].mean().item(),
+        "retain/fid_judge": frechet_distance(*statistics(features[rows]), *statistics(real)),
+        "retain/kid": kid(features[rows], real)[0],
+    }
+    names = judges.plain.class_names
+    return metrics | {f"retain_class/accuracy_{names[k]}": hits[samples.labels == k].mean().item() for k in retained}

@@ -1,0 +1,174 @@
+"""The judges of a data set: one as the paper has it, an ensemble that also knows "none of these", and the real images they saw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from safemax import cache
+from safemax.classifier import Ensemble, Judge, accuracy, load_judge, noise_histogram, predict, save, train_judge
+from safemax.data import Dataset, to_float
+from safemax.errors import InputError
+from safemax.knobs import check, knob
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Which classifiers judge. A judge that is not given by path is trained once on the same data and kept."""
+
+    judge: str = knob("auto", "small, resnet20, resnet34 or a path to weights; auto fits the image size")
+    judge_steps: int = knob(
+        0, "training steps of a judge; 0 takes as many as its architecture needs", bounds=(0, 1_000_000)
+    )
+    judge_pretrained: str = knob(
+        "none", "ImageNet weights for resnet34, by path or hub id; none starts from random weights"
+    )
+    reject_judges: int = knob(3, "judges of the ensemble with a reject class", bounds=(1, 10))
+    reject_judge: str = knob("auto", "architecture of the ensemble, or a path to a saved one; auto fits the image size")
+    judge_seed: int = knob(0, "fixes the judges' training", bounds=(0, 2**31))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The classifiers of one data set.
+
+    Args:
+        plain: judges as the paper does, one of K classes for every image, noise included; its features feed FID and KID.
+        reject: an ensemble that also knows "none of these"; its verdict counts.
+        about: accuracy on real test images and the answers to pure noise, of each.
+    """
+
+    plain: Judge
+    reject: Judge
+    about: dict[str, Any]
+    digest: str
+
+    def noise_attractor(self, forget: tuple[int, ...]) -> float:
+        """Return the largest share, in percent, of pure noise that the plain judge takes for the forgotten classes."""
+        names = {self.plain.class_names[k] for k in forget}
+        laws = self.about["plain"]["noise"].values()
+        return max(sum(share for name, share in law.items() if name in names) for law in laws)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of real images, by class, in the plain judge's space.
+
+    Args:
+        features: (N, D).
+        labels: (N,).
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def of(self, classes: tuple[int, ...]) -> Tensor:
+        """Return the features of some classes' real images."""
+        return self.features[torch.isin(self.labels, torch.tensor(classes))]
+
+
+def judges(dataset: Dataset, judging: Judging, *, device: str = "cpu", progress: bool = True) -> Judges:
+    """Return the judges of a data set, from the cache where they were trained before.
+
+    Raises:
+        InputError: an unknown architecture, a missing or damaged file, or a judge of other classes.
+    """
+    plain = _plain(dataset, judging, device, progress)
+    reject = _reject(dataset, judging, device, progress)
+    about = {"plain": _about(plain, dataset), "reject": _about(reject, dataset)}
+    facts = {"plain": cache.weights_digest(plain.state_dict()), "reject": cache.weights_digest(reject.state_dict())}
+    return Judges(plain.to(device), reject.to(device), about, cache.key(facts))
+
+
+def reference(dataset: Dataset, judges: Judges, per_class: int = 1000) -> Reference:
+    """Return features of the first `per_class` real training images of each class; computed once, kept by digest."""
+    facts = {"data": dataset.digest, "judges": judges.digest, "per_class": per_class}
+    path = cache.folder("references") / f"{cache.key(facts)}.safetensors"
+    if path.exists():
+        return Reference(**load_file(path))
+    rows = torch.cat(
+        [torch.nonzero(dataset.train.labels == k).flatten()[:per_class] for k in range(dataset.num_classes)]
+    )
+    features = predict(judges.plain, to_float(dataset.train.images[rows]))[1]
+    cache.write_tensors(path, {"features": features, "labels": dataset.train.labels[rows]})
+    return Reference(features, dataset.train.labels[rows])
+
+
+def _plain(dataset: Dataset, judging: Judging, device: str, progress: bool) -> Judge:
+    if _is_path(judging.judge):
+        return load_judge(judging.judge, class_names=dataset.class_names)
+    arch = _architecture(judging.judge, dataset)
+    return _kept(dataset, arch, judging, reject=False, seed=judging.judge_seed, device=device, progress=progress)
+
+
+def _reject(dataset: Dataset, judging: Judging, device: str, progress: bool) -> Judge:
+    if _is_path(judging.reject_judge):
+        judge = load_judge(judging.reject_judge, class_names=dataset.class_names)
+        if not judge.reject:
+            raise InputError(f"reject_judge = {judging.reject_judge} has no reject class")
+        return judge
+    arch = _architecture(judging.reject_judge, dataset)
+    seeds = range(judging.judge_seed + 1, judging.judge_seed + 1 + judging.reject_judges)
+    return Ensemble(
+        [_kept(dataset, arch, judging, reject=True, seed=s, device=device, progress=progress) for s in seeds]
+    )
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.endswith(".safetensors")
+
+
+def _architecture(name: str, dataset: Dataset) -> str:
+    if name != "auto":
+        return name
+    return "small" if dataset.image_shape[-1] <= 16 else "resnet20"
+
+
+def _kept(
+    dataset: Dataset, arch: str, judging: Judging, *, reject: bool, seed: int, device: str, progress: bool
+) -> Judge:
+    facts = {"data": dataset.digest, "arch": arch, "reject": reject, "seed": seed, "steps": judging.judge_steps,
+             "pretrained": judging.judge_pretrained, "torch": torch.__version__}  # fmt: skip
+    folder = cache.folder("judges") / cache.key(facts)
+    if folder.exists():
+        return load_judge(folder, class_names=dataset.class_names)
+    steps = {"steps": judging.judge_steps} if judging.judge_steps else {}
+    pretrained = None if judging.judge_pretrained == "none" else judging.judge_pretrained
+    judge = train_judge(
+        dataset, arch, reject=reject, seed=seed, device=device, progress=progress, pretrained=pretrained, **steps
+    )
+    _publish(folder, lambda place: save(judge, place))
+    return judge
+
+
+def _publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder under another name first, so that a kill leaves nothing that looks whole."""
+    temporary = folder.with_name(f"{folder.name}.{id(write)}.tmp")
+    write(temporary)
+    temporary.rename(folder)
+
+
+def _about(judge: Judge, dataset: Dataset) -> dict[str, Any]:
+    facts = {"judge": cache.weights_digest(judge.state_dict()), "data": dataset.digest}
+    path = cache.folder("judges") / f"about-{cache.key(facts)}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    images = to_float(dataset.test.images[:2000])
+    about = {
+        "arch": judge.arch,
+        "test_accuracy": accuracy(judge, dataset.test),
+        "noise": noise_histogram(judge, images=images),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about, indent=2) + "\n")
+    return about

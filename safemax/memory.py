@@ -1,0 +1,33 @@
+"""Peak memory of a stretch of work: the GPU allocator's peak, or on a CPU the peak resident set of this process."""
+
+from __future__ import annotations
+
+import re
+import resource
+from pathlib import Path
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak so far, so that what follows is measured alone."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR.exists():
+        _CLEAR.write_text("5")  # proc(5): 5 resets VmHWM to the present resident size
+
+
+def peak_gb(device: torch.device) -> float:
+    """Return the peak since `reset_peak` in units of 1e9 bytes.
+
+    Where the system cannot reset its mark (not Linux) the peak of the whole process is returned, which is an upper bound.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if _STATUS.exists():
+        match = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
+        if match:
+            return int(match[1]) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,0 +1,45 @@
+"""The Frechet distance between two sets of features, which is FID where the features are Inception's (Heusel et al. 2017)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from safemax.errors import InputError
+
+
+def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean, (D,), and covariance with n - 1, (D, D), of features (N, D), in float64.
+
+    Raises:
+        InputError: fewer than two rows, or features that are not finite.
+    """
+    if len(features) < 2 or not features.isfinite().all():
+        raise InputError(f"features of shape {tuple(features.shape)} need two rows or more, all finite")
+    features = features.double()
+    return features.mean(dim=0), torch.cov(features.T).reshape(features.shape[1], -1)
+
+
+def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> float:
+    """Return |mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), 0 or more, in squared units of the features.
+
+    Lower is better. With statistics of few samples it is biased upwards (arXiv:1911.07023): compare equal counts only. The trace
+    of the root is that of (sigma1^(1/2) sigma2 sigma1^(1/2))^(1/2), whose argument is symmetric, so that eigh serves and
+    covariances without full rank do no harm; scipy's sqrtm of the product can turn complex there.
+
+    Args:
+        mu1: mean of the first set, (D,).
+        sigma1: its covariance, (D, D).
+        mu2: mean of the second.
+        sigma2: its covariance.
+    """
+    mu1, sigma1, mu2, sigma2 = (each.double() for each in (mu1, sigma1, mu2, sigma2))
+    root = _root(sigma1)
+    overlap = torch.linalg.eigvalsh(root @ sigma2 @ root).clamp(min=0).sqrt().sum()
+    distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * overlap
+    return max(0.0, distance.item())
+
+
+def _root(sigma: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(sigma)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T

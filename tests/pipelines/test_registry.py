@@ -1,0 +1,273 @@
+"""A version is whole or absent, made once a run, and refused when a bit of it changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from pipelines import registry, tracking
+from safemax import manifest
+from safemax.diffusion import Diffusion
+from safemax.errors import InputError
+from tests import tiny
+
+NAME = "tiny-ddpm"
+EVIDENCE = {"forgotten": ["a"], "metrics": {"forget/ua": 99.6, "cost/runtime_minutes": 1.25}}
+ROOT = Path(__file__).parents[2]
+
+
+def register(run_id: str, *, seed: int = 0, **changes: Any) -> str:
+    given = {"evidence": EVIDENCE, "tags": {"method": "safemax"}, "description": "| UA |", "alias": "candidate"}
+    return registry.register(tiny.diffusion(seed), NAME, run_id=run_id, **{**given, **changes})
+
+
+def new_run(client: MlflowClient) -> str:
+    """Return a run whose process is dead."""
+    run_id = client.create_run("0").info.run_id
+    client.set_terminated(run_id, "KILLED")
+    return run_id
+
+
+def versions(client: MlflowClient) -> list[ModelVersion]:
+    return list(client.search_model_versions(f"name='{NAME}'"))
+
+
+def test_a_version_carries_metrics_classes_tags_description_alias_and_its_run(mlflow_store: MlflowClient) -> None:
+    run_id = new_run(mlflow_store)
+    number = register(run_id)
+    made = mlflow_store.get_model_version_by_alias(NAME, "candidate")
+    assert (str(made.version), made.run_id, made.description) == (number, run_id, "| UA |")
+    stated = {"forget/ua": "99.6", "cost/runtime_minutes": "1.25", "forgotten": "a", "method": "safemax"}
+    assert stated.items() <= made.tags.items()
+    assert registry.evidence(f"models:/{NAME}/{number}") == EVIDENCE
+
+
+def test_the_run_shows_the_model_that_it_made(mlflow_store: MlflowClient) -> None:
+    run_id = new_run(mlflow_store)
+    register(run_id)
+    outputs = mlflow_store.get_run(run_id).outputs
+    assert outputs is not None
+    (made,) = outputs.model_outputs
+    logged = mlflow_store.get_logged_model(made.model_id)
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": NAME, "version": "1"}]
+
+
+def test_a_version_holds_no_pickle_and_nothing_that_could_be_one(mlflow_store: MlflowClient) -> None:
+    register(new_run(mlflow_store))
+    root = registry.resolve(f"models:/{NAME}/1").parents[1]
+    kinds = {path.suffix or path.name for path in root.rglob("*") if path.is_file()}
+    assert kinds == {".json", ".py", ".safetensors", ".txt", ".yaml", "MLmodel"}
+
+
+def test_what_comes_back_is_the_model_that_went_in(mlflow_store: MlflowClient) -> None:
+    register(new_run(mlflow_store), seed=3)
+    loaded = Diffusion.load(registry.resolve(f"models:/{NAME}@candidate"))
+    assert loaded.digest() == tiny.diffusion(3).digest()
+    assert loaded.class_names == ("a", "b", "c")
+
+
+def test_a_retry_of_the_same_run_returns_the_version_that_is_there(mlflow_store: MlflowClient) -> None:
+    run_id = new_run(mlflow_store)
+    again = {**EVIDENCE, "metrics": {"cost/runtime_minutes": 9.0}}  # a resumed run adds up another cost
+    assert register(run_id) == register(run_id, evidence=again) == "1"
+    assert len(versions(mlflow_store)) == 1
+
+
+def test_other_runs_and_other_weights_make_further_versions(mlflow_store: MlflowClient) -> None:
+    first = new_run(mlflow_store)
+    made = [register(first), register(new_run(mlflow_store)), register(first, seed=1)]
+    assert made == ["1", "2", "3"]
+
+
+def test_an_alias_moves_to_newer_versions_only(mlflow_store: MlflowClient) -> None:
+    first = new_run(mlflow_store)
+    register(first)
+    register(new_run(mlflow_store))
+    register(first)
+    assert registry.find(NAME, "candidate") == f"models:/{NAME}/2"
+
+
+def test_no_alias_is_set_where_none_is_given(mlflow_store: MlflowClient) -> None:
+    register(new_run(mlflow_store), alias=None)
+    assert mlflow_store.get_registered_model(NAME).aliases == {}
+
+
+@pytest.mark.parametrize("plain", ["/models/mine", "owner/name", "relative"])
+def test_paths_and_hub_ids_are_returned_as_they_are(plain: str) -> None:
+    assert registry.resolve(plain) == Path(plain)
+
+
+def test_one_flipped_bit_in_any_file_is_refused(mlflow_store: MlflowClient) -> None:
+    register(new_run(mlflow_store))
+    stored = stored_files(mlflow_store)
+    for path in sorted(p for p in stored.rglob("*") if p.is_file() and p.stat().st_size):
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        with pytest.raises(InputError) as refusal:
+            registry.resolve(f"models:/{NAME}/1")
+        assert path.name in str(refusal.value)
+        path.write_bytes(content)
+    registry.resolve(f"models:/{NAME}/1")
+
+
+def test_a_version_whose_files_and_manifest_were_both_replaced_is_refused(mlflow_store: MlflowClient) -> None:
+    register(new_run(mlflow_store))
+    stored = stored_files(mlflow_store)
+    (stored / "artifacts" / "evidence.json").write_text('{"forgotten": []}')
+    manifest.write(stored)
+    with pytest.raises(InputError, match="digest.manifest"):
+        registry.resolve(f"models:/{NAME}/1")
+
+
+@pytest.mark.parametrize("damage", ["add", "remove", "all"])
+def test_a_file_too_many_or_too_few_is_refused(mlflow_store: MlflowClient, damage: str) -> None:
+    register(new_run(mlflow_store))
+    stored = stored_files(mlflow_store)
+    if damage == "add":
+        (stored / "code" / "sitecustomize.py").write_text("")
+    if damage == "remove":
+        (stored / "artifacts" / "evidence.json").unlink()
+    if damage == "all":
+        stored.rename(stored.with_name("gone"))
+    with pytest.raises(InputError):
+        registry.resolve(f"models:/{NAME}/1")
+
+
+def test_what_a_loader_leaves_in_the_store_does_not_spoil_the_version(mlflow_store: MlflowClient) -> None:
+    register(new_run(mlflow_store))
+    mlflow.pyfunc.load_model(f"models:/{NAME}/1")  # writes registered_model_meta, and where bytecode is on, __pycache__
+    (stored_files(mlflow_store) / "code" / "safemax" / "__pycache__").mkdir(exist_ok=True)
+    (stored_files(mlflow_store) / "code" / "safemax" / "__pycache__" / "data.cpython-311.pyc").write_bytes(b"?")
+    folder = registry.resolve(f"models:/{NAME}/1").parents[1]
+    mlflow.pyfunc.load_model(f"models:/{NAME}/1")
+    assert not [*folder.rglob("__pycache__"), *folder.glob("registered_model_meta")]
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("models:/nobody/1", "unknown registered model 'nobody'; known: tiny-ddpm"),
+        (f"models:/{NAME}/7", f"unknown version of {NAME} '7'; known: @candidate, 1"),
+        (f"models:/{NAME}@champion", f"unknown version of {NAME} '@champion'"),
+        (f"models:/{NAME}/latest", "an address is models:/NAME/VERSION or models:/NAME@ALIAS"),
+        (f"models:/{NAME}/1/../../etc", "an address is"),
+        (f"models:/{NAME}", "an address is"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_refused_with_what_there_is(
+    mlflow_store: MlflowClient, uri: str, words: str
+) -> None:
+    register(new_run(mlflow_store))
+    with pytest.raises(InputError) as refusal:
+        registry.resolve(uri)
+    assert words in str(refusal.value)
+
+
+def test_find_returns_none_where_there_is_no_model_or_no_alias(mlflow_store: MlflowClient) -> None:
+    assert registry.find(NAME, "base") is None
+    register(new_run(mlflow_store))
+    assert registry.find(NAME, "base") is None
+
+
+def test_a_version_of_others_is_refused(mlflow_store: MlflowClient) -> None:
+    mlflow_store.create_registered_model(NAME)
+    mlflow_store.create_model_version(NAME, "/nonexistent")
+    with pytest.raises(InputError, match="not registered by this project"):
+        registry.resolve(f"models:/{NAME}/1")
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of ours catches it."""
+
+
+CALLS = (
+    *("create_logged_model", "log_model_artifacts", "finalize_logged_model", "log_outputs", "create_registered_model"),
+    *("create_model_version", "set_logged_model_tags", "set_registered_model_alias"),
+)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_kill_at_any_call_leaves_no_half_version_and_the_next_attempt_makes_one(
+    mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch, call: str, moment: str
+) -> None:
+    run_id = new_run(mlflow_store)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, call, killing(getattr(MlflowClient, call), moment))
+        with pytest.raises(Killed):
+            register(run_id)
+    for each in versions(mlflow_store):
+        registry.resolve(f"models:/{NAME}/{each.version}")  # visible means whole
+    registry.sweep(NAME)
+    assert bool(mlflow_store.search_registered_models()) == bool(versions(mlflow_store))
+    assert len(mlflow_store.search_logged_models(["0"])) == len(versions(mlflow_store))
+    assert register(run_id) == "1"
+    assert registry.sweep(NAME) == []
+    assert registry.find(NAME, "candidate") == f"models:/{NAME}/1"
+    assert len(versions(mlflow_store)) == len(mlflow_store.search_logged_models(["0"])) == 1
+
+
+def killing(real: Any, moment: str) -> Any:
+    def call(*args: Any, **kwargs: Any) -> None:
+        if moment == "after":
+            real(*args, **kwargs)
+        raise Killed
+
+    return call
+
+
+def test_sweep_says_what_it_removed_and_spares_a_living_run(
+    mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = new_run(mlflow_store)
+    with tracking.run("lives", experiment=NAME, params={}, tags={}) as alive, monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "finalize_logged_model", killing(None, "before"))
+        for run_id in (dead, alive.id):
+            with pytest.raises(Killed):
+                register(run_id)
+        (line,) = registry.sweep(NAME)
+    assert dead in line
+
+
+def test_sweep_leaves_other_peoples_models_alone(mlflow_store: MlflowClient) -> None:
+    mlflow_store.create_logged_model("0", NAME)
+    assert registry.sweep(NAME) == []
+
+
+SCRIPT = """
+import sys
+from pipelines import registry
+from tests import tiny
+number = registry.register(
+    tiny.diffusion(), "tiny-ddpm", run_id=sys.argv[1], evidence={"forgotten": []}, tags={}, description="", alias=None
+)
+print(number)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_register_at_once_make_one_version_a_run(mlflow_store: MlflowClient) -> None:
+    runs = [new_run(mlflow_store) for _ in range(2)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT, run_id], env=environment, stdout=subprocess.PIPE, text=True)
+        for run_id in runs * 2
+    ]
+    numbers = [job.communicate()[0].split()[-1] for job in jobs]
+    assert numbers[:2] == numbers[2:]
+    assert sorted(str(each.version) for each in versions(mlflow_store)) == ["1", "2"]
+
+
+def stored_files(client: MlflowClient) -> Path:
+    (model,) = client.search_logged_models(["0"])
+    return Path(model.artifact_location.removeprefix("file://"))
