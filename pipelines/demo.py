@@ -13,10 +13,11 @@ from pipelines.command import main, parse
 from pipelines.parameter import with_defaults
 from pipelines.pretrain import PARAMETERS as PRETRAIN
 from pipelines.pretrain import Network, train_base
-from pipelines.process import die_with_parent, stop_on_sigterm
+from pipelines.process import die_with_parent, follows, stop_on_sigterm
 from pipelines.request import Data, Forget
 from pipelines.unlearn import Correction, correct
 from safemax.data import parse_classes
+from safemax.errors import InputError
 from safemax.evaluation import Evaluation
 from safemax.judging import Judging
 from safemax.knobs import check, knob
@@ -31,6 +32,7 @@ class Base:
     name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
     base_steps: int = knob(800, "training steps of the base", bounds=(0, 10_000_000))
     base_batch_size: int = knob(128, "rows of a step of the base's training", bounds=(1, 1_000_000))
+    previews: int = knob(4, "pictures of samples on the way; 0 draws none", bounds=(0, 1000))
 
     def __post_init__(self) -> None:
         check(self)
@@ -52,7 +54,10 @@ def demo(argv: Sequence[str]) -> None:
     chosen = parse("python -m pipelines.demo", __doc__ or "", PARAMETERS, argv)
     stop = stop_on_sigterm()
     die_with_parent()
+    if follows():
+        raise InputError("the demo runs in one process; under torchrun use pipelines.pretrain and pipelines.unlearn")
     dataset, base, training = chosen["data"].load(), chosen["base"], chosen["training"]
+    evaluation = chosen["evaluation"]
     network = Network(name=base.name)
     name = network.name_for(dataset)
     forget = parse_classes(chosen["forget"].forget, dataset.class_names)
@@ -63,7 +68,9 @@ def demo(argv: Sequence[str]) -> None:
             steps=base.base_steps, batch_size=base.base_batch_size, seed=training.seed,
             precision=training.precision, device=training.device,
         )  # fmt: skip
-        return registry.find(name, "base") or train_base(dataset, network, pretraining, stop)
+        return registry.find(name, "base") or train_base(
+            dataset, network, pretraining, stop, sampler=evaluation.main_sampler, shown=min(10, evaluation.counts[1])
+        )
 
     correct(
         Correction(

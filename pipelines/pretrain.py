@@ -11,7 +11,7 @@ import torch
 from pipelines import registry, tracking
 from pipelines.command import main, parse
 from pipelines.parameter import with_defaults
-from pipelines.process import die_with_parent, stop_on_sigterm
+from pipelines.process import die_with_parent, follows, stop_on_sigterm
 from pipelines.request import Data
 from safemax import cache, checkpoint
 from safemax.data import Dataset, mix
@@ -20,7 +20,7 @@ from safemax.evaluation import FAST, SHOWN
 from safemax.knobs import check, knob
 from safemax.methods.finetune import Finetune
 from safemax.report import grid
-from safemax.sampling import sample
+from safemax.sampling import Sampler, sample
 from safemax.trainer import Training, fit
 
 
@@ -51,8 +51,25 @@ BASE_TRAINING: dict[str, Any] = {"steps": 800, "lr": 1e-3, "ema": 0.99, "forget_
 PARAMETERS: dict[str, type] = {"data": Data, "network": Network, "training": with_defaults(Training, **BASE_TRAINING)}
 
 
-def train_base(dataset: Dataset, network: Network, training: Training, stop: Callable[[], bool]) -> str:
-    """Train a base model in a run of its own, register it with the alias `base` and return its address."""
+def train_base(
+    dataset: Dataset,
+    network: Network,
+    training: Training,
+    stop: Callable[[], bool],
+    *,
+    sampler: Sampler = FAST,
+    shown: int = 2 * SHOWN,
+) -> str:
+    """Train a base model in a run of its own, register it with the alias `base` and return its address.
+
+    Args:
+        dataset: the images.
+        network: the network and its name.
+        training: how long and how.
+        stop: asked before each step.
+        sampler: draws the run's picture.
+        shown: images of each class in it.
+    """
     diffusion = network.create(dataset, training.seed)
     facts = {
         "data": dataset.digest,
@@ -63,6 +80,18 @@ def train_base(dataset: Dataset, network: Network, training: Training, stop: Cal
     folder = cache.folder("checkpoints") / cache.key(facts)
     params: dict[str, object] = {f"train.{key}": value for key, value in asdict(training).items()}
     params |= {"data.name": dataset.name, "model.null_drop": network.null_drop}
+    if follows():
+        fit(
+            diffusion,
+            Finetune(null_drop=network.null_drop),
+            dataset.train,
+            (),
+            training,
+            flip=dataset.natural,
+            folder=folder,
+            stop=stop,
+        )
+        return ""
     name = f"pretrain-{dataset.name}-seed{training.seed}"
     with tracking.run(name, experiment=network.name_for(dataset), params=params, tags={"kind": "base"}) as run:
         run.dataset(dataset, "training")
@@ -73,14 +102,16 @@ def train_base(dataset: Dataset, network: Network, training: Training, stop: Cal
         if result.resumed_from:
             run.tag("resumed_from", result.resumed_from)
         run.log(result.cost.metrics())
-        version = _register(diffusion, dataset, network.name_for(dataset), result.cost.metrics(), run)
+        labels = torch.arange(dataset.num_classes).repeat_interleave(shown)
+        picture = run.picture(grid(sample(diffusion, labels, sampler, seed=0, progress=True), shown), "samples/base")
+        version = _register(diffusion, dataset, network.name_for(dataset), result.cost.metrics(), run, picture)
     checkpoint.clear(folder)
     return f"models:/{network.name_for(dataset)}/{version}"
 
 
-def _register(diffusion: Diffusion, dataset: Dataset, name: str, cost: dict[str, float], run: tracking.Run) -> int:
-    labels = torch.arange(dataset.num_classes).repeat_interleave(2 * SHOWN)
-    picture = run.picture(grid(sample(diffusion, labels, FAST, seed=0), 2 * SHOWN), "samples/base")
+def _register(
+    diffusion: Diffusion, dataset: Dataset, name: str, cost: dict[str, float], run: tracking.Run, picture: str
+) -> str:
     size = sum(p.numel() for p in diffusion.parameters()) / 1e6
     note = f"Base model of {dataset.name}: {size:.2f} M parameters, {cost['cost/runtime_minutes']:.2f} minutes.\n\n{picture}"
     run.note(note)
@@ -97,7 +128,9 @@ def pretrain(argv: Sequence[str]) -> None:
     stop = stop_on_sigterm()
     die_with_parent()
     dataset = chosen["data"].load()
-    print(f"registered {train_base(dataset, chosen['network'], chosen['training'], stop)} with the alias base")
+    address = train_base(dataset, chosen["network"], chosen["training"], stop)
+    if address:
+        print(f"registered {address} with the alias base")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ def stop_on_sigterm() -> Flag:
     return flag
 
 
+def follows() -> bool:
+    """Return whether torchrun started this process to train along with the one that opens runs and registers versions."""
+    return os.environ.get("RANK", "0") != "0"
+
+
 def die_with_parent() -> None:
     """Ask for SIGTERM at the death of the launcher, if one is named in LAUNCHER; Linux only, elsewhere a no-op.
 

@@ -144,7 +144,7 @@ def accuracy_by_class(judge: Judge, split: Split) -> dict[str, float]:
 
 def _hits(judge: Judge, split: Split) -> Tensor:
     answers = [predict(judge, to_float(images))[0].argmax(dim=1) for images in split.images.split(4096)]
-    return (torch.cat(answers) == split.labels.cpu()).float()
+    return (torch.cat(answers) == split.labels.cpu()).double()
 
 
 def noise_histogram(
@@ -177,7 +177,7 @@ def noise_histogram(
 
 def _answer_shares(judge: Judge, images: Tensor) -> dict[str, float]:
     counts = predict(judge, images)[0].argmax(dim=1).bincount(minlength=len(judge.answers))
-    return dict(zip(judge.answers, (100 * counts / len(images)).tolist(), strict=True))
+    return dict(zip(judge.answers, (100 * counts.double() / len(images)).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -378,13 +378,13 @@ def _shuffled(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
 
 
 def _mixed(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    """The mean of three images: that of two digits is often a digit, and taught as none costs 1 % false rejections."""
-    return (x0 + other + other.roll(1, 0)) / 3
+    """The mean of four images: that of two digits is often a digit, and taught as none costs 1 % false rejections."""
+    return (x0 + other + x0.roll(1, 0) + other.roll(1, 0)) / 4
 
 
 def _patched(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    """Two quarters on a diagonal from each of two images."""
-    down, right = (torch.arange(size) < size // 2 for size in x0.shape[2:])
+    """A chessboard of 4 x 4 fields from two images; with 2 x 2 one image is often plain to see."""
+    down, right = (torch.arange(size) * 4 // size % 2 == 0 for size in x0.shape[2:])
     return torch.where(down[:, None] == right, x0, other)
 
 
@@ -410,7 +410,7 @@ def rejects(x0: Tensor, y: Tensor, n: int, natural: bool, generator: Generator) 
         x0: real images, (M, C, H, W) in [-1, 1], M at least n; some of the kinds distort them.
         y: their labels, (M,).
         n: how many to make, at least 1.
-        natural: adds patches of two images; quarters of two digits often make a third, and cost a judge 4 points of accuracy.
+        natural: adds collages of two images; of two digits they often show a digit, and cost a judge 2 to 4 points of accuracy.
         generator: of the randomness.
 
     Returns:

@@ -79,7 +79,9 @@ class _Source:
         """Return a convolution's numbers of output and input channels."""
         shape = self._find(name).shape
         if len(shape) != 4 or shape[0] % GROUPS:
-            raise InputError(f"{name} has the shape {tuple(shape)}, not that of a convolution to a multiple of {GROUPS}")
+            raise InputError(
+                f"{name} has the shape {tuple(shape)}, not that of a convolution to a multiple of {GROUPS}"
+            )
         return shape[0], shape[1]
 
     def count(self, pattern: str) -> int:
@@ -103,7 +105,9 @@ def _read(path: Path) -> _Source:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"state_dict = {path} is not a readable safetensors file: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"state_dict = {path} is not a readable safetensors file: {str(error).splitlines()[0]}"
+        ) from error
     return _Source({name.removeprefix("module."): value for name, value in tensors.items()})
 
 
@@ -114,7 +118,9 @@ def _config(source: _Source, num_classes: int, size: int) -> dict[str, object]:
     blocks = tuple(source.channels(f"down.{i}.block.0.conv1.weight")[0] for i in levels)
     attends = [source.count(rf"down\.{i}\.attn\.(\d+)\.") > 0 for i in levels]
     if blocks[:1] != (width,):
-        raise InputError(f"conv_in.weight has {width} channels, its levels {blocks}; only an equal first one can be converted")
+        raise InputError(
+            f"conv_in.weight has {width} channels, its levels {blocks}; only an equal first one can be converted"
+        )
     return DDPM | {
         "sample_size": size,
         "in_channels": channels,

@@ -87,7 +87,9 @@ def timestep_gradient(model: Diffusion, x0: Tensor, c: Tensor, t: Tensor, eps: T
 
 def _parts(T: int, times: int, batch: int) -> tuple[int, int]:  # noqa: N803 - the field's letter
     """Return how many parts of all t are drawn for an image, and how many there are."""
-    rows = batch if times >= T else min(batch, max(1, times // 2))
+    if times >= T:
+        return math.ceil(T / batch), math.ceil(T / batch)
+    rows = min(batch, max(1, times // 2))
     total = math.ceil(T / rows)
     return min(total, max(2, round(times / rows))), total
 

@@ -18,6 +18,8 @@ from safemax.data import Dataset, to_float
 from safemax.errors import InputError
 from safemax.knobs import check, knob
 
+RECIPE = 2  # part of every kept judge's key: a change of how judges are trained must change it
+
 
 @dataclass(frozen=True)
 class Judging:
@@ -138,12 +140,12 @@ def _kept(
     dataset: Dataset, arch: str, judging: Judging, *, reject: bool, seed: int, device: str, progress: bool
 ) -> Judge:
     facts = {"data": dataset.digest, "arch": arch, "reject": reject, "seed": seed, "steps": judging.judge_steps,
-             "pretrained": judging.judge_pretrained, "torch": torch.__version__}  # fmt: skip
+             "pretrained": judging.judge_pretrained, "recipe": RECIPE, "torch": torch.__version__}  # fmt: skip
     folder = cache.folder("judges") / cache.key(facts)
     if folder.exists():
         return load_judge(folder, class_names=dataset.class_names)
     steps = {"steps": judging.judge_steps} if judging.judge_steps else {}
-    pretrained = None if judging.judge_pretrained == "none" else judging.judge_pretrained
+    pretrained = judging.judge_pretrained if arch == "resnet34" and judging.judge_pretrained != "none" else None
     judge = train_judge(
         dataset, arch, reject=reject, seed=seed, device=device, progress=progress, pretrained=pretrained, **steps
     )

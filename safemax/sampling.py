@@ -23,13 +23,15 @@ class Sampler:
     """How images are drawn. It decides what an unlearned class looks like, so it is recorded with every number.
 
     ddpm is ancestral sampling with the small posterior variance (DDIM at eta 1), at any number of evenly spaced steps.
+    Where x0 is clipped, the noise is derived from the clipped x0: diffusers' default keeps the unclipped noise, and then the
+    two no longer add up to x_t, which takes contrast away (FID 5.8 for 3.8 on digits at DDIM-20, 23 for 3.3 at DDIM-50).
     """
 
     name: str = knob("ddim", "sampling rule", choices=("ddim", "ddpm", "dpmpp"))
     steps: int = knob(20, "denoising steps; ddpm in full takes 1000", bounds=(1, 1000))
     guidance_scale: float = knob(1.5, "g in eps_null + g (eps_c - eps_null); 1 is unguided", bounds=(-20, 20))
     eta: float = knob(0.0, "noise added at each step of ddim, 0 none to 1 ancestral", bounds=(0, 1))
-    clip: bool = knob(True, "clip the predicted x0 to [-1, 1] at each step")
+    clip: bool = knob(True, "clip the predicted x0 to [-1, 1] at each step, and the noise with it")
 
     def __post_init__(self) -> None:
         check(self)
@@ -133,7 +135,9 @@ class _Walk:
         if self.sampler.name == "dpmpp":
             return rule.step(eps, t_now, x_t, return_dict=False)[0]
         eta = 1.0 if self.sampler.name == "ddpm" else self.sampler.eta
-        return rule.step(eps, t_now, x_t, eta=eta, generator=generator, return_dict=False)[0]
+        return rule.step(
+            eps, t_now, x_t, eta=eta, use_clipped_model_output=self.sampler.clip, generator=generator, return_dict=False
+        )[0]
 
 
 def _rule(diffusion: Diffusion, sampler: Sampler) -> DDIMScheduler | DPMSolverMultistepScheduler:

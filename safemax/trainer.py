@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -30,12 +31,16 @@ Log = Callable[[dict[str, float], int], None]
 
 @dataclass(frozen=True)
 class Training:
-    """How the loop runs, whatever the method. The optimizer is Adam (0.9, 0.999), eps 1e-8, at a constant learning rate."""
+    """How the loop runs, whatever the method. The optimizer is Adam (0.9, 0.999), eps 1e-8."""
 
     steps: int = knob(1000, "optimizer steps", bounds=(0, 10_000_000), search=(50, 2000), log=True)
     batch_size: int = knob(128, "rows of a step, over all processes, forget and retain together", bounds=(1, 1_000_000))
     forget_share: float = knob(0.5, "share of the rows that are forget rows", bounds=(0, 1))
     lr: float = knob(1e-4, "learning rate of Adam", bounds=(0, 10), search=(1e-5, 1e-3), log=True)
+    lr_end: float = knob(
+        1.0, "learning rate of the last step as a share of lr, reached along a cosine; 1 keeps it", bounds=(0, 1)
+    )
+    warmup: int = knob(0, "steps in which the learning rate rises from 0", bounds=(0, 10_000_000))
     weight_decay: float = knob(
         0.0, "decoupled weight decay; not 0 with a mask: it would move masked weights", bounds=(0, 1)
     )
@@ -56,6 +61,13 @@ class Training:
         if self.forget_rows % self.accumulate or self.retain_rows % self.accumulate:
             rows = f"{self.forget_rows} forget and {self.retain_rows} retain rows"
             raise InputError(f"accumulate = {self.accumulate} does not divide {rows}; a divisor of both is allowed")
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of a step, from 0: a linear rise over `warmup`, then half a cosine to lr_end * lr."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        share = (step - self.warmup) / max(1, self.steps - 1 - self.warmup)
+        return self.lr * (self.lr_end + (1 - self.lr_end) * (1 + math.cos(math.pi * min(1.0, share))) / 2)
 
     @property
     def forget_rows(self) -> int:
@@ -171,7 +183,7 @@ def steps_of(
 ) -> Callable[[], Terms]:
     """Return a function that takes one step of a fit, exactly as `fit` takes it; for benchmarks."""
     loop = _loop(diffusion, method, split, forget, training)
-    loop.prepared().__enter__()
+    loop.open()
     return loop.step
 
 
@@ -224,6 +236,17 @@ class _Loop:
     @contextlib.contextmanager
     def prepared(self) -> Any:
         """Load or prepare the state, wrap the denoiser for several processes, and unwrap it whatever happens."""
+        self.open()
+        try:
+            yield
+        finally:
+            self.diffusion.denoiser = self.accelerator.unwrap_model(self.diffusion.denoiser, keep_fp32_wrapper=False)
+            self.diffusion.zero_grad()
+            self.diffusion.requires_grad_(True)
+            self.diffusion.eval()
+
+    def open(self) -> None:
+        """Load or prepare the state and wrap the denoiser."""
         training, diffusion = self.training, self.diffusion
         found = checkpoint.newest(self.folder) if self.folder else None
         if found is None:
@@ -244,13 +267,6 @@ class _Loop:
         self.cost.side_state_gb = sum(t.nbytes for t in self.method.state().values()) / 1e9
         diffusion.train()
         diffusion.denoiser = self.accelerator.prepare(diffusion.denoiser)
-        try:
-            yield
-        finally:
-            diffusion.denoiser = self.accelerator.unwrap_model(diffusion.denoiser, keep_fp32_wrapper=False)
-            diffusion.zero_grad()
-            diffusion.requires_grad_(True)
-            diffusion.eval()
 
     def run(self, log: Log, stop: Callable[[], bool], each: Callable[[int], None] | None, progress: bool) -> Result:
         """Take the remaining steps."""
@@ -319,6 +335,7 @@ class _Loop:
         """Take one step and return its terms, detached."""
         started = time.perf_counter()
         reseed(self.training.seed, self.done, self.accelerator.process_index)
+        self.optimizer.param_groups[0]["lr"] = self.training.lr_at(self.done)
         batch = self.batches(self.done)
         terms = self.method.step(self.diffusion, batch, self._descend)
         if self.average:

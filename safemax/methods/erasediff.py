@@ -22,7 +22,7 @@ def bome_weight(eta: float, conflict: Tensor, square: Tensor) -> Tensor:
     """Return lambda = max(0, eta - g_r.g_q / g_q.g_q), the least weight under which q falls at eta ||g_q||^2.
 
     Along g_r + lambda g_q the constraint q changes by -(g_r.g_q + lambda g_q.g_q); that is at most -eta g_q.g_q where
-    lambda is at least eta - g_r.g_q / g_q.g_q (equation 5 of BOME, Liu et al., 2022, with phi = eta ||g_q||^2).
+    lambda is at least eta - g_r.g_q / g_q.g_q (BOME, Liu et al., 2022, whose barrier phi is eta ||g_q||^2 here).
 
     Args:
         eta: rate, at least 0; also the weight where the two gradients are orthogonal.

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
 from safemax import gradients
@@ -42,15 +43,14 @@ class SFRon(Method):
     Units: both official losses are sums over the 3 * 32 * 32 values of an image, so the coefficients of 10 and 1 are
     30,720 and 3,072 of our means. They make the clip of 1 bind, which leaves a gradient's direction and little else.
 
-    Known fault, kept in preset `paper`: one Adam takes both steps, so that what the retain steps left in its moments
-    moves masked weights in forget steps, and the ascent goes on in retain steps. By default forget steps have an Adam
-    of their own. The official label drop of 0.1 on forget rows, which trains the null label to be wrong on them, is in
-    `paper` alone too.
+    One Adam takes both steps, as there, so in a forget step the moments of earlier retain steps move masked weights
+    too, which have no gradient. Preset `paper` keeps this fault; by default those weights are put back. The official
+    label drop of 0.1 on forget rows, which trains the null label to be wrong on them, is in `paper` alone too.
     """
 
     paper: ClassVar[str] = "Huang et al., arXiv:2409.19732"
     training: ClassVar[dict[str, object]] = {"steps": 150, "batch_size": 256, "lr": 1e-4}
-    presets: ClassVar[dict[str, dict[str, object]]] = {"paper": {"one_adam": True, "forget_null_drop": 0.1}}
+    presets: ClassVar[dict[str, dict[str, object]]] = {"paper": {"hold": False, "forget_null_drop": 0.1}}
 
     forget_weight: float = knob(
         30_720.0,
@@ -71,22 +71,13 @@ class SFRon(Method):
     fisher_guidance_scale: float = knob(
         3.0, "guidance of the prediction in F (official: 3); 1 is unguided", bounds=(-20, 20)
     )
-    one_adam: bool = knob(False, "take both steps with the trainer's Adam (official: true)")
-    forget_lr: float = knob(
-        1e-4,
-        "learning rate of the forget steps' own Adam (official: that of both)",
-        bounds=(0, 10),
-        search=(1e-5, 1e-3),
-        log=True,
-    )
+    hold: bool = knob(True, "put masked weights back after a forget step, where momentum moved them (official: false)")
     forget_null_drop: float = knob(0.0, "share of forget rows given the null label (official: 0.1)", bounds=(0, 1))
     retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1))
 
     _mask: Tensor = field(init=False, repr=False, compare=False)
     _done: int = field(init=False, repr=False, compare=False, default=0)
     _forgetting: bool = field(init=False, repr=False, compare=False, default=False)
-    _adam: torch.optim.Adam | None = field(init=False, repr=False, compare=False, default=None)
-    _moments: dict[str, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def refuse(self, model: Diffusion) -> None:
         """Label drop and guidance need a null label."""
@@ -104,9 +95,11 @@ class SFRon(Method):
 
     def step(self, model: Diffusion, batch: Batch, descend: Descend) -> Terms:
         """Forget, then retain; each with its own backward, clipping and optimizer step."""
+        before = [p.detach().clone() for p in model.parameters()] if self.hold else []
         self._forgetting = True
         terms = descend(self._forget_loss, batch)
         self._forgetting = False
+        self._put_back(model, before)
         self._done += 1
         return terms | descend(self.losses, batch)
 
@@ -119,35 +112,34 @@ class SFRon(Method):
         """Mask the forget gradient here, since it is clipped after masking."""
         terms = super().backward(groups, model, accumulate)
         if self._forgetting:
-            weights = list(model.parameters())
-            for p, kept in zip(weights, self._mask.split([p.numel() for p in weights]), strict=True):
-                p.grad.mul_(kept.view_as(p))  # type: ignore[union-attr]  # every weight had a gradient
+            for p, kept in self._masked(model):
+                p.grad.mul_(kept)  # type: ignore[union-attr]  # every weight had a gradient
         return terms
-
-    def constrain(self, model: Diffusion) -> None:
-        """Take a forget step with its own Adam; without gradients, the trainer's Adam then has nothing to do."""
-        if self._forgetting and not self.one_adam:
-            self._own_adam(model).step()
-            model.zero_grad()
 
     def prior(self) -> dict[str, object]:
         """The mask follows its own knobs."""
         return {name: getattr(self, name) for name in ("threshold", "fisher_batches", "fisher_guidance_scale")}
 
     def state(self) -> dict[str, Tensor]:
-        """The mask as bits, the steps done, and the moments of the forget steps' Adam once there are any."""
+        """The mask as bits, and the steps done."""
         bits = torch.from_numpy(np.packbits(self._mask.cpu().numpy()))
-        state = {"mask": bits, "size": torch.tensor(len(self._mask)), "done": torch.tensor(self._done)}
-        if self._adam is None:
-            return state | self._moments
-        moments = self._adam.state_dict()["state"]
-        return state | {f"adam.{i:05d}.{name}": value for i, each in moments.items() for name, value in each.items()}
+        return {"mask": bits, "size": torch.tensor(len(self._mask)), "done": torch.tensor(self._done)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         bits = np.unpackbits(state["mask"].cpu().numpy(), count=int(state["size"]))
         self._mask = torch.from_numpy(bits).bool().to(state["mask"].device)
         self._done = int(state["done"])
-        self._moments = {name: value for name, value in state.items() if name.startswith("adam.")}
+
+    def _masked(self, model: Diffusion) -> Iterator[tuple[Parameter, Tensor]]:
+        """Yield each weight with where it may move in forget steps."""
+        weights = list(model.parameters())
+        parts = self._mask.split([p.numel() for p in weights])
+        return ((p, part.view_as(p)) for p, part in zip(weights, parts, strict=True))
+
+    @torch.no_grad()
+    def _put_back(self, model: Diffusion, before: list[Tensor]) -> None:
+        for (p, kept), old in zip(self._masked(model), before, strict=False):
+            p.copy_(torch.where(kept, p, old))
 
     def _forget_loss(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
         rows = batch.forget
@@ -170,13 +162,3 @@ class SFRon(Method):
         t, eps = model.times(len(rows)), torch.randn_like(rows.x0)
         eps_pred = predict(model, model.diffuse(rows.x0, t, eps), t, rows.c, self.fisher_guidance_scale)
         return (eps_pred - eps).square().sum((1, 2, 3)).mean()
-
-    def _own_adam(self, model: Diffusion) -> torch.optim.Adam:
-        if self._adam is None:
-            self._adam = torch.optim.Adam(gradients.trained(model), lr=self.forget_lr, fused=True)
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, value in self._moments.items():
-                _, number, key = name.split(".")
-                state.setdefault(int(number), {})[key] = value
-            self._adam.load_state_dict({"state": state, "param_groups": self._adam.state_dict()["param_groups"]})
-        return self._adam

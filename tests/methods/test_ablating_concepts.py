@@ -78,6 +78,15 @@ def test_no_gradient_flows_through_the_anchors_prediction():
     assert torch.equal(touched, torch.tensor([True, False, False, False]))
 
 
+def test_the_anchors_prediction_has_no_dropout_and_the_forgotten_labels_has():
+    model, method, batch = prepared()
+    forward, modes = model.forward, []
+    model.forward = lambda x_t, t, c: modes.append(model.denoiser.training) or forward(x_t, t, c)
+    model.train()
+    next(method.losses(model, batch))
+    assert modes == [False, True]
+
+
 def test_the_anchor_and_its_images_survive_a_checkpoint():
     _, method, _ = prepared()
     again = AblatingConcepts()

@@ -52,6 +52,16 @@ def test_the_student_has_its_own_weights_again_after_the_teachers_pass():
     assert model.training
 
 
+def test_the_teacher_has_no_dropout_and_the_student_has():
+    model, method, modes = tiny.diffusion(), ESD(), []
+    method.prepare(model, lambda step: tiny.batch())
+    forward = model.forward
+    model.forward = lambda x_t, t, c: modes.append(model.denoiser.training) or forward(x_t, t, c)
+    model.train()
+    list(method.losses(model, tiny.batch()))
+    assert modes == [False, True]
+
+
 @pytest.mark.parametrize(
     ("subset", "parts"),
     [("label_embedding", ["class_embedding"]), ("conditioning", ["class_embedding", "time_emb_proj"]), ("all", [""])],

@@ -45,9 +45,8 @@ def test_the_trimmed_weights_are_those_of_largest_gradient_times_weight():
     count = -(-len(saliency) // 100)
     expected = torch.zeros_like(moved)
     expected[saliency.topk(count).indices] = True
-    # a gain that was 1 is drawn anew as 1
-    assert not (moved & ~expected).any()
-    assert moved.sum() > 0.8 * count
+    gains = torch.cat([(p == 1).flatten() for p in before.values()])  # a gain that was 1 is 1 again
+    assert torch.equal(moved, expected & ~gains)
 
 
 def test_fresh_weights_are_small_fresh_biases_0_and_fresh_gains_1():
@@ -60,7 +59,7 @@ def test_fresh_weights_are_small_fresh_biases_0_and_fresh_gains_1():
     norms = [m for m in model.modules() if isinstance(m, torch.nn.GroupNorm)]
     assert all((m.weight == 1).all() and (m.bias == 0).all() for m in norms)
     # 8 x 8 x 3 x 3 draws of deviation 0.02, cut at +-2: the standard error of the deviation is 0.02 / sqrt(2 * 576) = 0.0006
-    assert model.denoiser.mid_block.resnets[0].conv1.weight.std() == pytest.approx(0.02, abs=0.003)
+    assert model.denoiser.mid_block.resnets[0].conv1.weight.std().item() == pytest.approx(0.02, abs=0.003)
     assert (model.denoiser.mid_block.resnets[0].conv1.bias == 0).all()
 
 

@@ -56,7 +56,9 @@ def test_the_default_coefficients_are_the_official_ones_in_mean_units():
     assert (SFRon().forget_weight, SFRon().retain_weight) == (10 * 3 * 32 * 32, 3 * 32 * 32)
 
 
-@pytest.mark.parametrize(("done", "share"), [(0, 1.0), (25, (1 + math.cos(math.pi / 4)) / 2), (50, 0.5), (100, 0), (150, 0)])
+@pytest.mark.parametrize(
+    ("done", "share"), [(0, 1.0), (25, (1 + math.cos(math.pi / 4)) / 2), (50, 0.5), (100, 0), (150, 0)]
+)
 def test_the_forget_coefficient_falls_as_a_cosine_to_0(done, share):
     model, method, batch = prepared(decay_steps=100)
     torch.manual_seed(5)
@@ -64,7 +66,7 @@ def test_the_forget_coefficient_falls_as_a_cosine_to_0(done, share):
     method._done = done
     torch.manual_seed(5)
     (now,) = method._forget_loss(model, batch)
-    assert now["forget"].item() == pytest.approx(share * full["forget"].item(), abs=1e-3)
+    assert now["forget"].item() == pytest.approx(share * full["forget"].item(), rel=1e-5, abs=1e-3)
 
 
 def test_the_mask_is_where_the_forget_fisher_outweighs_the_other():
@@ -85,34 +87,41 @@ def test_the_mask_is_where_the_forget_fisher_outweighs_the_other():
             total += (g * min(1, 1 / g.norm())).square() / 2
         fisher.append(total)
     ratio = (fisher[0] + 1e-15) / (fisher[1] + 1e-15)
+    method = SFRon(**FEW)
     torch.manual_seed(4)
-    _, method, _ = prepared()
+    method.prepare(model, batches())
     clear = (ratio - 1).abs() > 1e-3
     assert clear.float().mean() > 0.9
     assert torch.equal(method._mask[clear], (ratio >= 1)[clear])
     assert 0.05 < method._mask.float().mean() < 0.95
 
 
+def test_a_short_gradient_is_not_stretched_in_the_fisher_information():
+    # the loss 1e-3 times the sum of all weights has the gradient 1e-3 everywhere, of norm 0.14 over 18,600 weights
+    model, method = tiny.diffusion(), SFRon(**FEW)
+    method._guided_loss = lambda model, rows: 1e-3 * sum(p.sum() for p in model.parameters())
+    for fisher in method._fisher(model, [tiny.batch().forget] * 2):
+        torch.testing.assert_close(fisher, torch.full_like(fisher, 1e-6))
+
+
 class Watched(SFRon):
     """SFR-on that notes, for each forget step, whether a masked weight moved and how long the gradient was."""
 
     def step(self, model, batch, descend):
+        before = [p.detach().clone() for p in model.parameters()]
         left_out = masked(self, model)
 
-        def watched(losses, batch, *, clip=None):
-            before = [p.detach().clone() for p in model.parameters()]
-            terms = descend(losses, batch, clip=clip)
-            if "forget" in terms:
+        def watched(losses, batch):
+            if not self._forgetting:
                 changes = zip(model.parameters(), before, left_out, strict=True)
                 self.moved.append(any(((p != old) & out).any() for p, old, out in changes))
-            return terms
+            return descend(losses, batch)
 
         return super().step(model, batch, watched)
 
     def constrain(self, model):
         if self._forgetting:
             self.norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item())
-        super().constrain(model)
 
 
 def watched(**knobs):
@@ -126,8 +135,8 @@ def test_forget_steps_leave_masked_weights_bit_for_bit():
     assert watched().moved == [False] * 4
 
 
-def test_one_adam_moves_masked_weights_as_the_official_code_does():
-    # at the first forget step Adam has no momentum yet; from the second on the retain steps' momentum moves every weight
+def test_momentum_moves_masked_weights_as_in_the_official_code_in_the_paper_preset():
+    # at the first forget step Adam has no momentum yet; from the second on that of the retain steps moves every weight
     assert watched(**SFRon.presets["paper"]).moved == [False, True, True, True]
 
 
@@ -136,10 +145,13 @@ def test_the_forget_gradient_is_clipped_after_it_is_masked():
     assert watched().norms == pytest.approx([1.0] * 4, rel=1e-4)
 
 
-def test_a_stopped_run_resumes_with_the_moments_of_the_forget_steps(tmp_path):
+def test_a_stopped_run_resumes_at_its_place_in_the_decay(tmp_path):
     def trained(folder=None, stop=lambda: False):
-        model = tiny.diffusion()
-        fit(model, SFRon(**FEW), tiny.split(), (0,), Training(**TRAINING), folder=folder, stop=stop, progress=False)
+        model, method = (
+            tiny.diffusion(),
+            SFRon(**FEW, forget_weight=0.5, decay_steps=4),
+        )  # too small for the clip to bind
+        fit(model, method, tiny.split(), (0,), Training(**TRAINING), folder=folder, stop=stop, progress=False)
         return model.digest()
 
     asked = iter(range(10))

@@ -12,7 +12,7 @@ def dampened(**knobs: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return the weights before and after."""
     model = tiny.diffusion()
     before = [p.detach().clone() for p in model.parameters()]
-    method = SSD(importance_batches=2, importance_draws=2, **knobs)  # type: ignore[arg-type]
+    method = SSD(importance_batches=2, importance_draws=2, **knobs)
     fit(model, method, tiny.split(), (0,), Training(steps=0, batch_size=8, device="cpu"), progress=False)
     return before, [p.detach() for p in model.parameters()]
 

@@ -1,0 +1,205 @@
+"""SalUn and SA in the official codes' order of operations beside ours, and SAFEMax: time of a step and bytes for backward.
+
+python -m benchmarks.official                         digits 8x8, 128 forget and 128 retain rows
+python -m benchmarks.official --size=cifar --rows=8   the CIFAR-10 network on a CPU; 128 rows on a GPU
+
+The official orders are rewritten from their description (shared/design/methods.md 5.3, 6.2 and 12), not from their code.
+Both sides run the same denoiser on the same rows in the same process, in turn. What the official loops do beside the step,
+pictures on the way and a moving average of the weights, is left out of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from benchmarks import results
+from benchmarks.saved import SavedBytes
+from benchmarks.step import seconds_of
+from pipelines.command import main, parse
+from safemax.data import Batch, Batches, Split
+from safemax.diffusion import Diffusion
+from safemax.knobs import check, knob
+from safemax.methods import create
+from safemax.trainer import Training, steps_of
+
+Step = Callable[[], Any]
+SIZES = {"digits": ("small", (1, 8, 8)), "cifar": ("ddpm", (3, 32, 32))}
+CHEAP: dict[str, dict[str, Any]] = {
+    "salun": {"mask_batches": 1},
+    "selective_amnesia": {"replay_images": 1, "replay_steps": 1, "fisher_images": 1, "fisher_times": 2},
+}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much to run."""
+
+    size: str = knob("digits", "the digits' network, or the DDPM of CIFAR-10", choices=tuple(SIZES))
+    rows: int = knob(128, "forget rows of a step, and as many retain rows", bounds=(2, 100_000))
+    rounds: int = knob(9, "steps of each that are timed, in turn, after one that is not", bounds=(1, 10_000))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def diffusion(self) -> Diffusion:
+        """Return an untrained model."""
+        architecture, shape = SIZES[self.size]
+        torch.manual_seed(0)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return Diffusion.create(architecture, shape, tuple("0123456789")).to(device)
+
+    def split(self) -> Split:
+        """Return random images: what they show costs nothing."""
+        _, (channels, side, _) = SIZES[self.size]
+        images = torch.randint(0, 256, (40 * self.rows, channels, side, side), dtype=torch.uint8)
+        return Split(images, torch.arange(len(images)) % 10)
+
+
+def pixel_sum(model: Diffusion, x0: Tensor, t: Tensor, c: Tensor) -> Tensor:
+    """Return the official loss: summed over pixels, averaged over rows."""
+    e = torch.randn_like(x0)
+    return (e - model(model.diffuse(x0, t, e), t, c)).square().sum((1, 2, 3)).mean(0)
+
+
+def descend(model: Diffusion, optimizer: torch.optim.Optimizer, loss: Tensor, mask: Sequence[Tensor] = ()) -> None:
+    """Take the official step: zero_grad, backward, clip, then the mask from the host, a tensor at a time."""
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for p, keep in zip(model.parameters(), mask, strict=False):
+        p.grad *= keep.to(p.device)  # type: ignore[operator]  # every weight has a gradient
+    optimizer.step()
+
+
+def official_salun(model: Diffusion, batches: Callable[[int], Batch]) -> Step:
+    """Retain, own and target pass, all with a graph; the target is detached when all three are alive; int64 mask."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    mask = [torch.randint(0, 2, p.shape) for p in model.parameters()]
+    model.train()
+
+    def step() -> None:
+        forget, retain = batches(0).forget, batches(0).retain
+        kept = pixel_sum(model, retain.x0, model.times(len(retain)), model.drop_labels(retain.c, 0.1))
+        t = model.times(len(forget))
+        x_t = model.diffuse(forget.x0, t, torch.randn_like(forget.x0))
+        own = model(x_t, t, model.drop_labels(forget.c, 0.1))
+        target = model(x_t, t, model.drop_labels((forget.c + 1) % model.num_classes, 0.1))
+        loss = torch.nn.functional.mse_loss(own, target.detach()) + 1e-3 * kept
+        descend(model, optimizer, loss, mask)
+
+    return step
+
+
+def official_selective_amnesia(model: Diffusion, batches: Callable[[int], Batch]) -> Step:
+    """Surrogate and replay pass, both graphs alive, and the elastic term in the graph, a tensor at a time."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    fisher = [torch.rand_like(p) for p in model.parameters()]
+    theta_star = [p.detach().clone() for p in model.parameters()]
+    model.train()
+
+    def step() -> None:
+        forget, retain = batches(0).forget, batches(0).retain
+        t = model.times(len(forget))
+        loss = pixel_sum(model, torch.rand_like(forget.x0) * 2 - 1, t, forget.c)
+        loss = loss + 1.0 * pixel_sum(model, retain.x0, t, retain.c)
+        for p, f, star in zip(model.parameters(), fisher, theta_star, strict=True):
+            loss = loss + 10.0 * (f * (p - star) ** 2).sum()
+        descend(model, optimizer, loss)
+
+    return step
+
+
+def official(build: Callable[[Diffusion, Callable[[int], Batch]], Step], extent: Extent) -> tuple[Diffusion, Step]:
+    """Return a model and its official step."""
+    model = extent.diffusion()
+    n = extent.rows
+    return model, build(model, Batches(extent.split(), (0,), forget_size=n, retain_size=n, seed=0, device=model.device))
+
+
+def ours(name: str, extent: Extent, rows: int) -> tuple[Diffusion, Step]:
+    """Return a model and the trainer's own step of a method on `rows` rows in all; its prior is made as cheap as can be."""
+    model = extent.diffusion()
+    training = Training(batch_size=rows, device=model.device.type)
+    return model, steps_of(model, create(name, **CHEAP.get(name, {})), extent.split(), (0,), training)
+
+
+def entries(extent: Extent) -> dict[str, tuple[Callable[[], tuple[Diffusion, Step]], str]]:
+    """Return what is compared, by name: how it is built, and what it is compared with."""
+    both, half = 2 * extent.rows, extent.rows
+    return {
+        "SalUn, official order": (lambda: official(official_salun, extent), ""),
+        "SalUn": (lambda: ours("salun", extent, both), "SalUn, official order"),
+        "SA, official order": (lambda: official(official_selective_amnesia, extent), ""),
+        "SA": (lambda: ours("selective_amnesia", extent, both), "SA, official order"),
+        "SAFEMax": (lambda: ours("safemax", extent, both), "SalUn, official order"),
+        "SAFEMax, half the rows": (lambda: ours("safemax", extent, half), "SalUn, official order"),
+    }
+
+
+def memory_of(build: Callable[[], tuple[Diffusion, Step]]) -> tuple[float, float]:
+    """Return a step's bytes for backward and, on a GPU, its peak of allocated memory, in units of 1e9 bytes."""
+    model, step = build()
+    step()
+    saved = SavedBytes(model.parameters()).during(step)
+    if model.device.type != "cuda":
+        return saved / 1e9, float("nan")
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return saved / 1e9, torch.cuda.max_memory_allocated() / 1e9
+
+
+def times_of(extent: Extent) -> dict[str, list[float]]:
+    """Return the seconds of each step, all in turn, so that what disturbs the machine disturbs all."""
+    built = {name: build() for name, (build, _) in entries(extent).items()}
+    seconds: dict[str, list[float]] = {name: [] for name in built}
+    for turn in range(extent.rounds + 1):
+        for name, (model, step) in built.items():
+            taken = seconds_of(step, model.device)
+            seconds[name] += [taken] if turn else []
+    return seconds
+
+
+def table(extent: Extent) -> pd.DataFrame:
+    """Return time and memory of each entry, and its ratios to what it is compared with."""
+    memory = {name: memory_of(build) for name, (build, _) in entries(extent).items()}
+    seconds = times_of(extent)
+    rows = []
+    for name, (_, to) in entries(extent).items():
+        paired = [mine / theirs for mine, theirs in zip(seconds[name], seconds[to or name], strict=True)]
+        rows.append(
+            {
+                "step": name,
+                "ms": 1000 * statistics.median(seconds[name]),
+                "ms ratio": statistics.median(paired),
+                "saved GB": memory[name][0],
+                "saved ratio": memory[name][0] / memory[to or name][0],
+                "peak GB": memory[name][1],
+                "peak ratio": memory[name][1] / memory[to or name][1],
+            }
+        )
+    frame = pd.DataFrame(rows).set_index("step")
+    return frame if torch.cuda.is_available() else frame.drop(columns=["peak GB", "peak ratio"])
+
+
+def run(argv: Sequence[str]) -> None:
+    """Compare and write the table."""
+    extent = parse("python -m benchmarks.official", __doc__ or "", {"extent": Extent}, argv)["extent"]
+    title = f"{extent.size}, {extent.rows} forget and {extent.rows} retain rows: official order of operations and ours"
+    remark = (
+        "SA is compared with SA, all others with SalUn, each in the official order. A ratio of ms is the median over turns; "
+        "saved is the most that autograd keeps for backward at once, weights not counted. SAFEMax with half the rows has half "
+        "of them to forget."
+    )
+    device = "gpu" if torch.cuda.is_available() else "cpu"
+    results.write(f"official-{extent.size}-{device}", title, table(extent), remark)
+
+
+if __name__ == "__main__":
+    main(run)
