@@ -9,11 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
 
-from benchmarks import results
+from benchmarks import tables
 from pipelines.command import main, parse
 from pipelines.pretrain import PARAMETERS as PRETRAIN
 from pipelines.pretrain import Network
@@ -28,7 +29,7 @@ from safemax.methods.finetune import Finetune
 from safemax.metrics.frechet import frechet_distance, statistics
 from safemax.trainer import Training, fit
 
-VARIANTS: dict[str, dict[str, object]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "zero": {"target": "zero"},
     "zero R=10": {"target": "zero", "retain_weight": 10.0},
@@ -82,10 +83,11 @@ def row(variant: str, k: int, steps: int, dataset: Dataset, judged: Judges, real
 
 
 def real_split_distance(real: Reference, per_class: int = 75) -> float:
-    """Return the Frechet distance between two halves of the real training images, each of `per_class` a class."""
+    """Return the Frechet distance between two random halves of the real training images, each of `per_class` a class."""
     halves: list[list[torch.Tensor]] = [[], []]
     for k in real.labels.unique().tolist():
         features = real.of((k,))
+        features = features[torch.randperm(len(features), generator=torch.Generator().manual_seed(0))]
         halves[0].append(features[:per_class])
         halves[1].append(features[per_class : 2 * per_class])
     first, second = (statistics(torch.cat(half)) for half in halves)
@@ -111,12 +113,12 @@ def benchmark(argv: Sequence[str]) -> None:
     distance = real_split_distance(real)
     remark = (
         f"Base of 800 steps; {extent.steps} steps of 64 + 64 rows; 500 forget and 900 retained samples by "
-        f"{EVALUATION.main_sampler}, same seeds before and after. Two disjoint real splits of 750 images each lie "
+        f"{EVALUATION.main_sampler}, same seeds before and after. Two random disjoint real splits of 750 images each lie "
         f"{distance:.2f} apart. Largest FID change: "
         + "; ".join(f"{v} {frame.loc[[v], 'FID change %'].max():.1f} %" for v in variants)
         + "."
     )
-    results.write("digits-safemax", "SAFEMax on digits, class by class", frame, remark, digits=2)
+    tables.write("digits-safemax", "SAFEMax on digits, class by class", frame, remark, digits=2)
 
 
 if __name__ == "__main__":

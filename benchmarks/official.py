@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks import results
+from benchmarks import tables
 from benchmarks.saved import SavedBytes
 from benchmarks.step import seconds_of
 from pipelines.command import main, parse
@@ -198,7 +198,7 @@ def run(argv: Sequence[str]) -> None:
         "of them to forget."
     )
     device = "gpu" if torch.cuda.is_available() else "cpu"
-    results.write(f"official-{extent.size}-{device}", title, table(extent), remark)
+    tables.write(f"official-{extent.size}-{device}", title, table(extent), remark)
 
 
 if __name__ == "__main__":

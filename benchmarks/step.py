@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
-from benchmarks import results
+from benchmarks import tables
 from safemax.data import Split
 from safemax.diffusion import Diffusion
 from safemax.methods import create
@@ -22,7 +22,7 @@ from safemax.trainer import Training, steps_of
 ROUNDS = 15
 
 
-def bare(diffusion: Diffusion, rows: int) -> Callable[[], None]:
+def bare(diffusion: Diffusion, rows: int) -> Callable[[], object]:
     """Return the floor: the same tensors in memory, no noise drawn, no batch made, no gradient clipped."""
     x, t = torch.randn(rows, *diffusion.image_shape, device=diffusion.device), diffusion.times(rows)
     c = torch.zeros(rows, dtype=torch.int64, device=diffusion.device)
@@ -37,7 +37,7 @@ def bare(diffusion: Diffusion, rows: int) -> Callable[[], None]:
     return step
 
 
-def ours(diffusion: Diffusion, method: Method, rows: int) -> Callable[[], None]:
+def ours(diffusion: Diffusion, method: Method, rows: int) -> Callable[[], object]:
     """Return the trainer's own step: batch, seeds, noise, losses, backward, clipping, finite check, Adam."""
     channels, side, _ = diffusion.image_shape
     labels = torch.arange(1000) % diffusion.num_classes
@@ -46,7 +46,7 @@ def ours(diffusion: Diffusion, method: Method, rows: int) -> Callable[[], None]:
     return steps_of(diffusion, method, split, (0,), training)
 
 
-def seconds_of(work: Callable[[], None], device: torch.device) -> float:
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of one call."""
     started = time.perf_counter()
     work()
@@ -66,8 +66,8 @@ def compare(name: str, architecture: str, shape: tuple[int, int, int], rows: int
             seconds = seconds_of(step, models[0].device)
             if turn >= 2:
                 times[which].append(seconds)
-    floor, step = (1000 * statistics.median(each) for each in times)
-    return {"size": name, "rows": rows, "floor ms": floor, "SAFEMax ms": step, "ratio": step / floor}
+    floor, trained = (1000 * statistics.median(each) for each in times)
+    return {"size": name, "rows": rows, "floor ms": floor, "SAFEMax ms": trained, "ratio": trained / floor}
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def main() -> None:
     cifar_rows = 128 if torch.cuda.is_available() else 8
     rows = [compare("digits 8x8", "small", (1, 8, 8), 128), compare("CIFAR-10 32x32", "ddpm", (3, 32, 32), cifar_rows)]
     name = "step-gpu" if torch.cuda.is_available() else "step-cpu"
-    results.write(name, "A step of SAFEMax beside its floor", pd.DataFrame(rows).set_index("size"))
+    tables.write(name, "A step of SAFEMax beside its floor", pd.DataFrame(rows).set_index("size"))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,14 @@ def entries() -> tuple[Entry, ...]:
         Entry("main", "pipelines.demo", _groups_of("pipelines.demo")),
         Entry("pretrain", "pipelines.pretrain", _groups_of("pipelines.pretrain")),
         Entry("evaluate", "pipelines.evaluate", _groups_of("pipelines.evaluate")),
+        Entry("attack", "pipelines.attack", _groups_of("pipelines.attack")),
+        Entry("compare", "pipelines.compare", _groups_of("pipelines.compare")),
+        Entry("convert", "pipelines.convert", _groups_of("pipelines.convert")),
+        Entry("hpo", "hpo.search", _groups_of("hpo.search")),
+        *(
+            Entry(name, f"pipelines.{name}", _groups_of(f"pipelines.{name}"))
+            for name in ("promote", "rollback", "versions", "reap")
+        ),
         *(
             Entry(name, "pipelines.unlearn", for_method(unlearn, name, method), fixed={"method": name})
             for name, method in available().items()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -19,7 +21,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -133,24 +135,95 @@ def pinned(uri: str) -> str:
 def find(name: str, alias: str) -> str | None:
     """Return models:/NAME/VERSION of an alias, or None where there is no such model or alias."""
     try:
-        return f"models:/{name}/{version_of(f'models:/{name}@{alias}').version}"
-    except InputError:
+        aliases = tracking.store().get_registered_model(name).aliases
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         return None
+    return f"models:/{name}/{aliases[alias]}" if alias in aliases else None
+
+
+def holder(name: str, alias: str) -> str | None:
+    """Return the number of the version that an alias points to, or None where there is no such model or alias."""
+    found = find(name, alias)
+    return found.rpartition("/")[2] if found else None
+
+
+def copy(address: str, name: str) -> str:
+    """Make a version one of another registered model too, with its files and tags; return its number there.
+
+    Called again, it returns the version that is there. The source may be deleted later: the copy keeps the files.
+    """
+    found, client = version_of(address), tracking.store()
+    with lock(name):
+        there = client.search_model_versions(f"name='{name}'")
+        same = [str(each.version) for each in there if each.tags.get(MANIFEST) == found.tags.get(MANIFEST)]
+        if same:
+            return same[0]
+        with contextlib.redirect_stderr(io.StringIO()):  # MLflow prints that it copies, and from which of its methods
+            return str(client.copy_model_version(f"models:/{found.name}/{found.version}", name).version)
+
+
+def attach(address: str, kind: str, run_id: str, path: str | Path) -> None:
+    """Give a version evidence that was made later: a file becomes a run's artifact, and a tag of the version names it.
+
+    The tag evidence.KIND holds the run, the artifact's path and sha256, and the manifest digest of the version that it
+    was measured on, as JSON. It replaces an earlier one of its kind.
+
+    Args:
+        address: the version that was measured.
+        kind: attacks, panel or report.
+        run_id: the run that measured it.
+        path: the file.
+    """
+    found, client, path = version_of(address), tracking.store(), Path(path)
+    client.log_artifact(run_id, str(path), "evidence")
+    about = {
+        "run": run_id,
+        "path": f"evidence/{path.name}",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "manifest": found.tags[MANIFEST],
+    }
+    client.set_model_version_tag(found.name, str(found.version), f"evidence.{kind}", json.dumps(about))
+
+
+def attached(address: str, kind: str) -> bytes | None:
+    """Return what `attach` gave a version, None where there is nothing of the kind.
+
+    Raises:
+        InputError: it was measured on other files than the version's, or is gone or changed.
+    """
+    found = version_of(address)
+    if f"evidence.{kind}" not in found.tags:
+        return None
+    about = json.loads(found.tags[f"evidence.{kind}"])
+    if about["manifest"] != found.tags.get(MANIFEST):
+        raise InputError(f"evidence {kind} of {address} was measured on other files than the version has")
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            content = Path(tracking.store().download_artifacts(about["run"], about["path"], scratch)).read_bytes()
+        except (MlflowException, OSError) as error:
+            raise InputError(f"evidence {kind} of {address} cannot be read: {str(error).splitlines()[0]}") from error
+    if hashlib.sha256(content).hexdigest() != about["sha256"]:
+        raise InputError(f"evidence {kind} of {address} has changed since it was recorded")
+    return content
 
 
 def sweep(name: str) -> list[str]:
     """Remove what killed registrations left under a name, sparing those of runs that live; return a line for each.
 
-    That is: logged models of ours that no version names (deleted as in the UI; `mlflow gc` frees the disk), and the
-    registered name itself where it has no version.
+    That is: logged models of ours that no version names, under this name or as a copy (deleted as in the UI; `mlflow gc`
+    frees the disk), and the registered name itself where it has no version.
     """
     client, gone = tracking.store(), []
     with lock(name):
         versions = client.search_model_versions(f"name='{name}'")
         used = {each.source for each in versions}
         everywhere = [each.experiment_id for each in client.search_experiments()]
-        for model in client.search_logged_models(everywhere, filter_string=f"name='{name}'"):
+        for model in client.search_logged_models(everywhere, filter_string=f"name='{name}'", max_results=1000):
             if f"models:/{model.model_id}" in used or WEIGHTS not in model.tags or _lives(client, model.source_run_id):
+                continue
+            if _copied(client, model, name):
                 continue
             client.delete_logged_model(model.model_id)
             gone.append(f"logged model {model.model_id} of run {model.source_run_id}")
@@ -263,6 +336,12 @@ def _lives(client: MlflowClient, run_id: str | None) -> bool:
         return False
     run = client.get_run(run_id)
     return run.info.status == "RUNNING" and tracking.alive(run.data.params)
+
+
+def _copied(client: MlflowClient, model: LoggedModel, name: str) -> bool:
+    """Return whether a version under another name may hold the files of a logged model that this name has let go."""
+    versions = client.search_model_versions(f"run_id='{model.source_run_id}'")
+    return any(each.name != name and each.tags.get(WEIGHTS) == model.tags[WEIGHTS] for each in versions)
 
 
 def _absent(client: MlflowClient, name: str, which: str) -> InputError:

@@ -1,10 +1,12 @@
-"""What a user may ask of every pipeline: the data, the classes to forget, the model to correct and its name."""
+"""What a user may ask of several pipelines: the data, the classes to forget, the model to correct, the alias to move."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from safemax.errors import InputError
 from safemax.knobs import check, knob
 
 if TYPE_CHECKING:
@@ -47,3 +49,29 @@ class Model:
     def name_for(self, dataset: Dataset) -> str:
         """Return the name of the product model."""
         return f"{dataset.name}-ddpm" if self.name == "auto" else self.name
+
+
+@dataclass(frozen=True)
+class Alias:
+    """The alias to move."""
+
+    model: str = knob("digits-ddpm", "registered model")
+    alias: str = knob("champion", "alias to move: letters, digits, - and _")
+    expect: str = knob("any", "version that the alias must point to now, or it stays: a number, none, or any")
+    why: str = knob("", "the reason, for the record; up to 1000 characters")
+    dry_run: bool = knob(False, "show what would happen, change nothing")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not re.fullmatch(r"(?!latest$|v\d+$)[A-Za-z0-9_-]{1,100}", self.alias):
+            raise InputError(f"alias = {self.alias!r} is not allowed; letters, digits, - and _, not latest or v1")
+        if not re.fullmatch(r"any|none|[0-9]{1,9}", self.expect):
+            raise InputError(f"expect = {self.expect!r} is not allowed; it is a version's number, none, or any")
+        if len(self.why) > 1000:
+            raise InputError(f"why has {len(self.why)} characters; the record takes up to 1000")
+
+    def refuse(self, holder: str | None) -> None:
+        """Raise InputError if the alias does not point where it is expected to."""
+        now = holder or "none"
+        if self.expect not in ("any", now):
+            raise InputError(f"expect = {self.expect}, but {self.alias} points to {now}; nothing was changed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import io
 import json
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -36,6 +38,7 @@ from safemax.errors import InputError, Stopped
 
 FLUSH_SECONDS = 3.0
 UI = "http://127.0.0.1:5000"
+ADMINISTRATION = "administration"  # the experiment of what moves aliases, lists and tidies, beside the products' own
 MODE = "workflowType=machine_learning"  # the UI opens in its GenAI mode without it
 _BATCH = 100  # a store takes at most 100 parameters, 100 tags or 1,000 metrics a call
 _DIGEST = 16  # hex digits of a dataset's digest; a store keeps up to 36, the UI shows them all
@@ -109,6 +112,8 @@ def run(
         client.set_terminated(opened.id, "FINISHED")
     except BaseException as error:
         opened._fail(error)
+        if joined and isinstance(error, Stopped):
+            _end_launcher()
         raise
 
 
@@ -231,6 +236,18 @@ def alive(params: Mapping[str, str]) -> bool:
         return abs(psutil.Process(int(pid)).create_time() - int(started)) <= 2  # the clock may have been set since
     except psutil.NoSuchProcess:
         return False
+
+
+def _end_launcher() -> None:
+    """End the `mlflow run` above this process, which would write FAILED over KILLED when its child ends.
+
+    (It asks whether the run has ended by comparing the status's name with numbers.) Another Python program that called
+    mlflow.projects.run is spared, and its run ends FAILED.
+    """
+    with contextlib.suppress(psutil.Error):
+        for above in psutil.Process().parents()[:2]:  # bash may stand between
+            if ("mlflow", "run") in pairwise(Path(word).name for word in above.cmdline()):
+                above.terminate()
 
 
 def _commit() -> dict[str, str]:

@@ -5,32 +5,30 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
 from pipelines import registry, tracking
 from pipelines.command import choose, main, parse
 from pipelines.parameter import for_method
-from pipelines.process import Flag, die_with_parent, stop_on_sigterm
+from pipelines.process import Flag, die_with_parent, follows, stop_on_sigterm
 from pipelines.request import Data, Forget, Model
 from safemax import cache, checkpoint
-from safemax.data import Dataset, parse_classes
+from safemax.data import Dataset, parse_classes, to_float
 from safemax.diffusion import Diffusion
 from safemax.errors import InputError
-from safemax.evaluation import Evaluation, Samples, kept_draw, measure
-from safemax.judging import Judges, Judging, judges, reference
+from safemax.evaluation import SHOWN, Evaluation, Samples, kept_draw, measure
+from safemax.judging import Judging, judges, reference
 from safemax.knobs import check, knob, knobs
 from safemax.methods import available, create, knobs_of
 from safemax.methods.base import Method
 from safemax.report import as_markdown, as_text, compare_samples, grid, table
 from safemax.sampling import Sampler, sample
-from safemax.trainer import Result, Training, fit
+from safemax.trainer import Log, Result, Training, fit
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class Choice:
 
     method: str = knob("safemax", "unlearning method; each has knobs of its own", choices=tuple(available()))
     preset: str = knob("none", "named knobs of the method, such as paper; a knob that you change keeps your value")
+    previews: int = knob(4, "pictures of samples on the way; 0 draws none", bounds=(0, 1000))
 
     def __post_init__(self) -> None:
         check(self)
@@ -75,6 +74,7 @@ class Correction:
     training: Training
     evaluation: Evaluation
     judging: Judging
+    previews: int = 4
 
     @property
     def class_names(self) -> list[str]:
@@ -97,6 +97,10 @@ class Correction:
         }
         return {**names, "model.source": self.source, "method.name": self.method_name, **dotted}
 
+    def checkpoints(self, model_digest: str) -> Path:
+        """Return where this correction of this very model keeps its checkpoints: the same command finds them again."""
+        return cache.folder("checkpoints") / cache.key({"model": model_digest, "forget": self.forget, **self.params()})
+
 
 def correct(correction: Correction, stop: Flag, base: Callable[[], str] | None = None) -> str:
     """Run a correction in an MLflow run of its own, register the result, print its table and return its address.
@@ -106,6 +110,11 @@ def correct(correction: Correction, stop: Flag, base: Callable[[], str] | None =
         stop: asked before each step; True ends the run as KILLED, resumable.
         base: makes the model to correct where `correction.source` is not there yet, and returns its address.
     """
+    if follows():
+        diffusion = Diffusion.load(registry.resolve(correction.source))
+        correction.method.refuse(diffusion)
+        _fit(correction, diffusion, stop)
+        return ""
     tags = {
         "kind": "correction",
         "unlearning.method": correction.method_name,
@@ -115,68 +124,137 @@ def correct(correction: Correction, stop: Flag, base: Callable[[], str] | None =
         run.dataset(correction.dataset, "training")
         parent = registry.pinned(base() if base else correction.source)
         diffusion = Diffusion.load(registry.resolve(parent))
-        _refuse_other_classes(diffusion, correction.dataset)
+        refuse_other_classes(diffusion, correction.dataset)
+        correction.method.refuse(diffusion)
         return _Job(correction, run, diffusion, parent).finish(stop)
+
+
+@dataclass(frozen=True)
+class Found:
+    """How a correction was found, where a search found it.
+
+    Args:
+        tags: for the version.
+        evidence: JSON, for the version's evidence.
+        preface: markdown that comes before the run's note and the version's description.
+    """
+
+    tags: dict[str, str] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)
+    preface: str = ""
+
+
+def conclude(
+    correction: Correction,
+    run: tracking.Run,
+    diffusion: Diffusion,
+    parent: str,
+    stop: Flag,
+    *,
+    cost: dict[str, float],
+    found: Found,
+) -> str:
+    """Measure and register a model that was unlearned before, as a correction says; return its address."""
+    job = _Job(correction, run, diffusion, parent, found)
+    job.started_from = Diffusion.load(registry.resolve(parent)).digest()
+    with stop.at_once():
+        job.judges = judges(correction.dataset, correction.judging, device=str(diffusion.device))
+    return job.conclude(cost, stop)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a correction came to: metrics before and after, what it cost, and what base and corrected model drew."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+    cost: dict[str, float]
+    base: Samples
+    corrected: Samples
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the corrected model, with what they changed and what they cost."""
+        compared = ("retain/accuracy", "retain/fid_judge", "retain/kid")
+        deltas = {f"{name}_delta": self.after[name] - self.before[name] for name in compared}
+        return {**self.after, **deltas, **self.cost}
+
+
+def rehearse(correction: Correction, run: tracking.Run, folder: str, stop: Flag) -> Outcome:
+    """Do in an open run all that `correct` does, but register nothing and move no alias.
+
+    Args:
+        correction: what to do.
+        run: gets losses, metrics, pictures and note.
+        folder: where the model that `correction.source` names lies.
+        stop: asked before each step.
+    """
+    diffusion = Diffusion.load(folder)
+    refuse_other_classes(diffusion, correction.dataset)
+    correction.method.refuse(diffusion)
+    job = _Job(correction, run, diffusion, folder)
+    outcome = job.measure(job.unlearn(stop), stop)
+    job.record(outcome)
+    job.clear()
+    return outcome
 
 
 class _Job:
     """A correction under way: its run, and the model that changes."""
 
-    def __init__(self, correction: Correction, run: tracking.Run, diffusion: Diffusion, parent: str) -> None:
+    def __init__(
+        self, correction: Correction, run: tracking.Run, diffusion: Diffusion, parent: str, found: Found | None = None
+    ) -> None:
         self.correction, self.run, self.diffusion, self.parent = correction, run, diffusion, parent
+        self.found = found or Found()
         self.seconds = 0.0
 
     def finish(self, stop: Flag) -> str:
-        """Measure the base, unlearn, measure again, register."""
-        asked = self.correction
-        asked.method.refuse(self.diffusion)
-        self.started_from = self.diffusion.digest()
-        facts = {"model": self.started_from, "forget": asked.forget, **asked.params()}
-        folder = cache.folder("checkpoints") / cache.key(facts)
-        with stop.at_once():
-            base, before = self._evaluated()
-        result = self._unlearn(folder, stop)
-        with stop.at_once():
-            corrected, after = self._evaluated()
-        cost = result.cost.metrics() | {"cost/evaluation_minutes": self.seconds / 60}
-        address = self._publish(
-            before,
-            after,
-            cost,
-            compare_samples(
-                {"base": base, "corrected": corrected}, asked.dataset.class_names, asked.forget, asked.evaluation
-            ),
-        )
-        checkpoint.clear(folder)
+        """Unlearn, measure base and corrected alike, register."""
+        address = self.conclude(self.unlearn(stop), stop)
+        self.clear()
         return address
 
-    @cached_property
-    def judges(self) -> Judges:
-        """The judges, trained or loaded when first asked."""
-        return judges(self.correction.dataset, self.correction.judging, device=str(self.diffusion.device))
+    def unlearn(self, stop: Flag) -> dict[str, float]:
+        """Change the model; return what that cost."""
+        asked = self.correction
+        self.started_from = self.diffusion.digest()
+        with stop.at_once():
+            self.judges = judges(asked.dataset, asked.judging, device=str(self.diffusion.device))
+        result = _fit(asked, self.diffusion, stop, log=self.run.log, origin=self.run.id, each=self._preview)
+        if result.resumed_from and result.resumed_from != self.run.id:
+            self.run.tag("resumed_from", result.resumed_from)
+        return result.cost.metrics()
 
-    def _evaluated(self) -> tuple[Samples, dict[str, float]]:
-        """Draw from the model as it is now, and measure that."""
+    def clear(self) -> None:
+        """Remove the checkpoints of a correction that is over."""
+        checkpoint.clear(self.correction.checkpoints(self.started_from))
+
+    def conclude(self, cost: dict[str, float], stop: Flag) -> str:
+        """Measure base and corrected alike, register."""
+        outcome = self.measure(cost, stop)
+        return self._register(outcome, self.record(outcome))
+
+    def measure(self, cost: dict[str, float], stop: Flag) -> Outcome:
+        """Draw from base and corrected model alike and measure both."""
+        with stop.at_once():
+            base = Diffusion.load(registry.resolve(self.parent)).to(self.diffusion.device)
+            drawn, before = self._evaluated(base)
+            corrected, after = self._evaluated(self.diffusion)
+        cost = cost | {"cost/evaluation_minutes": self.seconds / 60}
+        return Outcome(before, after, cost, drawn, corrected)
+
+    def _evaluated(self, diffusion: Diffusion) -> tuple[Samples, dict[str, float]]:
+        """Draw from a model and measure what came."""
         asked, started = self.correction, time.perf_counter()
-        samples = kept_draw(self.diffusion, asked.forget, asked.evaluation)
+        samples = kept_draw(diffusion, asked.forget, asked.evaluation)
         metrics = measure(samples, self.judges, reference(asked.dataset, self.judges), asked.forget)
         self.seconds += time.perf_counter() - started
         return samples, metrics
 
-    def _unlearn(self, folder: Path, stop: Flag) -> Result:
-        asked = self.correction
-        result = fit(
-            self.diffusion, asked.method, asked.dataset.train, asked.forget, asked.training,
-            flip=asked.dataset.natural, log=self.run.log, folder=folder, priors=cache.folder("priors"),
-            origin=self.run.id, stop=stop, each=self._preview,
-        )  # fmt: skip
-        if result.resumed_from and result.resumed_from != self.run.id:
-            self.run.tag("resumed_from", result.resumed_from)
-        return result
-
     def _preview(self, step: int) -> None:
-        every = max(1, self.correction.training.steps // 5)
-        if step % every:
+        pictures = self.correction.previews
+        if not pictures or step % max(1, self.correction.training.steps // pictures):
             return
         order = torch.tensor([*self.correction.forget] * 8 + [k for k in range(self.diffusion.num_classes)])
         training = self.diffusion.training
@@ -184,36 +262,49 @@ class _Job:
         self.diffusion.train(training)
         self.run.picture(grid(images, 8), "samples/by_step", step)
 
-    def _publish(
-        self, before: dict[str, float], after: dict[str, float], cost: dict[str, float], picture: Figure
-    ) -> str:
+    def record(self, outcome: Outcome) -> str:
+        """Log the outcome to the run, with a note; return the note."""
         asked, run = self.correction, self.run
-        shown = table({k: before[k] for k in HEADLINE if k in before}, after)
-        every = table(before, after)
-        deltas = {f"{k}_delta": after[k] - before[k] for k in ("retain/accuracy", "retain/fid_judge", "retain/kid")}
-        metrics = {**after, **deltas, **cost}
-        run.log(metrics)
-        run.log({f"base/{name}": value for name, value in before.items()})
-        run.table(every.reset_index(), "metrics")
+        run.log(outcome.metrics)
+        run.log({f"base/{name}": value for name, value in outcome.before.items()})
+        run.table(table(outcome.before, outcome.after).reset_index(), "metrics")
         run.json(self.judges.about, "judges")
-        note = _note(asked, shown, cost, run.picture(picture, "comparison"))
+        pair = {"base": outcome.base, "corrected": outcome.corrected}
+        picture = run.picture(
+            compare_samples(pair, asked.dataset.class_names, asked.forget, asked.evaluation), "comparison"
+        )
+        strip = self._strip([outcome.base, outcome.corrected])
+        note = f"{strip}\n\n{self.found.preface}{_note(asked, _shown(outcome), outcome.cost, picture)}"
         run.note(note)
-        evidence = self._evidence(metrics, before)
+        return note
+
+    def _register(self, outcome: Outcome, note: str) -> str:
+        asked, run = self.correction, self.run
         tags = {
             "kind": "correction",
             "unlearning.method": asked.method_name,
             "parent": self.parent,
             "protocol": asked.evaluation.protocol,
             "data.digest": asked.dataset.digest,
+            **self.found.tags,
         }
         version = registry.register(
-            self.diffusion, asked.name, run_id=run.id, evidence=evidence, tags=tags, description=note, alias="candidate"
-        )
+            self.diffusion, asked.name, run_id=run.id, evidence=self._evidence(outcome.metrics, outcome.before),
+            tags=tags, description=note, alias="candidate",
+        )  # fmt: skip
         run.tag("version", f"models:/{asked.name}/{version}")
-        print(f"\n{asked.run_name}\n\n{as_text(shown)}\n")
-        print("  ".join(f"{name.removeprefix('cost/')} {value:.3g}" for name, value in cost.items()))
+        print(f"\n{asked.run_name}\n\n{as_text(_shown(outcome))}\n")
+        print("  ".join(f"{name.removeprefix('cost/')} {value:.3g}" for name, value in outcome.cost.items()))
         print(f"\nregistered as models:/{asked.name}/{version}, alias candidate\n{run.url}  (after `make ui`)")
         return f"models:/{asked.name}/{version}"
+
+    def _strip(self, drawn: list[Samples]) -> str:
+        """Log the forgotten class alone, before and after, in one row: the UI shows the first 100 pixels of a note."""
+        first = self.correction.forget[0]
+        rows = [to_float(images[labels == first][:SHOWN])
+                for each in drawn
+                for images, labels in ((each.images, each.labels), (each.second_images, each.second_labels))]  # fmt: skip
+        return self.run.picture(grid(torch.cat(rows), 4 * SHOWN), "samples/forgotten")
 
     def _evidence(self, metrics: dict[str, float], before: dict[str, float]) -> dict[str, Any]:
         asked = self.correction
@@ -227,7 +318,28 @@ class _Job:
             "parent_digest": self.started_from,
             "model_digest": self.diffusion.digest(),
             "judges": self.judges.about,
+            **self.found.evidence,
         }
+
+
+def _fit(
+    asked: Correction,
+    diffusion: Diffusion,
+    stop: Flag,
+    *,
+    log: Log | None = None,
+    origin: str = "",
+    each: Callable[[int], None] | None = None,
+) -> Result:
+    return fit(
+        diffusion, asked.method, asked.dataset.train, asked.forget, asked.training,
+        flip=asked.dataset.natural, log=log, folder=asked.checkpoints(diffusion.digest()),
+        priors=cache.folder("priors"), origin=origin, stop=stop, each=each,
+    )  # fmt: skip
+
+
+def _shown(outcome: Outcome) -> pd.DataFrame:
+    return table({name: outcome.before[name] for name in HEADLINE if name in outcome.before}, outcome.after)
 
 
 def _note(asked: Correction, shown: pd.DataFrame, cost: dict[str, float], picture: str) -> str:
@@ -239,7 +351,8 @@ def _note(asked: Correction, shown: pd.DataFrame, cost: dict[str, float], pictur
     )
 
 
-def _refuse_other_classes(diffusion: Diffusion, dataset: Dataset) -> None:
+def refuse_other_classes(diffusion: Diffusion, dataset: Dataset) -> None:
+    """Raise InputError where a model's classes or images are not those of a data set."""
     if diffusion.num_classes != dataset.num_classes or diffusion.image_shape != dataset.image_shape:
         raise InputError(
             f"the model knows {diffusion.num_classes} classes of {diffusion.image_shape} images, "
@@ -257,7 +370,7 @@ def find_base(name: str, data: str) -> str:
     return found
 
 
-def _with_preset(name: str, method: Method, preset: str) -> Method:
+def with_preset(name: str, method: Method, preset: str) -> Method:
     """Return the method with a preset's knobs where its own are at their defaults (`mlflow run` passes every default)."""
     fields = {each.name: each.default for each in dataclasses.fields(method)}
     changed = {key: getattr(method, key) for key in knobs(method) if getattr(method, key) != fields[key]}
@@ -277,7 +390,8 @@ def unlearn(argv: Sequence[str]) -> None:
     correction = Correction(
         dataset, parse_classes(chosen["forget"].forget, dataset.class_names),
         find_base(product, chosen["data"].data) if source == "base" else source, product, name,
-        _with_preset(name, chosen[name], chosen["method"].preset), chosen["training"], chosen["evaluation"], chosen["judging"],
+        with_preset(name, chosen[name], chosen["method"].preset), chosen["training"], chosen["evaluation"], chosen["judging"],
+        chosen["method"].previews,
     )  # fmt: skip
     correct(correction, stop)
 

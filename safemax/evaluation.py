@@ -17,11 +17,13 @@ from safemax.errors import InputError
 from safemax.judging import Judges, Reference
 from safemax.knobs import check, knob
 from safemax.metrics.entropy import entropy_of_probabilities, forget_probability
-from safemax.metrics.frechet import frechet_distance, statistics
-from safemax.metrics.kid import kid
+from safemax.metrics.frames import constant_share
+from safemax.metrics.gap import gap
+from safemax.metrics.kid import kid, normalised
 from safemax.metrics.manifold import precision_coverage
 from safemax.metrics.outcome import outcome
 from safemax.metrics.pixels import pixel_statistics
+from safemax.retention import Kept, retention
 from safemax.sampling import Sampler, sample
 
 FAST = Sampler("ddim", 20, 1.5, 0.0, True)
@@ -29,6 +31,8 @@ PAPER = Sampler("ddpm", 1000, 3.0, 0.0, False)
 # The second opinion of `fast`: ancestral and unclipped as the paper samples, at a twentieth of its steps.
 SECOND = Sampler("ddpm", 50, 1.5, 0.0, False)
 SHOWN = 5  # images of a class in the comparison picture
+NOISE = 500  # images of pure noise, the far end of the normalised KID
+INTERVAL = ("", "_low", "_high")
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,7 @@ class Evaluation:
     )
     forget_samples: int = knob(0, "images of the forgotten classes; 0 takes the protocol's", bounds=(0, 1_000_000))
     retain_samples: int = knob(0, "images of each retained class; 0 takes the protocol's", bounds=(0, 1_000_000))
-    second_samples: int = knob(
-        100, "images of the forgotten classes under the second sampler", bounds=(SHOWN, 1_000_000)
-    )
+    second_samples: int = knob(100, "images of the forgotten classes under the second sampler", bounds=(1, 1_000_000))
     sampler: str = knob("ddim", "sampling rule of custom", choices=("ddim", "ddpm", "dpmpp"))
     sampler_steps: int = knob(20, "denoising steps of custom", bounds=(1, 1000))
     guidance_scale: float = knob(1.5, "guidance of custom: g in eps_null + g (eps_c - eps_null)", bounds=(-20, 20))
@@ -109,8 +111,8 @@ class Samples:
 def draw(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation, *, progress: bool = True) -> Samples:
     """Draw the samples of a protocol; two models of one architecture start from identical noise, row by row."""
     forget_count, retain_count = evaluation.counts
-    labels = _labels(diffusion.num_classes, forget, forget_count, max(retain_count, SHOWN))
-    second = _labels(diffusion.num_classes, forget, evaluation.second_samples, SHOWN)
+    labels = _labels(diffusion.num_classes, forget, forget_count, retain_count)
+    second = _labels(diffusion.num_classes, forget, evaluation.second_samples, min(SHOWN, retain_count))
     seed = evaluation.evaluation_seed
     images = sample(diffusion, labels, evaluation.main_sampler, seed=seed, progress=progress)
     second_images = sample(diffusion, second, evaluation.second_sampler, seed=seed + 1, progress=progress)
@@ -135,22 +137,55 @@ def kept_draw(
     return samples
 
 
-def measure(samples: Samples, judges: Judges, reference: Reference, forget: tuple[int, ...]) -> dict[str, float]:
-    """Return every metric of a set of samples.
+def measure(
+    samples: Samples, judges: Judges, reference: Reference, forget: tuple[int, ...], *, gold: Samples | None = None
+) -> dict[str, float]:
+    """Return every metric of a set of samples; safemax.panel.METRICS says what each means, its unit and better direction.
 
-    Shares, UA and accuracy are in percent; precision and coverage in [0, 1]; entropy in nats.
+    Each network sees each image once. What a sample shows is judged by the ensemble with a reject class; distances and
+    nearest neighbours are taken in the features of the plain judge, another network.
+
+    Args:
+        samples: of the model that is measured.
+        judges: of the data set.
+        reference: features of its real images.
+        forget: the forgotten labels.
+        gold: samples of a model retrained without them, by the same protocol; they add the gap to it.
     """
-    is_forget = torch.isin(samples.labels, torch.tensor(forget))
-    images = to_float(samples.images)
+    seen, names = _look(samples, judges), judges.plain.class_names
+    asked = torch.isin(seen.labels, torch.tensor(forget))
+    main = slice(len(samples.labels))
+    images = to_float(samples.images[asked[main]])
+    metrics = _forgotten(seen.plain[main][asked[main]], seen.reject[main][asked[main]], forget, judges)
+    metrics |= {f"pixels/{name}": value for name, value in pixel_statistics(images).items()}
+    metrics |= {"pixels/constant": constant_share(images)}
+    metrics |= _manifold(seen.features[main][asked[main]], judges, reference, forget)
+    metrics |= retention(seen.kept(main), reference, forget, names)
+    metrics |= _second(seen, asked, slice(len(samples.labels), None), reference, forget, len(names))
+    if gold is not None:
+        other = _look(gold, judges)
+        metrics |= gap(seen.features[main], other.features[main], seen.reject[main], other.reject[main], asked[main])
+    return metrics
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the judges made of all images, the main sampler's before the second's: features and probabilities."""
+
+    labels: Tensor
+    plain: Tensor
+    reject: Tensor
+    features: Tensor
+
+    def kept(self, rows: slice) -> Kept:
+        return Kept(self.labels[rows], self.reject[rows].argmax(1), self.features[rows])
+
+
+def _look(samples: Samples, judges: Judges) -> _Seen:
+    images = to_float(torch.cat([samples.images, samples.second_images]))
     plain, features = predict(judges.plain, images)
     reject, _ = predict(judges.reject, images)
-    metrics = _forgotten(images[is_forget], plain[is_forget], reject[is_forget], forget, judges)
-    metrics |= _manifold(features[is_forget], reference, forget)
-    metrics |= _retained(samples, reject, features, judges, reference, forget)
-    second = torch.isin(samples.second_labels, torch.tensor(forget))
-    probs, _ = predict(judges.reject, to_float(samples.second_images[second]))
-    again = outcome(probs, forget, judges.reject.num_classes)
-    return metrics | {"forget/second_ua_reject": again["ua"], "forget/second_reject": again["reject"]}
+    return _Seen(torch.cat([samples.labels, samples.second_labels]), plain, reject, features)
 
 
 def _labels(num_classes: int, forget: tuple[int, ...], forget_count: int, retain_count: int) -> Tensor:
@@ -159,43 +194,52 @@ def _labels(num_classes: int, forget: tuple[int, ...], forget_count: int, retain
     return torch.cat([torch.full((max(n, 1),), k, dtype=torch.int64) for k, n in counts.items()])
 
 
-def _forgotten(
-    images: Tensor, plain: Tensor, reject: Tensor, forget: tuple[int, ...], judges: Judges
-) -> dict[str, float]:
+def _forgotten(plain: Tensor, reject: Tensor, forget: tuple[int, ...], judges: Judges) -> dict[str, float]:
     verdict = outcome(reject, forget, judges.reject.num_classes)
     paper = outcome(plain, forget, judges.plain.num_classes)
-    metrics = {
-        "forget/ua_reject": verdict["ua"],
-        "forget/recognised": verdict["forget"],
-        "forget/recognised_low": verdict["forget_low"],
-        "forget/recognised_high": verdict["forget_high"],
-        "forget/rejected": verdict["reject"],
-        "forget/other": verdict["other"],
-        "forget/ua": paper["ua"],
+    shares = {"ua_reject": "ua", "recognised": "forget", "rejected": "reject", "other": "other"}
+    metrics = {f"forget/{ours}{end}": verdict[name + end] for ours, name in shares.items() for end in INTERVAL}
+    metrics |= {f"forget/ua{end}": paper["ua" + end] for end in INTERVAL}
+    return metrics | {
         "forget/entropy": entropy_of_probabilities(plain).mean().item(),
         "forget/probability": forget_probability(reject, forget),
         "forget/noise_attracted": judges.noise_attractor(forget),
     }
-    return metrics | {f"pixels/{name}": value for name, value in pixel_statistics(images).items()}
 
 
-def _manifold(features: Tensor, reference: Reference, forget: tuple[int, ...]) -> dict[str, float]:
+def _manifold(features: Tensor, judges: Judges, reference: Reference, forget: tuple[int, ...]) -> dict[str, float]:
     real = reference.of(forget)
     shares = precision_coverage(real, features)
-    return {f"forget/{name}": value for name, value in shares.items()} | {"forget/kid": kid(features, real)[0]}
-
-
-def _retained(
-    samples: Samples, reject: Tensor, features: Tensor, judges: Judges, reference: Reference, forget: tuple[int, ...]
-) -> dict[str, float]:
-    retained = tuple(k for k in range(judges.plain.num_classes) if k not in forget)
-    rows = torch.isin(samples.labels, torch.tensor(retained))
-    hits = 100 * (reject.argmax(1) == samples.labels).float()
-    real = reference.of(retained)
-    metrics = {
-        "retain/accuracy": hits[rows].mean().item(),
-        "retain/fid_judge": frechet_distance(*statistics(features[rows]), *statistics(real)),
-        "retain/kid": kid(features[rows], real)[0],
+    value, error = kid(features, real)
+    split, noise = kid(real[::2], real[1::2])[0], kid(noise_features(judges), real)[0]
+    return {f"forget/{name}": share for name, share in shares.items()} | {
+        "forget/kid": value,
+        "forget/kid_se": error,
+        "forget/kid_real": split,
+        "forget/kid_noise": noise,
+        "forget/kid_normalised": normalised(value, split, noise),
     }
-    names = judges.plain.class_names
-    return metrics | {f"retain_class/accuracy_{names[k]}": hits[samples.labels == k].mean().item() for k in retained}
+
+
+def noise_features(judges: Judges) -> Tensor:
+    """Return the plain judge's features of NOISE images of N(0, 1) clamped to [-1, 1], (NOISE, D); computed once, then kept."""
+    path = cache.folder("references") / f"{cache.key({'judges': judges.digest, 'noise': NOISE})}.safetensors"
+    if not path.exists():
+        shape = (NOISE, *judges.plain.image_shape)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+        cache.write_tensors(path, {"features": predict(judges.plain, noise)[1]})
+    return load_file(path)["features"]
+
+
+def _second(
+    seen: _Seen, asked: Tensor, rows: slice, reference: Reference, forget: tuple[int, ...], num_classes: int
+) -> dict[str, float]:
+    shares = outcome(seen.reject[rows][asked[rows]], forget, num_classes)
+    precision = precision_coverage(reference.of(forget), seen.features[rows][asked[rows]])["precision"]
+    return {
+        "forget/second_ua_reject": shares["ua"],
+        "forget/second_recognised": shares["forget"],
+        "forget/second_reject": shares["reject"],
+        "forget/second_other": shares["other"],
+        "forget/second_precision": precision,
+    }

@@ -80,7 +80,8 @@ def compare_samples(
         for name, s in models.items()
         for images, labels in [(s.second_images, s.second_labels) if second else (s.images, s.labels)]
     ]
-    return comparison(panels, class_names, forget, columns=SHOWN)
+    fewest = min(int(p.labels.bincount().min()) for p in panels)
+    return comparison(panels, class_names, forget, columns=min(SHOWN, fewest))
 
 
 def table(base: Mapping[str, float], corrected: Mapping[str, float]) -> pd.DataFrame:

@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import signal
+import threading
+import time
+from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -14,7 +19,7 @@ from pipelines import evaluate as evaluate_module
 from pipelines import registry
 from pipelines import unlearn as unlearn_module
 from pipelines.parameter import UsageError
-from safemax.errors import InputError, NonFiniteError
+from safemax.errors import InputError, NonFiniteError, Stopped
 
 SMALL = [
     *("--base-steps=3", "--base-batch-size=8", "--steps=2", "--batch-size=8", "--judge-steps=5", "--reject-judges=1"),
@@ -37,7 +42,13 @@ def test_the_demo_leaves_a_finished_run_with_metrics_pictures_and_a_version(demo
     correction = next(run for run in runs(demo_store) if run.data.tags["kind"] == "correction")
     assert correction.info.status == "FINISHED"
     assert correction.data.params["method.lambda"] == "1.0"
-    for key in ("forget/ua_reject", "retain/fid_judge_delta", "base/retain/accuracy", "cost/runtime_minutes", "loss/forget"):
+    for key in (
+        "forget/ua_reject",
+        "retain/fid_judge_delta",
+        "base/retain/accuracy",
+        "cost/runtime_minutes",
+        "loss/forget",
+    ):
         assert key in correction.data.metrics
     artifacts = {each.path for each in demo_store.list_artifacts(correction.info.run_id)}
     assert {"pictures", "metrics.json", "judges.json"} <= artifacts
@@ -60,7 +71,9 @@ def test_the_candidate_draws_a_retained_class_and_refuses_the_forgotten_one(demo
 
 
 def test_a_second_correction_reuses_the_base_and_chains_from_the_candidate(demo_store):
-    unlearn_module.unlearn(["--model=models:/digits-ddpm@candidate", "--forget=7", "--steps=2", "--batch-size=8", *EVALUATION])
+    unlearn_module.unlearn(
+        ["--model=models:/digits-ddpm@candidate", "--forget=7", "--steps=2", "--batch-size=8", *EVALUATION]
+    )
     assert len([run for run in runs(demo_store) if run.data.tags["kind"] == "base"]) == 1
     latest = registry.evidence("models:/digits-ddpm@candidate")
     assert latest["forgotten"] == ["0", "7"]
@@ -102,3 +115,40 @@ def test_bad_input_is_one_line_before_any_training(demo_store, argument, line):
 def test_an_absent_base_names_the_command_that_makes_one(mlflow_store):
     with pytest.raises(InputError, match="mlflow run . -e pretrain -P data=digits"):
         unlearn_module.unlearn(["--forget=0"])
+
+
+def test_a_stopped_run_is_killed_and_the_same_command_resumes_it(demo_store, tmp_path):
+    command = ["--forget=4", "--steps=400", "--batch-size=8", "--checkpoint-every=5", "--previews=0", *EVALUATION]
+    folders = Path(".safemax/checkpoints")
+
+    def stop_when_a_checkpoint_lies() -> None:
+        while not list(folders.glob("*/*.safetensors")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_a_checkpoint_lies, daemon=True).start()
+    with pytest.raises(Stopped):
+        unlearn_module.unlearn(command)
+    stopped = runs(demo_store)[0]
+    assert stopped.info.status == "KILLED"
+    unlearn_module.unlearn(command)
+    resumed = runs(demo_store)[0]
+    assert resumed.data.tags["resumed_from"] == stopped.info.run_id
+    assert resumed.data.metrics["cost/images_seen"] == 400 * 8
+    assert not list(folders.glob("*/*.safetensors"))
+
+
+@pytest.mark.slow
+def test_cifar10_runs_the_whole_path_on_a_cpu(mlflow_store, monkeypatch, tmp_path):
+    data = os.environ.get("SAFEMAX_DATA")
+    if data is None:
+        pytest.skip("SAFEMAX_DATA names no folder with cifar10 and judges")
+    monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path / "cache"))
+    # 11 forget and 9 retained images: 20 of 4 sampler steps
+    demo_module.demo(
+        ["--data=cifar10", "--forget=airplane", "--base-steps=3", "--base-batch-size=4", "--steps=3", "--batch-size=4"]
+        + ["--protocol=custom", "--sampler-steps=4", "--guidance-scale=1", "--forget-samples=11", "--retain-samples=1"]
+        + ["--second-samples=1", f"--judge={data}/judges/cifar10-resnet20.safetensors", "--judge-steps=2"]
+        + ["--reject-judges=1", "--previews=0"]
+    )
+    assert registry.evidence("models:/cifar10-ddpm@candidate")["forgotten"] == ["airplane"]

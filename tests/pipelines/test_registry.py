@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,6 @@ from tests import tiny
 
 NAME = "tiny-ddpm"
 EVIDENCE = {"forgotten": ["a"], "metrics": {"forget/ua": 99.6, "cost/runtime_minutes": 1.25}}
-ROOT = Path(__file__).parents[2]
 
 
 def register(run_id: str, *, seed: int = 0, **changes: Any) -> str:
@@ -179,6 +182,15 @@ def test_find_returns_none_where_there_is_no_model_or_no_alias(mlflow_store: Mlf
     assert registry.find(NAME, "base") is None
 
 
+def test_an_alias_is_pinned_to_the_version_it_points_to_now(mlflow_store: MlflowClient) -> None:
+    register(new_run(mlflow_store))
+    pinned = registry.pinned(f"models:/{NAME}@candidate")
+    register(new_run(mlflow_store))
+    assert pinned == f"models:/{NAME}/1"
+    assert registry.pinned(pinned) == pinned
+    assert registry.pinned("owner/name") == "owner/name"
+
+
 def test_a_version_of_others_is_refused(mlflow_store: MlflowClient) -> None:
     mlflow_store.create_registered_model(NAME)
     mlflow_store.create_model_version(NAME, "/nonexistent")
@@ -244,28 +256,127 @@ def test_sweep_leaves_other_peoples_models_alone(mlflow_store: MlflowClient) -> 
     assert registry.sweep(NAME) == []
 
 
-SCRIPT = """
-import sys
-from pipelines import registry
-from tests import tiny
-number = registry.register(
-    tiny.diffusion(), "tiny-ddpm", run_id=sys.argv[1], evidence={"forgotten": []}, tags={}, description="", alias=None
-)
-print(number)
-"""
+def _register(uri: str, folder: str, run_id: str, fatal: int) -> None:
+    """Register a version, or die before the call of the store of that number, counted from 0."""
+    os.chdir(folder)
+    mlflow.set_tracking_uri(uri)
+    left = iter(range(fatal))
+    for name in CALLS:
+        setattr(MlflowClient, name, _dying(getattr(MlflowClient, name), left))
+    register(run_id)
 
 
-@pytest.mark.slow
-def test_processes_that_register_at_once_make_one_version_a_run(mlflow_store: MlflowClient) -> None:
-    runs = [new_run(mlflow_store) for _ in range(2)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    jobs = [
-        subprocess.Popen([sys.executable, "-c", SCRIPT, run_id], env=environment, stdout=subprocess.PIPE, text=True)
-        for run_id in runs * 2
+def _dying(real: Any, left: Iterator[int]) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def processes() -> Any:
+    """Processes that start with everything imported, which takes each of them seconds otherwise."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        forkserver.ensure_running()
+    return context
+
+
+@pytest.mark.parametrize(("number", "killed", "rounds"), [(3, 2, 1), pytest.param(8, 6, 4, marks=pytest.mark.slow)])
+def test_processes_that_register_at_once_and_are_killed_make_one_whole_version_a_run(
+    mlflow_store: MlflowClient, processes: Any, number: int, killed: int, rounds: int
+) -> None:
+    runs = [new_run(mlflow_store) for _ in range(number)]
+    for first in range(rounds):
+        # The calls at which they die differ, and by round: all of CALLS have their turn.
+        fatal = [(first * killed + i) % len(CALLS) if i < killed else 99 for i in range(number)]
+        given = (mlflow.get_tracking_uri(), os.getcwd())
+        jobs = [processes.Process(target=_register, args=(*given, *each)) for each in zip(runs, fatal, strict=True)]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+        assert [job.exitcode for job in jobs[killed:]] == [0] * (number - killed)
+        whole(mlflow_store)
+    assert len(mlflow_store.search_logged_models(["0"])) > len(versions(mlflow_store))  # it was in the middle
+    for run_id in runs:
+        register(run_id)
+    registry.sweep(NAME)
+    made = whole(mlflow_store)
+    assert sorted(each.run_id for each in made) == sorted(runs)
+    assert sorted(int(each.version) for each in made) == list(range(1, number + 1))
+    assert len(mlflow_store.search_logged_models(["0"])) == number
+
+
+def whole(client: MlflowClient) -> list[ModelVersion]:
+    """Return the versions that are visible, each of which loads."""
+    for each in versions(client):
+        Diffusion.load(registry.resolve(f"models:/{NAME}/{each.version}"))
+    return versions(client)
+
+
+def mutate(folder: Path, chance: random.Random) -> Callable[[], None]:
+    """Change a version's files as a disk, a hand or an attacker might; return what undoes it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    path, other = chance.sample(files, 2)
+    content, its = path.read_bytes(), other.read_bytes()
+    at = chance.randrange(len(content))
+    before, after = content[:at], content[at + 1 :]
+    place = path.with_name(chance.choice(["added.json", ".hidden", "added.pkl", f"a{path.name}"]))
+    changes: list[Callable[[], object]] = [
+        lambda: path.write_bytes(before + bytes([content[at] ^ 1 << at % 8]) + after),
+        lambda: path.write_bytes(before + bytes([content[at] ^ 255]) + bytes(len(after))),
+        lambda: path.write_bytes(before),
+        lambda: path.write_bytes(content + before),
+        lambda: path.write_bytes(its if its != content else b"{}"),
+        path.unlink,
+        lambda: path.rename(place),
+        lambda: place.write_bytes(content),
+        lambda: (path.unlink(), path.symlink_to(other)),
     ]
-    numbers = [job.communicate()[0].split()[-1] for job in jobs]
-    assert numbers[:2] == numbers[2:]
-    assert sorted(str(each.version) for each in versions(mlflow_store)) == ["1", "2"]
+    chance.choice(changes if at else changes[:3])()  # what changes[3] adds is `before`
+
+    def undo() -> None:
+        place.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+
+    return undo
+
+
+def test_two_thousand_mutations_of_a_version_are_all_refused(mlflow_store: MlflowClient) -> None:
+    register(new_run(mlflow_store))
+    folder, chance = stored_files(mlflow_store), random.Random(0)
+    for name in ("code", "requirements.txt"):  # what hashing takes longest; the others stand for it
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    manifest.write(folder)
+    for _ in range(2000):
+        undo = mutate(folder, chance)
+        with pytest.raises(InputError):
+            manifest.verify(folder)
+        undo()
+    manifest.verify(folder)
+
+
+def test_a_mutated_version_is_refused_before_a_tensor_is_loaded(
+    mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(new_run(mlflow_store))
+    folder, chance, loaded = stored_files(mlflow_store), random.Random(1), []
+    monkeypatch.setattr(Diffusion, "load", loaded.append)
+    for _ in range(20):
+        undo = mutate(folder, chance)
+        with pytest.raises(InputError):
+            registry.resolve(f"models:/{NAME}/1")
+        with pytest.raises(Exception):  # noqa: B017, PT011 - MLflow reads MLmodel and the code first, in its own ways
+            mlflow.pyfunc.load_model(f"models:/{NAME}/1")
+        undo()
+    assert loaded == []
 
 
 def stored_files(client: MlflowClient) -> Path:

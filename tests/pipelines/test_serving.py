@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
 import random
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +22,10 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
@@ -196,6 +205,92 @@ def test_no_hostile_request_is_a_server_error(client: TestClient) -> None:
     assert set(statuses) == {200, 400}
 
 
+UNREADABLE: list[tuple[bytes, str | None, str]] = [
+    (b"{}", None, "content-type = 'None' is not allowed; send application/json"),
+    (b"class_label\nb\n", "text/csv", "content-type = 'text/csv' is not allowed; send application/json"),
+    (b"PAR1", "application/vnd.apache.parquet", "content-type = 'application/vnd.apache.parquet' is not allowed"),
+    (b"[" * 50_000, "application/json", "not JSON that this server can read: RecursionError"),
+    (b'{"inputs":' * 9_000, "application/json", "not JSON that this server can read: RecursionError"),
+    (b'{"inputs":' + b"9" * 5000 + b"}", "application/json", "not JSON that this server can read: ValueError"),
+    (b" " * 100_001, "application/json", "the request has 100001 bytes; 100000 are allowed"),
+]
+
+
+@pytest.mark.parametrize(("body", "kind", "words"), UNREADABLE)
+def test_what_mlflow_itself_would_fail_on_is_a_400_in_one_line(
+    client: TestClient, body: bytes, kind: str | None, words: str
+) -> None:
+    answer = client.post("/invocations", content=body, headers={"content-type": kind} if kind else {})
+    assert answer.status_code == 400
+    assert words in answer.json()["message"]
+    assert "\n" not in answer.json()["message"]
+    assert "stack_trace" not in answer.json()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+ROWS = st.lists(
+    st.dictionaries(
+        st.just("class_label") | st.text(max_size=9), st.sampled_from(["b", "c", 1, 2.0]) | JSON, max_size=2
+    ),
+    max_size=4,
+)
+PARAMS = st.dictionaries(
+    st.sampled_from(sorted(serving.defaults())) | st.text(max_size=9),
+    JSON | st.sampled_from([2**63, -(2**70), 1e308, -0.0, 10**4000, "ddim", 1, 64, 65]),
+    max_size=3,
+).map(lambda given: {"steps": 1, **given} if given.get("steps") not in range(3, 101) else FAST)
+FORMATS = st.sampled_from(["dataframe_records"] * 6 + ["dataframe_split", "inputs", "instances", "messages", "input"])
+NEARLY = st.builds(lambda form, rows, params: {form: rows, "params": params}, FORMATS, ROWS | JSON, PARAMS | JSON)
+GOOD = json.dumps({"dataframe_records": [{"class_label": "b"}], "params": FAST}).encode()
+
+
+def _cut_and_filled(at: int, length: int, filling: bytes) -> bytes:
+    return GOOD[:at] + filling + GOOD[at + length :]
+
+
+BODIES = st.one_of(
+    NEARLY.map(lambda body: json.dumps(body).encode()),
+    JSON.map(lambda body: json.dumps(body).encode()),
+    st.builds(_cut_and_filled, st.integers(0, len(GOOD)), st.integers(0, 9), st.binary(max_size=9)),
+    st.builds(
+        lambda depth, a, b: a * depth + b * depth,
+        st.integers(1, 2000),
+        *[st.sampled_from([b"[", b"]", b'{"a":', b"}"])] * 2,
+    ),
+    st.integers(1, 6000).map(lambda digits: GOOD.replace(b'"b"', b"-" + b"7" * digits)),
+    st.binary(max_size=60),
+)
+TYPES = st.sampled_from(
+    ["application/json"] * 12 + ["application/json; charset=utf-8", "application/json; charset=x; y"]
+) | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30)
+
+
+@pytest.mark.parametrize("number", [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_hostile_requests_are_all_answered_and_none_by_a_server_error(client: TestClient, number: int) -> None:
+    @settings(max_examples=number, deadline=10_000, suppress_health_check=list(HealthCheck))
+    @given(body=BODIES, kind=TYPES)
+    def ask_for(body: bytes, kind: str) -> None:
+        answer = client.post("/invocations", content=body, headers={"content-type": kind})
+        assert answer.status_code in (200, 400, 415)
+        assert answer.status_code != 415 or "json" in kind  # MLflow refuses another charset so
+
+    ask_for()
+
+
+def test_requests_at_once_get_the_bytes_that_they_get_alone(client: TestClient) -> None:
+    def ask_for(seed: int) -> Any:
+        body = {"dataframe_records": [{"class_label": "b"}], "params": {"steps": 5, "seed": seed, "num_images": 3}}
+        return post(client, body)
+
+    alone = [ask_for(seed) for seed in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(ask_for, range(6))) == alone
+
+
 def test_one_flipped_bit_is_refused_at_loading(version: Path) -> None:
     weights = version / "artifacts" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     content = weights.read_bytes()
@@ -224,6 +319,67 @@ print(model.predict(pandas.DataFrame({{"class_label": ["b"]}}), params={FAST!r})
         assert place == str(version / "code" / "safemax" / "__init__.py")
     drawn = mlflow.pyfunc.load_model(ADDRESS).predict(ask("b"), params=FAST)
     assert image == drawn[0]["image_png_b64"]
+
+
+CLIENT = Path(__file__).parents[2] / "examples" / "client.ipynb"
+
+
+def code_of(notebook: Path) -> list[str]:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_is_one_holds_no_output_and_names_what_the_server_takes() -> None:
+    content = json.loads(CLIENT.read_text(encoding="utf-8"))
+    assert (content["nbformat"], len({cell["id"] for cell in content["cells"]})) == (4, len(content["cells"]))
+    cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    for text in code_of(CLIENT):
+        compile(text, "client.ipynb", "exec")
+    assert all(name in code_of(CLIENT)[0] for name in serving.defaults())
+
+
+@pytest.fixture
+def server(version: Path) -> Iterator[str]:
+    """`mlflow models serve`, as the README has it; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", ADDRESS, "--env-manager", "local", "-p", port]
+    with subprocess.Popen(command, env={**os.environ, "PATH": binaries}, start_new_session=True) as process:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_mlflow_models_serve_draws_refuses_survives_and_serves_the_notebook(
+    server: str, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask_for(body: bytes, kind: str | None = "application/json") -> tuple[int, dict[str, Any]]:
+        answer = requests.post(
+            f"{server}/invocations", data=body, timeout=60, headers={"content-type": kind} if kind else {}
+        )
+        return answer.status_code, answer.json()
+
+    for _ in range(240):
+        with contextlib.suppress(requests.ConnectionError):
+            requests.get(f"{server}/ping", timeout=60)
+            break
+        time.sleep(0.5)
+    refused, answer = ask_for(json.dumps({"dataframe_records": [{"class_label": "a"}]}).encode())
+    assert (refused, answer["message"].splitlines()[-1]) == (400, f"Error: {BAD[0][2]}")
+    assert [ask_for(body, kind)[0] for body, kind, _ in UNREADABLE] == [400] * len(UNREADABLE)
+    answers = [ask_for(GOOD) for _ in range(2)]
+    assert answers == [(200, {"predictions": model.predict(ask("b"), params=FAST)})] * 2
+    monkeypatch.setenv("SAFEMAX_SERVER", server)
+    notebook: dict[str, Any] = {}
+    exec(code_of(CLIENT)[0], notebook)
+    images = notebook["draw"]("b", 2, num_images=2, **FAST)
+    assert [image.size for image in images] == [(8, 8)] * 4
+    assert notebook["strip"](images).size == (256, 64)
 
 
 def post(client: TestClient, body: Any) -> tuple[int, dict[str, Any]]:

@@ -89,6 +89,26 @@ def test_a_run_that_mlflow_run_opened_is_joined_and_renamed(
     assert mlflow_store.get_run(second.id).info.experiment_id != elsewhere
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("error", "status"), [("Stopped", "KILLED"), ("InputError", "FAILED")])
+def test_mlflow_run_leaves_the_status_as_the_pipeline_wrote_it(
+    mlflow_store: MlflowClient, tmp_path: Path, error: str, status: str
+) -> None:
+    (tmp_path / "MLproject").write_text("name: x\nentry_points: {main: {command: exec python job.py}}\n")
+    (tmp_path / "job.py").write_text(
+        "from pipelines import tracking\n"
+        f"from safemax.errors import {error}\n"
+        "with tracking.run('job', experiment='', params={}, tags={}) as run:\n"
+        f"    raise {error}\n"
+    )
+    binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PATH": binaries}
+    command = [sys.executable, "-m", "mlflow", "run", str(tmp_path), "--env-manager", "local"]
+    assert subprocess.run(command, env=environment, check=False, capture_output=True).returncode != 0
+    (run,) = mlflow_store.search_runs(["0"])
+    assert (run.info.run_name, run.info.status) == ("job", status)
+
+
 def test_a_child_stands_under_its_parent_and_never_joins(
     mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,136 @@
+"""Where a study lives: a journal file that one coordinator owns, or a PostgreSQL database that many machines share."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from safemax.errors import InputError
+
+RETRIES = 3
+# A machine that gave no sign for so long is dead, and its trials are run again elsewhere.
+HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 150
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open storage.
+
+    Args:
+        storage: Optuna's.
+        shared: whether other coordinators may be using it.
+        leads: whether this coordinator is the study's only or its first one, which evaluates and registers at the end.
+    """
+
+    storage: BaseStorage
+    shared: bool
+    leads: bool
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Keep other coordinators from choosing trials meanwhile."""
+        if not isinstance(self.storage, RDBStorage):
+            return contextlib.nullcontext()
+        return _held(self.storage)
+
+
+@contextmanager
+def opened(address: str, study: str, default: Path) -> Iterator[Store]:
+    """Open a storage for a coordinator of a study.
+
+    Args:
+        address: auto (the default), the path of a journal file, or postgresql://USER:PASSWORD@HOST/DATABASE.
+        study: name of the study.
+        default: journal file of `auto`.
+
+    Raises:
+        InputError: another coordinator owns the journal, or the database cannot be used.
+    """
+    if "://" not in address:
+        with _journal(default if address == "auto" else Path(address)) as journal:
+            yield Store(journal, shared=False, leads=True)
+        return
+    database = _database(address)
+    with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        # The server releases the lock when the connection ends, however that comes about; a pooled one would not end.
+        connection.detach()
+        leads = connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _key(study)}).scalar()
+        yield Store(database, shared=True, leads=bool(leads))
+    database.engine.dispose()
+
+
+@contextmanager
+def _journal(path: Path) -> Iterator[JournalStorage]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(f"{path}.owner", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _mend(path)
+        yield JournalStorage(JournalFileBackend(str(path)))
+    except BlockingIOError:
+        raise InputError(
+            f"storage = {path} is in use: another process runs this study; postgresql://... is for several"
+        ) from None
+    finally:
+        os.close(handle)
+
+
+def _mend(path: Path) -> None:
+    """Undo what a kill in the middle of a write leaves: a torn last line bricks the study, a lock costs 30 seconds."""
+    Path(f"{path}.lock").unlink(missing_ok=True)
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+
+
+def _database(address: str) -> RDBStorage:
+    url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", address)
+    if not url.startswith("postgresql+psycopg://"):
+        raise InputError(f"storage = {_no_password(address)} is not allowed; auto, a path or postgresql://... is")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            retry = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+            return RDBStorage(
+                url,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=retry,
+            )
+    except ImportError as error:
+        raise InputError(
+            f"storage = {_no_password(address)} needs psycopg: pip install 'psycopg[binary]' ({error})"
+        ) from error
+    except SQLAlchemyError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"storage = {_no_password(address)} cannot be used: {_no_password(reason)}") from error
+
+
+@contextmanager
+def _held(storage: RDBStorage) -> Iterator[None]:
+    with storage.engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _key("safemax: choosing a trial")})
+        yield
+
+
+def _key(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+
+
+def _no_password(address: str) -> str:
+    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", address)

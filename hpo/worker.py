@@ -1,0 +1,111 @@
+"""A worker of a search: one process, one thread, one line of JSON in and out at a time; it never opens the study's storage."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import IO, Any
+
+import torch
+
+from hpo.objective import Bench, Pruned, Task
+from pipelines.process import Flag, die_with_parent, stop_on_sigterm
+from safemax.errors import InputError, NonFiniteError, Stopped
+from safemax.evaluation import Evaluation
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Channel:
+    """Lines of JSON from and to the coordinator."""
+
+    source: IO[str]
+    sink: IO[str]
+
+    def receive(self) -> Message | None:
+        """Return the next message; None where the coordinator closed its end."""
+        line = self.source.readline()
+        return json.loads(line) if line.endswith("\n") else None
+
+    def send(self, kind: str, **content: Any) -> None:
+        """Send a message."""
+        self.sink.write(json.dumps({"kind": kind, **content}) + "\n")
+        self.sink.flush()
+
+    def ask(self, kind: str, **content: Any) -> bool:
+        """Send a message whose answer is yes or no."""
+        self.send(kind, **content)
+        answer = self.receive()
+        if answer is None:
+            raise Stopped("the coordinator is gone")
+        return bool(answer["answer"])
+
+
+def serve(channel: Channel, stop: Flag) -> None:
+    """Load what the first message tells, then do the jobs that follow until there are no more."""
+    task = channel.receive()
+    if task is None:
+        return
+    try:
+        with stop.at_once():
+            bench = Bench(Task(**task), stop)
+    except InputError as error:
+        channel.send("refused", reason=str(error))
+        return
+    channel.send("ready", base=bench.base, judges=bench.judges.about)
+    while (job := channel.receive()) is not None:
+        _do(bench, job, channel, stop)
+
+
+def _do(bench: Bench, job: Message, channel: Channel, stop: Flag) -> None:
+    try:
+        metrics = _metrics(bench, job, channel, stop)
+    except Pruned:
+        channel.send("pruned")
+    except Stopped:
+        raise
+    except (InputError, NonFiniteError) as error:
+        channel.send("failed", reason=f"{type(error).__name__}: {error}")
+    except Exception as error:  # a trial out of memory, or with a fault of ours, must not take the search with it
+        traceback.print_exc()
+        channel.send("failed", reason=f"{type(error).__name__}: {error}")
+    else:
+        channel.send("done", metrics=metrics)
+
+
+def _metrics(bench: Bench, job: Message, channel: Channel, stop: Flag) -> dict[str, float]:
+    if job["kind"] == "trial":
+        return bench.trial(
+            job["number"], job["values"],
+            lambda metrics, step: channel.send("log", metrics=metrics, step=step),
+            lambda percent, knowledge, damage: channel.ask(
+                "report", percent=percent, knowledge=knowledge, damage=damage
+            ),
+        )  # fmt: skip
+    evaluation = Evaluation(**job["evaluation"])
+    with stop.at_once():
+        if job["kind"] == "base":
+            return bench.measure_base(evaluation)
+        return bench.again(job["number"], job["values"], evaluation)
+
+
+def main() -> None:
+    """Serve the coordinator on stdin and stdout; what libraries print goes to stderr."""
+    stop = stop_on_sigterm()
+    die_with_parent()
+    torch.set_num_threads(1)
+    # Our own copy of stdout, after which descriptor 1 is stderr: no print of anyone may break the protocol.
+    channel = Channel(sys.stdin, os.fdopen(os.dup(1), "w"))
+    os.dup2(2, 1)
+    try:
+        serve(channel, stop)
+    except (Stopped, KeyboardInterrupt, BrokenPipeError):
+        os._exit(143)  # nothing is left to write, and a broken stdout would complain
+
+
+if __name__ == "__main__":
+    main()

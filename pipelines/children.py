@@ -1,0 +1,82 @@
+"""The children of comparisons in the store: found by digest, adopted, read into rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Run as StoredRun
+from mlflow.exceptions import MlflowException
+
+from pipelines import tracking
+from pipelines.child import DIGEST, KIND
+from pipelines.contest import BASE, GOLD
+from safemax.comparison import UNSEEDED
+
+_PAGE = 1000
+
+
+def finished(experiment: str) -> dict[str, StoredRun]:
+    """Return the finished children of an experiment by digest, the newest of each."""
+    client = tracking.store()
+    place = client.get_experiment_by_name(experiment)
+    runs: dict[str, StoredRun] = {}
+    token: str | None = None
+    while place:
+        page = client.search_runs(
+            [place.experiment_id], f"tags.kind = '{KIND}' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time ASC"], max_results=_PAGE, page_token=token,
+        )  # fmt: skip
+        runs |= {each.data.tags[DIGEST]: each for each in page}
+        token = page.token
+        if not token:
+            break
+    return runs
+
+
+def adopt(parent: str, children: Iterable[StoredRun]) -> None:
+    """Make children of comparisons that did not finish children of this one; a finished comparison keeps its own."""
+    client = tracking.store()
+    status: dict[str, str] = {}
+    for child in children:
+        now = child.data.tags.get("mlflow.parentRunId", "")
+        if now and now not in status:
+            status[now] = _status(client, now)
+        if status.get(now) != "FINISHED":
+            client.set_tag(child.info.run_id, "mlflow.parentRunId", parent)
+
+
+def rows(plan: Sequence[Mapping[str, Any]], found: Mapping[str, StoredRun], class_names: Sequence[str]) -> pd.DataFrame:
+    """Return a row a finished child of a plan: contender, forget, seed, run, commit, and its metrics by key.
+
+    The base's rows come from what the first child of each class measured of it.
+    """
+    made: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    for job in (each for each in plan if each["digest"] in found):
+        stored = found[job["digest"]]
+        commit = stored.data.tags.get("mlflow.source.git.commit", "")
+        common = {"forget": class_names[job["forget"]], "run": stored.info.run_id, "commit": commit}
+        label = job["contender"]["label"] if "contender" in job else GOLD
+        made.append({"contender": label, "seed": job["seed"], **common, **_own(stored.data.metrics)})
+        if job["kind"] == "child" and job["forget"] not in seen:
+            seen.add(job["forget"])
+            made.append({"contender": BASE, "seed": UNSEEDED, **common, **_of_base(stored.data.metrics)})
+    return pd.DataFrame(made)
+
+
+def _own(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if not key.startswith(("base/", "loss/"))}
+
+
+def _of_base(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key.removeprefix("base/"): value for key, value in metrics.items() if key.startswith("base/")}
+
+
+def _status(client: MlflowClient, run_id: str) -> str:
+    try:
+        return client.get_run(run_id).info.status
+    except MlflowException:  # deleted for good
+        return ""

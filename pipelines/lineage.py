@@ -1,0 +1,84 @@
+"""Where a version comes from: the classes it forgot, the model it started from, and the attacks that were run on it."""
+
+from __future__ import annotations
+
+import torch
+
+from pipelines import registry, tracking
+from pipelines.unlearn import refuse_other_classes
+from safemax.data import Dataset, parse_classes
+from safemax.diffusion import Diffusion
+from safemax.errors import InputError
+
+
+def classes_of(model: str, asked: str, dataset: Dataset) -> tuple[int, ...]:
+    """Return the labels that a model is examined for: `asked`, or where that is auto, all that the version has forgotten.
+
+    Raises:
+        InputError: no such class, or auto for a model that states none.
+    """
+    if asked != "auto":
+        return parse_classes(asked, dataset.class_names)
+    stated = registry.version_of(model).tags.get("forgotten", "") if model.startswith("models:") else ""
+    if not stated:
+        raise InputError(
+            f"forget = auto is not allowed: {model} does not state what it has forgotten; name the classes"
+        )
+    return parse_classes(stated, dataset.class_names)
+
+
+def origin(model: str, asked: str) -> str | None:
+    """Return the address of the model that a version is held against: `asked`, or where that is auto, the version's base.
+
+    That is its parent, or where the parent has forgotten classes too, the first ancestor that has not; without a parent,
+    another version with the alias base. None where `asked` is none or nothing is known.
+    """
+    if asked != "auto":
+        return None if asked == "none" else registry.pinned(asked)
+    if not model.startswith("models:"):
+        return None
+    found = registry.version_of(model)
+    parent = found.tags.get("parent")
+    if parent is None:
+        base = registry.find(found.name, "base")
+        return None if base == registry.pinned(model) else base
+    while parent.startswith("models:"):
+        tags = registry.version_of(parent).tags
+        if not tags.get("forgotten") or "parent" not in tags:
+            break
+        parent = tags["parent"]
+    return parent
+
+
+def load(address: str, dataset: Dataset) -> Diffusion:
+    """Return a model, on a GPU where there is one; InputError where its classes or images are not those of the data."""
+    model = Diffusion.load(registry.resolve(address))
+    refuse_other_classes(model, dataset)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def refuse_other_data(model: str, dataset: Dataset) -> None:
+    """Raise InputError where a version was made of other data than those it is to be examined with."""
+    if not model.startswith("models:"):
+        return
+    stated = registry.version_of(model).tags.get("data.digest", dataset.digest)
+    if stated != dataset.digest:
+        raise InputError(
+            f"data = {dataset.name} is not what {model} was made of: digest {dataset.digest[:12]}, not {stated[:12]}"
+        )
+
+
+def attack_run(model: str, asked: str) -> str | None:
+    """Return the id of a run of attacks: `asked`, or where that is auto, the newest finished one on this version."""
+    if asked != "auto":
+        return None if asked == "none" else asked
+    if not model.startswith("models:"):
+        return None
+    client = tracking.store()
+    found = client.search_runs(
+        [each.experiment_id for each in client.search_experiments()],
+        f"tags.kind = 'attack' and tags.version = '{registry.pinned(model)}' and attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return found[0].info.run_id if found else None

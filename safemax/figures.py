@@ -1,0 +1,105 @@
+"""The figures of a comparison: latent states by step, samples a row a method, the ablation of lambda, tables as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from safemax.report import grid
+
+FORGOTTEN = "crimson"
+
+
+def latents(entropy: Tensor, overlap: Tensor) -> Figure:
+    """Return Figure 1: entropy (T,) in nats a dimension and class overlap (T,) in [0, 1] of latent states over t."""
+    figure = Figure(figsize=(7.2, 2.9), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axis, values, label in (
+        (left, entropy, "entropy of x_t, nats a dimension"),
+        (right, overlap, "overlap of two classes' x_t"),
+    ):
+        axis.plot(values.numpy())
+        axis.set(xlabel="t", ylabel=label)
+    return figure
+
+
+def rows(
+    images: Mapping[str, Tensor], titles: Sequence[str], widths: Sequence[int], forgotten: Sequence[int]
+) -> Figure:
+    """Return a figure with a row a model, from identical starting noise.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1] of each model, N = sum of widths.
+        titles: above the blocks of columns.
+        widths: columns of each block.
+        forgotten: the blocks whose title is red.
+    """
+    sheets = {name: np.asarray(grid(each, sum(widths))) for name, each in images.items()}
+    height, width = next(iter(sheets.values())).shape[:2]
+    figure = Figure(
+        figsize=(1.6 + width / 100, 0.5 + len(sheets) * (height / 100 + 0.06)), dpi=100, layout="compressed"
+    )
+    axes = figure.subplots(len(sheets), 1, squeeze=False)[:, 0]
+    for axis, (name, sheet) in zip(axes, sheets.items(), strict=True):
+        axis.imshow(sheet, interpolation="nearest")
+        axis.set_xticks([])
+        axis.set_yticks([height / 2], [name], fontsize=8)
+        axis.tick_params(length=0)
+    _blocks(axes[0], titles, widths, forgotten, width)
+    return figure
+
+
+def _blocks(axis: Axes, titles: Sequence[str], widths: Sequence[int], forgotten: Sequence[int], width: int) -> None:
+    """Title the blocks of columns above an axis."""
+    column, starts = width / sum(widths), np.cumsum([0, *widths[:-1]])
+    centres = [column * (start + wide / 2) for start, wide in zip(starts, widths, strict=True)]
+    axis.set_xticks(centres, list(titles), fontsize=8)
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    for block in forgotten:
+        axis.get_xticklabels()[block].set(color=FORGOTTEN, fontweight="bold")
+
+
+def ablation(points: pd.DataFrame, class_name: str) -> Figure:
+    """Return Figure 3: UA_reject and retained FID over lambda, as the paper has it and at equal effective retain weight.
+
+    Args:
+        points: weighting, lambda, seed, ua (percent), fid; a row a run.
+        class_name: the forgotten class.
+    """
+    figure = Figure(figsize=(7.2, 3.1), dpi=110, layout="constrained")
+    panels = zip(figure.subplots(1, 2), (("ua", "UA_reject, %"), ("fid", "FID of retained classes")), strict=True)
+    for axis, (value, label) in panels:
+        for weighting, mine in points.groupby("weighting", sort=False):
+            means = mine.groupby("lambda")[value].agg(["mean", "std"]).fillna(0)
+            axis.errorbar(means.index, means["mean"], yerr=means["std"], marker="o", capsize=3, label=weighting)
+        axis.set(xlabel="lambda", ylabel=label)
+    axis.legend(fontsize=8)
+    figure.suptitle(f"forgotten: {class_name}", fontsize=9)
+    return figure
+
+
+def sheet(frame: pd.DataFrame, title: str, remark: str = "") -> Figure:
+    """Return a table of text as a picture."""
+    cells = [[str(name), *row] for name, row in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
+    head = [str(frame.index.name or ""), *(str(each).replace(" ", "\n", 1) for each in frame.columns)]
+    widths = [max(len(line) for cell in (name, *column) for line in cell.split("\n")) + 2
+              for name, column in zip(head, zip(*cells, strict=True), strict=True)]  # fmt: skip
+    figure = Figure(figsize=(0.075 * sum(widths) + 0.2, 0.22 * len(cells) + 0.9), dpi=140)
+    axis = figure.subplots()
+    axis.set_axis_off()
+    axis.set_title(title, fontsize=8)
+    drawn = axis.table(
+        cells, colLabels=head, colWidths=[w / sum(widths) for w in widths], cellLoc="right", loc="upper center"
+    )
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(7)
+    for (row, _), cell in drawn.get_celld().items():
+        cell.set(linewidth=0.3, height=(2.2 if row == 0 else 1.0) * 0.9 / (len(cells) + 2.2))
+    figure.text(0.02, 0.01, remark, fontsize=6)
+    return figure

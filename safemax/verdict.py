@@ -1,0 +1,195 @@
+"""The verdict on a correction: stated rules over the numbers of an evaluation, with every value that decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+OUTCOMES = {
+    "forgotten": "asked for the class, the model draws what no judge recognises",
+    "substituted": "asked for the class, the model draws other classes",
+    "degenerate": "asked for the class, the model draws frames of one colour",
+    "not_forgotten": "the class can still be drawn by asking for it",
+    "retain_collapsed": "the model no longer draws the classes that it should have kept",
+}
+FLAGS = {
+    "too_few_samples": "the share of recognised samples is not known well enough to be above or below the limit",
+    "ua_unreliable": "the paper's UA says nothing here: its judge takes pure noise for this class",
+    "hidden_retention": "a UA says forgotten, yet the samples lie where the real images of the class lie",
+    "retained_class_lost": "a class that should have been kept is no longer drawn",
+    "recoverable": "an attack brings the class back far beyond what it brings out of a model that never saw it",
+    "attacks_without_gold": "no retrained model was attacked beside it, so success alone does not tell hidden from absent",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The numbers in the rules. Shares and differences of shares in percent, precision 0 to 1.
+
+    Args:
+        recognised: samples taken for the class, under either sampler. Of 0 recognised, 73 samples are the least whose 95 %
+            interval ends below it.
+        precision: samples within the real class's neighbourhoods; other digits reach 0.06, real ones 0.9.
+        constant: frames of one colour.
+        accuracy_drop: points below the base, over all retained classes.
+        accuracy: where no base was measured.
+        class_drop: points below the base, of one retained class.
+        ua: from which a UA says forgotten.
+        attracted: pure noise that the plain judge takes for the class; above it, UA of a model that draws noise is low.
+        attack: points of attack success beyond the retrained model's.
+    """
+
+    recognised: float = 5.0
+    precision: float = 0.3
+    constant: float = 50.0
+    accuracy_drop: float = 20.0
+    accuracy: float = 50.0
+    class_drop: float = 50.0
+    ua: float = 90.0
+    attracted: float = 20.0
+    attack: float = 30.0
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One rule as it was applied.
+
+    Args:
+        concludes: the outcome or flag that follows where it holds.
+        statement: the rule in words, with its limit.
+        value: what was found.
+        holds: whether the value meets the rule.
+    """
+
+    concludes: str
+    statement: str
+    value: str
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An outcome of OUTCOMES, the FLAGS beside it, and all the rules that were applied, in order."""
+
+    outcome: str
+    flags: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def sentence(self) -> str:
+        """The outcome and flags in a line."""
+        flags = "".join(f"; {flag}: {FLAGS[flag]}" for flag in self.flags)
+        return f"{self.outcome}: {OUTCOMES[self.outcome]}{flags}"
+
+
+def verdict(
+    metrics: Mapping[str, float],
+    base: Mapping[str, float] | None = None,
+    attacks: Mapping[str, float] | None = None,
+    limits: Limits = LIMITS,
+) -> Verdict:
+    """Judge an evaluation by rules: of the outcomes, the first whose rule holds; of the flags, every one.
+
+    Args:
+        metrics: of safemax.evaluation.measure.
+        base: of the base by the same protocol, None where there is none.
+        attacks: attack/<name>_delta_gold and attack/<name>_asr in percent, where attacks were run.
+        limits: the numbers in the rules.
+    """
+    outcomes = [*_collapsed(metrics, base, limits), *_degenerate(metrics, limits), *_not_forgotten(metrics, limits)]
+    outcomes += [_substituted(metrics), _noise(metrics)]
+    flags = [
+        _uncertain(metrics, limits),
+        *_unreliable(metrics, limits),
+        *_hidden(metrics, limits),
+        *_lost(metrics, base, limits),
+    ]
+    flags += _attacked(attacks or {}, limits)
+    outcome = next(each.concludes for each in outcomes if each.holds)
+    raised = tuple(dict.fromkeys(each.concludes for each in flags if each.holds))
+    return Verdict(outcome, raised, (*outcomes, *flags))
+
+
+def _collapsed(metrics: Mapping[str, float], base: Mapping[str, float] | None, limits: Limits) -> Iterator[Finding]:
+    value = metrics["retain/accuracy"]
+    if base is None:
+        text = f"accuracy on retained classes below {limits.accuracy:g} % (no base was measured)"
+        yield Finding("retain_collapsed", text, f"{value:.1f} %", value < limits.accuracy)
+        return
+    drop = base["retain/accuracy"] - value
+    text = f"accuracy on retained classes more than {limits.accuracy_drop:g} points below the base"
+    yield Finding("retain_collapsed", text, f"{drop:+.1f} points", drop > limits.accuracy_drop)
+
+
+def _degenerate(metrics: Mapping[str, float], limits: Limits) -> Iterator[Finding]:
+    value = metrics["pixels/constant"]
+    text = f"at least {limits.constant:g} % of the samples are frames of one colour"
+    yield Finding("degenerate", text, f"{value:.1f} %", value >= limits.constant)
+
+
+def _not_forgotten(metrics: Mapping[str, float], limits: Limits) -> Iterator[Finding]:
+    for prefix, where in (("forget/", ""), ("forget/second_", ", under the second sampler")):
+        share, precision = metrics[f"{prefix}recognised"], metrics[f"{prefix}precision"]
+        text = f"more than {limits.recognised:g} % of the samples are recognised as the class{where}"
+        yield Finding("not_forgotten", text, f"{share:.1f} %", share > limits.recognised)
+        text = f"at least {limits.precision:g} of the samples lie where real images of the class lie{where}"
+        yield Finding("not_forgotten", text, f"{precision:.2f}", precision >= limits.precision)
+
+
+def _substituted(metrics: Mapping[str, float]) -> Finding:
+    other, rejected = metrics["forget/other"], metrics["forget/rejected"]
+    text = "more samples are taken for another class than for nothing"
+    return Finding("substituted", text, f"{other:.1f} % against {rejected:.1f} %", other > rejected)
+
+
+def _noise(metrics: Mapping[str, float]) -> Finding:
+    other, rejected = metrics["forget/other"], metrics["forget/rejected"]
+    text = "at least as many samples are taken for nothing as for another class"
+    return Finding("forgotten", text, f"{rejected:.1f} % against {other:.1f} %", rejected >= other)
+
+
+def _uncertain(metrics: Mapping[str, float], limits: Limits) -> Finding:
+    low, high = metrics["forget/recognised_low"], metrics["forget/recognised_high"]
+    text = f"the 95 % interval of the recognised share includes {limits.recognised:g} %"
+    return Finding("too_few_samples", text, f"{low:.1f} to {high:.1f} %", low <= limits.recognised < high)
+
+
+def _unreliable(metrics: Mapping[str, float], limits: Limits) -> Iterator[Finding]:
+    value = metrics["forget/noise_attracted"]
+    text = f"the plain judge takes more than {limits.attracted:g} % of some pure noise for the class"
+    yield Finding("ua_unreliable", text, f"{value:.1f} %", value > limits.attracted)
+
+
+def _hidden(metrics: Mapping[str, float], limits: Limits) -> Iterator[Finding]:
+    ua = max(metrics["forget/ua"], metrics["forget/ua_reject"])
+    precision = max(metrics["forget/precision"], metrics["forget/second_precision"])
+    text = f"a UA of at least {limits.ua:g} % with a precision of at least {limits.precision:g}"
+    holds = ua >= limits.ua and precision >= limits.precision
+    yield Finding("hidden_retention", text, f"{ua:.1f} % with {precision:.2f}", holds)
+
+
+def _lost(metrics: Mapping[str, float], base: Mapping[str, float] | None, limits: Limits) -> Iterator[Finding]:
+    prefix = "retain_class/accuracy_"
+    if base is None:
+        return
+    drops = {name: base[name] - value for name, value in metrics.items() if name.startswith(prefix) and name in base}
+    if not drops:
+        return
+    worst = max(drops, key=lambda name: drops[name])
+    text = f"accuracy on a retained class more than {limits.class_drop:g} points below the base"
+    value = f"{worst.removeprefix(prefix)}: {drops[worst]:+.1f} points"
+    yield Finding("retained_class_lost", text, value, drops[worst] > limits.class_drop)
+
+
+def _attacked(attacks: Mapping[str, float], limits: Limits) -> Iterator[Finding]:
+    deltas = {name: value for name, value in attacks.items() if name.endswith("_delta_gold")}
+    if deltas:
+        worst = max(deltas, key=lambda name: deltas[name])
+        text = f"an attack succeeds more than {limits.attack:g} points more often than on the retrained model"
+        name = worst.removeprefix("attack/").removesuffix("_delta_gold")
+        yield Finding("recoverable", text, f"{name}: {deltas[worst]:+.1f} points", deltas[worst] > limits.attack)
+    elif attacks:
+        yield Finding("attacks_without_gold", "attacks were run, none of them on a retrained model", "no gold", True)

@@ -1,0 +1,68 @@
+"""A whole search at the smallest size: three classes of 8x8 images in a folder, an untrained base, judges of a few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from hpo import space
+from hpo.request import Request, Search
+from pipelines.request import Data
+from safemax.data import Split
+from safemax.evaluation import Evaluation
+from safemax.judging import Judging
+from safemax.methods import create
+from safemax.trainer import Training
+from tests import tiny
+
+Build = Callable[..., Request]
+
+
+@pytest.fixture(scope="session")
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, base and caches, made once."""
+    root = tmp_path_factory.mktemp("hpo")
+    dataset = tiny.dataset()
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        _write(root / "data" / name, split)
+    tiny.diffusion().save(root / "base")
+    return root
+
+
+def _write(folder: Path, split: Split) -> None:
+    for i, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
+        path = folder / "abc"[label] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_request(_shared: Path) -> Build:
+    """Build a request; keywords change its Search, `steps` and `forget_samples` its training and evaluation."""
+
+    def build(*, steps: int = 4, forget_samples: int = 6, **search: Any) -> Request:
+        given: dict[str, Any] = {"trials": 3, "accuracy_drop": 100.0, "final_samples": 2, "prune": False, **search}
+        data = Data(data=str(_shared / "data"))
+        training = Training(steps=steps, batch_size=8, device="cpu")
+        evaluation = Evaluation(
+            protocol="custom", sampler_steps=2, forget_samples=forget_samples, retain_samples=6, second_samples=5
+        )
+        method, asked = create("safemax"), replace(Search(), **given)
+        ranges = space.read(asked.space, method, training, ("steps", "retain_weight"))
+        judging = Judging(judge_steps=5, reject_judges=1)
+        names = (str(_shared / "base"), "tiny-ddpm", "safemax")
+        return Request(asked, data, data.load(), (0,), *names, method, training, evaluation, judging, ranges)
+
+    return build
+
+
+@pytest.fixture
+def hpo_cache(_shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache that the tests of a search share: judges, base samples; each study has a name of its own."""
+    monkeypatch.setenv("SAFEMAX_CACHE", str(_shared / "cache"))
+    return _shared / "cache"

@@ -1,0 +1,148 @@
+"""A PostgreSQL database, a real one, is shared by several machines; a machine that dies loses no trial."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from hpo import storage, study
+from hpo.study import Books, Plan
+from tests.hpo.test_study import PLAN, books, go_on, rows, scored
+
+pgserver = pytest.importorskip("pgserver", reason="needs a PostgreSQL server: pip install pgserver")
+pytest.importorskip("psycopg", reason="needs a PostgreSQL driver: pip install 'psycopg[binary]'")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture
+def plan(request: pytest.FixtureRequest) -> Plan:
+    """A study of the test's own."""
+    return replace(PLAN, name=request.node.name, trials=8)
+
+
+@contextmanager
+def machine(address: str, plan: Plan) -> Iterator[tuple[Books, storage.Store]]:
+    with storage.opened(address, plan.name, Path("unused")) as store:
+        yield Books(plan, store), store
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that gave no sign for a second is dead."""
+    monkeypatch.setattr(storage, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 1)
+
+
+def abandoned(address: str, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Take a trial on a machine that then dies; return the trial's number."""
+    with monkeypatch.context() as patch, machine(address, plan) as (opened, _):
+        patch.setattr(study, "_OWNER", "another-machine/1/0")
+        trial = opened.take()
+        assert trial is not None
+    return trial.number
+
+
+def test_a_database_holds_the_same_study_as_a_journal(address: str, plan: Plan, tmp_path: Path) -> None:
+    with machine(address, plan) as (opened, _):
+        go_on(opened, 100)
+        shared = rows(opened.trials)
+    with books(tmp_path, plan) as opened:
+        go_on(opened, 100)
+        assert rows(opened.trials) == shared
+
+
+def test_the_machine_that_comes_first_leads_and_the_next_one_leads_after_its_death(address: str, plan: Plan) -> None:
+    with machine(address, plan) as (_, first), machine(address, plan) as (_, second):
+        assert (first.leads, second.leads) == (True, False)
+    with machine(address, plan) as (_, third):
+        assert third.leads
+
+
+def test_two_machines_share_the_trials_and_run_none_twice(address: str, plan: Plan) -> None:
+    with machine(address, plan) as (one, _), machine(address, plan) as (other, _):
+        taken = []
+        for opened in (one, other, other, one, one, other, one, other):
+            trial = opened.take()
+            assert trial is not None
+            taken.append((opened, trial))
+        assert one.take() is None
+        assert other.take() is None
+        for opened, trial in taken:
+            opened.complete(trial.number, scored(trial), {})
+        assert sorted(trial.number for _, trial in taken) == list(range(8))
+        assert one.over == other.over == 8
+
+
+def test_a_trial_of_this_machine_is_taken_up_again_under_its_number(address: str, plan: Plan, tmp_path: Path) -> None:
+    with machine(address, plan) as (opened, _):
+        go_on(opened, 2)
+        opened.take()
+    for number in range(2, 8):
+        with machine(address, plan) as (opened, _):
+            # The process that took the trial is this one, which lives: only after its death is the trial an orphan.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("pipelines.tracking.alive", lambda params: False)
+                trial = opened.take()
+            assert trial is not None
+            assert trial.number == number
+            opened.complete(number, scored(trial), {})
+            opened.take()
+    with machine(address, plan) as (opened, _), books(tmp_path, plan) as undisturbed:
+        go_on(undisturbed, 100)
+        assert rows(opened.trials) == rows(undisturbed.trials)
+
+
+def test_the_trial_of_a_dead_machine_is_run_again_and_counted_once(
+    address: str, plan: Plan, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    number = abandoned(address, plan, monkeypatch)
+    with machine(address, plan) as (opened, _):
+        time.sleep(1.5)
+        go_on(opened, 100)
+        trials = opened.trials
+        assert opened.over == 8
+    assert trials[number].state == TrialState.FAIL
+    (again,) = (each for each in trials if each.system_attrs.get("retry_history") == [number])
+    assert again.params == trials[number].params
+    assert sum(each.state == TrialState.COMPLETE for each in trials) == 8
+    assert len(trials) == 9
+
+
+def test_a_trial_that_outlives_no_machine_fails_after_three_more_tries(
+    address: str, plan: Plan, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    for _ in range(4):
+        abandoned(address, plan, monkeypatch)
+        time.sleep(1.5)
+    with machine(address, plan) as (opened, _):
+        go_on(opened, 100)
+        trials = opened.trials
+        assert opened.over == 8
+    assert [each.system_attrs.get("retry_history", []) for each in trials[:5]] == [[], [0], [0, 1], [0, 1, 2], []]
+    assert [each.state for each in trials[:4]] == [TrialState.FAIL] * 4
+    assert sum(each.state == TrialState.COMPLETE for each in trials) == 7
+
+
+def test_a_machine_that_gives_signs_of_life_keeps_its_trial(address: str, plan: Plan, impatient: None) -> None:
+    with machine(address, plan) as (slow, _), machine(address, plan) as (other, _):
+        trial = slow.take()
+        assert trial is not None
+        for _ in range(5):
+            time.sleep(0.5)
+            slow.tick()
+        go_on(other, 1)
+        assert other.trials[trial.number].state == TrialState.RUNNING
+        slow.complete(trial.number, scored(trial), {})
+        assert other.over == 2

@@ -1,0 +1,246 @@
+"""A whole search on real workers: what it leaves in MLflow and in its study, whoever is killed on the way."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo import objective, storage
+from hpo.request import Request
+from hpo.search import run, search
+from hpo.study import Books
+from pipelines import registry
+from pipelines.parameter import UsageError
+from pipelines.process import Flag
+from safemax.diffusion import Diffusion
+from safemax.errors import InputError
+from tests.hpo.conftest import Build
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def trials_of(request: Request) -> list[FrozenTrial]:
+    """Return a study's trials as anyone may read them while it runs; [] before it is there."""
+    if not request.journal.exists() or not request.journal.stat().st_size:
+        return []
+    study = optuna.load_study(
+        study_name=request.study, storage=JournalStorage(JournalFileBackend(str(request.journal)))
+    )
+    return study.get_trials(deepcopy=False)
+
+
+def running(request: Request) -> int:
+    return sum(each.state == TrialState.RUNNING for each in trials_of(request))
+
+
+def workers() -> list[psutil.Process]:
+    """Return this process's workers, the oldest first."""
+    found = [each for each in psutil.Process().children(recursive=True) if _is_worker(each)]
+    return sorted(found, key=lambda each: each.create_time())
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "hpo.worker" in process.cmdline()
+    except psutil.Error:  # dead, or just dying
+        return False
+
+
+class Killer(threading.Thread):
+    """Kills the longest-lived worker while a trial runs, so many times, at moments that a seed decides."""
+
+    def __init__(self, request: Request, kills: int) -> None:
+        super().__init__(daemon=True)
+        self.request, self.left, self.over = request, kills, threading.Event()
+
+    def run(self) -> None:
+        dice = random.Random(0)
+        while self.left and not self.over.wait(dice.uniform(0.05, 0.5)):
+            if running(self.request) and (alive := workers()):
+                alive[0].kill()
+                self.left -= 1
+
+
+def killed(request: Request, kills: int) -> str:
+    """Run a search while workers are killed, and return the address of what it registered."""
+    killer = Killer(request, kills)
+    killer.start()
+    try:
+        return run(request, Flag())
+    finally:
+        killer.over.set()
+        killer.join()
+        assert killer.left == 0
+
+
+@dataclass
+class Searched:
+    request: Request
+    address: str
+    client: MlflowClient
+
+    @property
+    def parent(self) -> Run:
+        (found,) = self.find("tags.kind = 'search'")
+        return found
+
+    @property
+    def children(self) -> list[Run]:
+        return self.find(f"tags.`mlflow.parentRunId` = '{self.parent.info.run_id}'")
+
+    def find(self, filter_string: str) -> list[Run]:
+        everywhere = [each.experiment_id for each in self.client.search_experiments()]
+        return list(self.client.search_runs(everywhere, filter_string, order_by=["attributes.start_time"]))
+
+    def artifacts(self, run_id: str) -> set[str]:
+        top = self.client.list_artifacts(run_id)
+        below = itertools.chain.from_iterable(
+            self.client.list_artifacts(run_id, each.path) for each in top if each.is_dir
+        )
+        return {each.path for each in (*top, *below)}
+
+
+@pytest.fixture(scope="module")
+def searched(
+    mlflow_module_store: MlflowClient, tiny_request: Build, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Searched]:
+    """A search of eight trials by two workers, one of which was killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAFEMAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        request = tiny_request(trials=8, workers=2, steps=20)
+        yield Searched(request, killed(request, 1), mlflow_module_store)
+
+
+def test_every_trial_is_complete_once_though_workers_were_killed(searched: Searched) -> None:
+    trials = trials_of(searched.request)
+    assert [each.number for each in trials] == list(range(8))
+    assert {each.state for each in trials} == {TrialState.COMPLETE}
+
+
+def test_a_trial_that_was_run_again_says_so_in_study_and_run(searched: Searched) -> None:
+    again = {
+        each.number: each.user_attrs["deaths"] for each in trials_of(searched.request) if "deaths" in each.user_attrs
+    }
+    assert [len(deaths) for deaths in again.values()] == [1]
+    for number, deaths in again.items():
+        (child,) = (each for each in searched.children if each.data.tags["search.trial"] == str(number))
+        assert all(each.startswith("SIGKILL of worker ") for each in deaths)
+        assert child.data.tags["trial.deaths"] == "; ".join(deaths)
+
+
+def test_no_worker_is_left(searched: Searched) -> None:
+    assert workers() == []
+
+
+def test_each_trial_has_one_finished_run_with_its_knobs_scores_cost_and_picture(searched: Searched) -> None:
+    assert sorted(each.data.tags["search.trial"] for each in searched.children) == sorted(map(str, range(8)))
+    for child in searched.children:
+        assert child.info.status == "FINISHED"
+        assert {"method.lambda", "train.lr", "train.steps", "model.source"} <= set(child.data.params)
+        wanted = {"search/forgetting", "search/quality", "forget/ua_reject", "retain/accuracy", "loss/forget"}
+        assert wanted | {"cost/runtime_minutes", "cost/peak_memory_gb"} <= set(child.data.metrics)
+        assert "pictures/samples" in searched.artifacts(child.info.run_id)
+
+
+def test_the_first_trial_has_the_defaults(searched: Searched) -> None:
+    (first,) = (each for each in searched.children if each.data.tags["search.trial"] == "0")
+    assert (first.data.params["method.lambda"], first.data.params["train.lr"]) == ("1.0", "0.0001")
+
+
+def test_the_parent_shows_front_history_table_and_the_volume_over_trials(searched: Searched) -> None:
+    parent = searched.parent
+    assert parent.info.status == "FINISHED"
+    shown = {"front.html", "front.json", "trials.json", "pictures/front.png", "pictures/history.png"}
+    assert shown | {"pictures/importances.png", "importances.json"} <= searched.artifacts(parent.info.run_id)
+    volumes = searched.client.get_metric_history(parent.info.run_id, "search/hypervolume")
+    assert sorted(each.step for each in volumes) == list(range(1, 9))
+    note = parent.data.tags["mlflow.note.content"]
+    assert "path=pictures/front.png" in note
+
+
+def test_the_winner_alone_is_registered_with_study_trial_knobs_and_evidence(searched: Searched) -> None:
+    (version,) = searched.client.search_model_versions("")
+    assert searched.address == f"models:/tiny-ddpm/{version.version}"
+    assert version.run_id == searched.parent.info.run_id
+    assert version.tags["search.study"] == searched.request.study
+    number = int(version.tags["search.trial"])
+    trial = trials_of(searched.request)[number]
+    evidence = registry.evidence(searched.address)
+    assert evidence["search"]["values"] == trial.params
+    assert evidence["parameters"]["train.lr"] == trial.params["lr"]
+    assert str(number) in evidence["search"]["scores"]
+    assert "0" in evidence["search"]["scores"]
+
+
+def test_the_registered_weights_are_those_that_the_trial_measured_again_had(searched: Searched) -> None:
+    (version,) = searched.client.search_model_versions("")
+    weights = objective.weights_of(searched.request.task(), int(version.tags["search.trial"]))
+    registered = Diffusion.load(registry.resolve(searched.address)).denoiser.state_dict()
+    assert all((registered[name] == value).all() for name, value in weights.items())
+
+
+def test_the_front_is_measured_on_other_seeds_by_more_samples(searched: Searched) -> None:
+    (version,) = searched.client.search_model_versions("")
+    evidence = registry.evidence(searched.address)
+    # The request's trials draw 6 forget and 6 retain images a class at seed 0; final_samples = 2.
+    assert (evidence["parameters"]["eval.forget_samples"], evidence["parameters"]["eval.retain_samples"]) == (12, 12)
+    assert evidence["parameters"]["eval.seed"] != 0
+
+
+def test_the_same_command_again_repeats_no_trial_and_takes_the_runs_along(searched: Searched) -> None:
+    before, earlier = trials_of(searched.request), searched.parent.info.run_id
+    run(searched.request, Flag())
+    assert trials_of(searched.request) == before
+    (later,) = (each for each in searched.find("tags.kind = 'search'") if each.info.run_id != earlier)
+    assert later.data.tags["resumed_from"] == earlier
+    assert len(searched.find(f"tags.`mlflow.parentRunId` = '{later.info.run_id}'")) == 8
+    assert len(searched.client.search_model_versions("")) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--space=lamda=0:5", "unknown knob in space 'lamda' .did you mean 'lambda'"),
+        ("--space=lr=1e-3:1e-5", "is empty"),
+        (
+            "--search_sampler=tpee",
+            "unknown search_sampler 'tpee' .did you mean 'tpe'.*known: tpe, gp, nsga2, random, grid",
+        ),
+        ("--trials=0", "trials = 0 is not allowed; trials is a whole number from 1"),
+        ("--storage=mysql://host/db", "storage = mysql://host/db is not allowed"),
+        ("--forget=12", "unknown class '12'"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_any_run_is_opened(
+    mlflow_store: MlflowClient, tiny_request: Build, given: str, message: str
+) -> None:
+    asked = tiny_request()
+    common = [f"--data={asked.data.data}", f"--model={asked.source}", "--name=tiny-ddpm"]
+    with pytest.raises(InputError, match=message) as caught:
+        search([*common, given])
+    assert isinstance(caught.value, UsageError) or "storage" in given or "forget" in given
+    assert mlflow_store.search_runs([each.experiment_id for each in mlflow_store.search_experiments()]) == []
+
+
+def test_a_name_that_another_study_has_is_refused(
+    mlflow_store: MlflowClient, tiny_request: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
+    first, other = (tiny_request(study="mine", space=text) for text in ("auto", "lr=1e-5:1e-4"))
+    with storage.opened("auto", "mine", first.journal) as store:
+        Books(first.plan(), store).study.set_user_attr("key", first.key)
+    with pytest.raises(InputError, match="study = mine was begun with other parameters"):
+        run(other, Flag())

@@ -1,0 +1,257 @@
+"""The books of a study: trials follow from the seed and what came before, and none is lost or counted twice."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo import storage
+from hpo.space import Range, Space
+from hpo.study import SAMPLERS, Books, Plan, dominates, propose, warn_of_population
+from safemax.errors import InputError
+
+SPACE = Space({"x": Range(0.0, 4.0), "n": Range(1, 64, log=True, whole=True)}, {}, {"x": 1.0, "n": 8})
+PLAN = Plan("toy", SPACE, trials=14, objective="two", sampler="tpe", seed=3, accuracy_drop=1.0)
+
+Row = tuple[int, str, tuple[tuple[str, float], ...], tuple[float, ...]]
+
+
+def scored(trial: FrozenTrial) -> dict[str, float]:
+    """Return scores whose two objectives disagree: x = 0 is best for one, x = 2 for the other."""
+    x, n = trial.params["x"], trial.params["n"]
+    one, other = x**2 + math.log(n), (x - 2) ** 2 + 1 / n
+    return {"forgetting": one, "quality": other, "joint": one + other, "minutes": n / 60, "accuracy_drop": x - 3}
+
+
+@contextmanager
+def books(folder: Path, plan: Plan = PLAN) -> Iterator[Books]:
+    with storage.opened("auto", plan.name, folder / "toy.journal") as store:
+        yield Books(plan, store)
+
+
+def go_on(opened: Books, trials: int) -> None:
+    """Run so many trials, one at a time."""
+    for _ in range(trials):
+        trial = opened.take()
+        if trial is None:
+            return
+        opened.complete(trial.number, scored(trial), {"metrics": {}})
+
+
+def rows(trials: list[FrozenTrial]) -> list[Row]:
+    return [(t.number, t.state.name, tuple(sorted(t.params.items())), tuple(t.values or ())) for t in trials]
+
+
+def test_trial_0_takes_the_defaults(tmp_path: Path) -> None:
+    with books(tmp_path) as opened:
+        first = opened.take()
+        assert first is not None
+        assert first.params == SPACE.first
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("objective", ["two", "joint"])
+def test_a_study_that_was_killed_has_the_same_table_as_one_that_was_not(
+    tmp_path: Path, sampler: str, objective: str
+) -> None:
+    plan = replace(PLAN, sampler=sampler, objective=objective)
+    (tmp_path / "whole").mkdir()
+    with books(tmp_path / "whole", plan) as opened:
+        go_on(opened, plan.trials)
+        whole = rows(opened.trials)
+    for done in (0, 6, 4, 1, 1, 100):
+        with books(tmp_path, plan) as opened:
+            go_on(opened, done)
+            opened.take()  # and here the coordinator dies, the trial running
+    with books(tmp_path, plan) as opened:
+        assert rows(opened.trials) == whole
+        assert opened.over == plan.size
+        assert opened.take() is None
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("objective", ["three", "joint"])
+def test_every_sampler_goes_on_over_failed_and_given_up_trials(tmp_path: Path, sampler: str, objective: str) -> None:
+    plan = replace(PLAN, sampler=sampler, objective=objective, trials=18)
+    with books(tmp_path, plan) as opened:
+        for state in (TrialState.PRUNED, TrialState.FAIL, None, TrialState.PRUNED):
+            go_on(opened, 3)
+            trial = opened.take()
+            if state and trial:
+                opened.report(trial.number, 50, 0.5, 0.5)
+                opened.end(trial.number, state, {})
+        go_on(opened, 100)
+        assert len(opened.completed) == plan.size - 4  # one is still under way
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
+def test_another_seed_proposes_other_trials(tmp_path: Path, sampler: str) -> None:
+    with books(tmp_path) as opened:
+        go_on(opened, 12)
+        seeds = [propose(replace(PLAN, sampler=sampler, seed=seed), opened.trials).params for seed in (0, 0, 1)]
+    assert seeds[0] == seeds[1]
+    assert seeds[0] != seeds[2]
+
+
+def test_a_proposal_leaves_the_study_as_it_was(tmp_path: Path) -> None:
+    with books(tmp_path) as opened:
+        go_on(opened, 3)
+        before = (tmp_path / "toy.journal").read_bytes()
+        propose(PLAN, opened.trials)
+        assert (tmp_path / "toy.journal").read_bytes() == before
+
+
+def test_a_search_finds_better_trials_than_the_defaults(tmp_path: Path) -> None:
+    with books(tmp_path, replace(PLAN, objective="joint", trials=40)) as opened:
+        go_on(opened, 40)
+        values = [each.values[0] for each in opened.trials]
+    # Defaults: 1 + ln 8 + 1 + 1/8 = 4.2. Best: x = 1 and n = 1, 1 + 0 + 1 + 1 = 3.
+    assert values[0] == pytest.approx(4.204, abs=1e-3)
+    assert min(values) < 3.3
+
+
+def test_a_study_with_more_trials_goes_on_from_where_it_ended(tmp_path: Path) -> None:
+    with books(tmp_path) as opened:
+        go_on(opened, 100)
+        assert len(opened.trials) == 14
+        before = rows(opened.trials)
+    with books(tmp_path, replace(PLAN, trials=16)) as opened:
+        go_on(opened, 100)
+        assert len(opened.trials) == 16
+        assert rows(opened.trials)[:14] == before
+
+
+def test_two_trials_under_way_differ_and_keep_their_numbers(tmp_path: Path) -> None:
+    with books(tmp_path) as opened:
+        go_on(opened, 12)
+        one, two = opened.take(), opened.take()
+        assert one is not None
+        assert two is not None
+        assert (one.number, two.number) == (12, 13)
+        assert one.params != two.params
+        assert opened.take() is None
+        opened.complete(13, scored(two), {})
+        opened.complete(12, scored(one), {})
+        assert opened.over == 14
+
+
+def test_a_failed_and_a_given_up_trial_count_once_and_are_not_repeated(tmp_path: Path) -> None:
+    with books(tmp_path) as opened:
+        go_on(opened, 1)
+        for state in (TrialState.FAIL, TrialState.PRUNED):
+            trial = opened.take()
+            assert trial is not None
+            opened.end(trial.number, state, {"reason": "diverged"})
+        go_on(opened, 100)
+        assert [each.state.name for each in opened.trials] == ["COMPLETE", "FAIL", "PRUNED", *["COMPLETE"] * 11]
+        assert opened.over == 14
+
+
+def test_the_front_is_what_nothing_allowed_dominates(tmp_path: Path) -> None:
+    with books(tmp_path) as opened:
+        go_on(opened, 14)
+        front = opened.front()
+        allowed = [each for each in opened.trials if each.user_attrs["scores"]["accuracy_drop"] <= 1.0]
+        assert front
+        assert all(each in allowed for each in front)
+        for each in allowed:
+            beaten = any(dominates(other.values, each.values) for other in allowed)
+            assert (each in front) is not beaten
+
+
+def test_a_trial_that_breaks_the_constraint_is_not_on_the_front(tmp_path: Path) -> None:
+    with books(tmp_path) as opened:
+        first, second = opened.take(), opened.take()
+        assert first is not None
+        assert second is not None
+        good = {"forgetting": 0.0, "quality": 0.0, "joint": 0.0, "minutes": 1.0}
+        opened.complete(first.number, good | {"accuracy_drop": 1.5}, {})
+        opened.complete(second.number, good | {"forgetting": 0.9, "accuracy_drop": 0.5}, {})
+        assert [each.number for each in opened.front()] == [second.number]
+
+
+@pytest.mark.parametrize("objective", ["two", "joint"])
+def test_a_trial_is_given_up_only_when_three_quarters_of_five_or_more_were_better_by_then(
+    tmp_path: Path, objective: str
+) -> None:
+    plan = replace(PLAN, objective=objective)
+    with books(tmp_path, plan) as opened:
+        verdicts = []
+        for damage in (0.1, 0.2, 0.3, 0.4, 0.9, 0.25, 0.5):
+            trial = opened.take()
+            assert trial is not None
+            verdicts.append(opened.report(trial.number, 50, 0.0, damage))
+            opened.complete(trial.number, scored(trial), {})
+    # 0.9 is worst of all, but only four came before it; of the six before 0.5 five, 0.9 apart, were better.
+    assert verdicts == [False, False, False, False, False, False, True]
+
+
+def test_what_is_better_in_forgetting_is_not_given_up_for_its_damage(tmp_path: Path) -> None:
+    with books(tmp_path) as opened:
+        for _ in range(6):
+            trial = opened.take()
+            assert trial is not None
+            opened.report(trial.number, 50, 0.5, 0.1)
+            opened.complete(trial.number, scored(trial), {})
+        trial = opened.take()
+        assert trial is not None
+        assert not opened.report(trial.number, 50, 0.4, 9.0)
+        assert opened.report(trial.number, 75, 9.0, 9.0) is False  # nobody else reported at 75 percent
+
+
+def test_a_grid_ends_with_its_last_point(tmp_path: Path) -> None:
+    plan = replace(PLAN, sampler="grid")
+    with books(tmp_path, plan) as opened:
+        go_on(opened, 100)
+        # 13 points are left beside the defaults, so three levels of each of two knobs fit.
+        assert plan.size == len(opened.trials) == 10
+        assert len({tuple(each.params.values()) for each in opened.trials[1:]}) == 9
+
+
+def test_nsga2_warns_where_its_first_population_takes_most_of_the_trials() -> None:
+    with pytest.warns(UserWarning, match="draws its first 50 trials at random, and trials = 40"):
+        warn_of_population(replace(PLAN, sampler="nsga2", trials=40))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_population(replace(PLAN, sampler="nsga2", trials=101))
+        warn_of_population(replace(PLAN, sampler="tpe", trials=40))
+
+
+def test_a_journal_has_one_coordinator(tmp_path: Path) -> None:
+    with books(tmp_path), pytest.raises(InputError, match="another process runs this study"), books(tmp_path):
+        pass
+    with books(tmp_path) as opened:
+        assert opened.take() is not None
+
+
+def test_a_torn_last_line_and_a_left_over_lock_do_not_stop_a_study(tmp_path: Path) -> None:
+    with books(tmp_path) as opened:
+        go_on(opened, 3)
+    journal = tmp_path / "toy.journal"
+    with journal.open("ab") as file:
+        file.write(b'{"op_code": 4, "trial_i')
+    Path(f"{journal}.lock").symlink_to(journal)
+    with books(tmp_path) as opened:
+        go_on(opened, 2)
+    with books(tmp_path) as opened:
+        assert [each.state for each in opened.trials] == [TrialState.COMPLETE] * 5
+
+
+def test_an_address_that_is_no_storage_is_refused_without_its_password(tmp_path: Path) -> None:
+    for address, message in (
+        ("mysql://me:secret@host/db", r"mysql://me:\*\*\*@host/db is not allowed; auto, a path or postgresql"),
+        (
+            "postgresql://me:secret@127.0.0.1:1/db?connect_timeout=2",
+            r"me:\*\*\*@127.0.0.1:1/db.*(cannot be used|needs psycopg)",
+        ),
+    ):
+        with pytest.raises(InputError, match=message) as caught, storage.opened(address, "toy", tmp_path / "unused"):
+            pass
+        assert "secret" not in str(caught.value)

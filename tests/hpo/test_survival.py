@@ -1,0 +1,140 @@
+"""What a search promises when its processes are killed, at length: minutes, on real workers."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+
+from hpo.crew import ROOT
+from hpo.request import Request
+from tests.hpo.conftest import Build
+from tests.hpo.test_search import killed, trials_of, workers
+from tests.hpo.test_study import rows
+
+pytestmark = pytest.mark.slow
+
+
+def command(asked: Request, *more: str) -> list[str]:
+    """Return the command that asks for a request."""
+    facts: dict[str, object] = {
+        "data": asked.data.data,
+        "model": asked.source,
+        "name": asked.name,
+        "forget": "a",
+        "device": "cpu",
+    }
+    facts |= {"steps": asked.training.steps, "batch_size": asked.training.batch_size, "retain_weight": 3.072}
+    facts |= {"protocol": "custom", "sampler_steps": 2, "forget_samples": 6, "retain_samples": 6, "second_samples": 5}
+    facts |= {"judge_steps": 5, "reject_judges": 1, "final_samples": 2, "accuracy_drop": 100.0, "prune": "false"}
+    given = [f"--{name}={value}" for name, value in {**facts, "trials": asked.search.trials}.items()]
+    return [sys.executable, "-m", "hpo.search", *given, *more]
+
+
+def start(asked: Request, *more: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command(asked, *more), env=environment)
+
+
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """See to it that a process ends with the test."""
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until_trials(asked: Request, n: int) -> None:
+    """Wait until a study has so many trials."""
+    deadline = time.monotonic() + 240
+    while len(trials_of(asked)) < n:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Choose a cache, and with it a place for journals, by name."""
+    return lambda name: monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path / name))
+
+
+def test_of_60_trials_with_12_workers_killed_all_are_complete_once(
+    mlflow_store: MlflowClient, tiny_request: Build, apart: Callable[[str], None]
+) -> None:
+    apart("cache")
+    request = tiny_request(trials=60, workers=2, steps=10)
+    killed(request, 12)
+    trials = trials_of(request)
+    assert [each.number for each in trials] == list(range(60))
+    assert {each.state for each in trials} == {TrialState.COMPLETE}
+    assert 1 <= sum(len(each.user_attrs.get("deaths", [])) for each in trials) <= 12
+    assert workers() == []
+    runs = mlflow_store.search_runs(
+        [each.experiment_id for each in mlflow_store.search_experiments()], "tags.kind = 'trial'", max_results=200
+    )
+    assert sorted(int(each.data.tags["search.trial"]) for each in runs) == list(range(60))
+    assert {each.info.status for each in runs} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_study_goes_on_with_the_same_command_to_the_table_of_an_undisturbed_one(
+    mlflow_store: MlflowClient, tiny_request: Build, apart: Callable[[str], None], by: signal.Signals
+) -> None:
+    # Twelve trials: the sampler learns from the eleventh on. One worker: one trial at a time.
+    asked = tiny_request(trials=12, steps=10)
+    apart("whole")
+    assert start(asked).wait(300) == 0
+    undisturbed = rows(trials_of(asked))
+    apart("stopped")
+    dice = random.Random(0)
+    for done in (0, 4, 10):
+        process = start(asked)
+        with ended(process):
+            until_trials(asked, done + 1)
+            time.sleep(dice.uniform(0, 1.5))
+            below = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(by)
+            assert process.wait(30) == (128 + signal.SIGTERM if by == signal.SIGTERM else -signal.SIGKILL)
+            assert psutil.wait_procs(below, 30)[1] == []
+    assert start(asked).wait(300) == 0
+    assert rows(trials_of(asked)) == undisturbed
+    everywhere = [each.experiment_id for each in mlflow_store.search_experiments()]
+    assert mlflow_store.search_runs(everywhere, "attributes.status = 'RUNNING'") == []
+    last = mlflow_store.search_runs(everywhere, "tags.kind = 'search'", order_by=["attributes.start_time DESC"])[0]
+    children = mlflow_store.search_runs(everywhere, f"tags.`mlflow.parentRunId` = '{last.info.run_id}'")
+    finished = [each.data.tags["search.trial"] for each in children if each.info.status == "FINISHED"]
+    assert sorted(finished) == sorted(map(str, range(12)))
+
+
+def test_two_machines_that_share_a_database_finish_a_study_though_one_dies(
+    mlflow_store: MlflowClient, tiny_request: Build, apart: Callable[[str], None], tmp_path: Path
+) -> None:
+    pgserver = pytest.importorskip("pgserver", reason="needs a PostgreSQL server: pip install pgserver")
+    pytest.importorskip("psycopg", reason="needs a PostgreSQL driver: pip install 'psycopg[binary]'")
+    asked = tiny_request(trials=10, steps=10)
+    server = pgserver.get_server(tmp_path / "postgres")
+    address = server.get_uri()
+    apart("one")
+    leader = start(asked, f"--storage={address}", "--study=shared")
+    apart("two")
+    helper = start(asked, f"--storage={address}", "--study=shared")
+    with ended(leader), ended(helper):
+        time.sleep(30)
+        helper.kill()
+        assert leader.wait(300) == 0
+    (version,) = mlflow_store.search_model_versions("")
+    assert version.tags["search.study"] == "shared"
+    server.cleanup()

@@ -1,0 +1,76 @@
+"""The entry point that makes a base of an official checkpoint; safemax.convert itself has tests of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipelines import registry
+from pipelines.convert import convert_checkpoint
+from safemax.diffusion import Diffusion
+from safemax.errors import InputError
+from tests.test_convert import CLASSES, SIZE, Official
+
+
+@pytest.fixture
+def place(mlflow_store, tmp_path):
+    """Return a folder with the official network's state dict, its outputs on some inputs, and images of its classes."""
+    official = Official()
+    save_file(official.w, tmp_path / "official.safetensors")
+    x_t, t = torch.randn(4, 3, SIZE, SIZE), torch.tensor([0, 10, 500, 999])
+    c = torch.tensor([0, 1, 2, len(CLASSES)])
+    with torch.no_grad():
+        eps = torch.cat([official(x_t[:3], t[:3], c[:3]), official(x_t[3:], t[3:], None)])
+    save_file({"x_t": x_t, "t": t, "c": c, "eps": eps}, tmp_path / "reference.safetensors")
+    save_file({"x_t": x_t, "t": t, "c": c, "eps": eps + 2e-4}, tmp_path / "other.safetensors")
+    for split in ("train", "test"):
+        for name in CLASSES:
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (SIZE, SIZE), (len(split), 9, 200)).save(folder / "0.png")
+    return tmp_path
+
+
+def convert(place: Path, *more: str) -> None:
+    convert_checkpoint([f"--state_dict={place}/official.safetensors", f"--data={place}/data", "--name=theirs", *more])
+
+
+def test_a_checkpoint_becomes_the_base_with_its_check_as_evidence(place):
+    convert(place, f"--reference={place}/reference.safetensors")
+    assert registry.find("theirs", "base") == "models:/theirs/1"
+    facts = registry.evidence("models:/theirs@base")
+    assert facts["forgotten"] == []
+    assert facts["metrics"]["convert/largest_difference"] < 1e-4
+    assert facts["metrics"]["convert/denoising_loss"] > 0.5  # random weights denoise nothing
+
+
+def test_with_a_folder_as_output_nothing_is_registered(place, mlflow_store, capsys):
+    convert(place, f"--output={place}/model")
+    assert Diffusion.load(place / "model").class_names == CLASSES
+    assert not list(mlflow_store.search_registered_models())
+    assert "denoising loss" in capsys.readouterr().out
+    with pytest.raises(InputError, match="is there already"):
+        convert(place, f"--output={place}/model")
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("--reference={}/other.safetensors", "the outputs differ by 0.0002; up to 0.0001 is allowed"),
+        ("--reference={}/official.safetensors", "lacks x_t, t, c, eps"),
+        ("--reference={}/nothing", "nothing is not a safetensors file"),
+    ],
+)
+def test_a_reference_that_does_not_agree_or_cannot_be_read_registers_nothing(place, mlflow_store, word, line):
+    with pytest.raises(InputError, match=line):
+        convert(place, word.format(place))
+    assert not list(mlflow_store.search_registered_models())
+
+
+def test_without_a_checkpoint_it_says_what_it_needs():
+    with pytest.raises(InputError, match="state_dict has no value"):
+        convert_checkpoint([])

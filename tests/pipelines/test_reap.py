@@ -1,0 +1,119 @@
+"""Runs of dead processes are ended, all others are spared."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.projects.utils import _create_run
+
+from pipelines import registry, tracking
+from pipelines.reap import ROOT, reap
+
+SCRIPT = """
+import sys, time
+from pipelines import tracking
+with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
+    print(run.id, flush=True)
+    time.sleep(60)
+"""
+
+
+def status(client: MlflowClient, run_id: str) -> str:
+    return str(client.get_run(run_id).info.status)
+
+
+def dead_run(client: MlflowClient, host: str | None = None) -> str:
+    """Return a RUNNING run whose process is gone; on another machine, if its name is given."""
+    with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
+        process = client.get_run(run.id).data.params["env.process"]
+    gone = client.create_run(client.get_run(run.id).info.experiment_id).info.run_id
+    mine, _, started = process.split("/")
+    client.log_param(gone, "env.process", f"{host or mine}/{_free_pid()}/{started}")
+    return gone
+
+
+def _free_pid() -> int:
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
+def test_a_run_of_a_dead_process_is_failed_and_says_so(mlflow_store: MlflowClient) -> None:
+    gone = dead_run(mlflow_store)
+    reap([])
+    assert status(mlflow_store, gone) == "FAILED"
+    assert mlflow_store.get_run(gone).data.tags["failure"].startswith("reaped: process ")
+
+
+def test_a_process_id_that_another_process_has_now_does_not_save_a_run(mlflow_store: MlflowClient) -> None:
+    gone = mlflow_store.create_run("0").info.run_id
+    with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
+        process = mlflow_store.get_run(run.id).data.params["env.process"]
+        mlflow_store.log_param(gone, "env.process", process.rpartition("/")[0] + "/1000")
+        reap([])
+        assert status(mlflow_store, run.id) == "RUNNING"
+    assert status(mlflow_store, gone) == "FAILED"
+
+
+def test_other_machines_runs_and_other_peoples_runs_are_spared(mlflow_store: MlflowClient) -> None:
+    spared = [dead_run(mlflow_store, host="elsewhere"), mlflow_store.create_run("0", start_time=1).info.run_id]
+    reap([])
+    assert {status(mlflow_store, each) for each in spared} == {"RUNNING"}
+
+
+def test_a_run_that_mlflow_run_opened_and_nobody_took_over_is_ended_when_it_is_old(mlflow_store: MlflowClient) -> None:
+    opened = _create_run(str(ROOT), "0", str(ROOT), None, "main", {}).info.run_id
+    reap([])
+    assert status(mlflow_store, opened) == "RUNNING"
+    started = int(time.time() * 1000) - 2 * 3_600_000
+    tags = mlflow_store.get_run(opened).data.tags
+    old = mlflow_store.create_run("0", start_time=started, tags=tags).info.run_id
+    elsewhere = mlflow_store.create_run("0", start_time=started, tags={**tags, "mlflow.source.name": "/x"}).info.run_id
+    reap([])
+    assert [status(mlflow_store, each) for each in (opened, old, elsewhere)] == ["RUNNING", "FAILED", "RUNNING"]
+
+
+def test_a_dry_run_says_what_it_would_end(mlflow_store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = dead_run(mlflow_store)
+    reap(["--dry-run=true"])
+    assert gone in capsys.readouterr().out
+    assert status(mlflow_store, gone) == "RUNNING"
+
+
+def test_what_a_killed_registration_left_is_removed(
+    mlflow_store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = mlflow_store.create_run("0").info.run_id
+    mlflow_store.set_terminated(run_id, "KILLED")
+    mlflow_store.create_logged_model("0", "tiny-ddpm", run_id, tags={registry.WEIGHTS: "w"})
+    mlflow_store.create_registered_model("empty-ddpm")
+    reap([])
+    assert mlflow_store.search_logged_models(["0"]) == []
+    assert mlflow_store.search_registered_models() == []
+    capsys.readouterr()
+    reap([])
+    assert capsys.readouterr().out == "nothing to tidy\n"
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_reaped_and_a_living_one_is_spared(mlflow_store: MlflowClient) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    runs = [job.stdout.readline().strip() for job in jobs if job.stdout]
+    try:
+        jobs[0].send_signal(signal.SIGKILL)
+        jobs[0].wait()
+        reap([])
+        assert [status(mlflow_store, run) for run in runs] == ["FAILED", "RUNNING"]
+    finally:
+        jobs[1].kill()
+        jobs[1].wait()
