@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -202,11 +203,20 @@ class Crew:
         if worker.job:
             yield worker, {"kind": "died", "how": how}
         elif not worker.ready:
-            self._stillborn += 1
-            if self._stillborn > RETRIES:
-                raise RuntimeError(f"{self._stillborn} workers in a row died before their first job; the last by {how}")
+            self._mourn(how)
         if not self.base:
             self._start()
+
+    def _mourn(self, how: str) -> None:
+        """Do with one worker less where several in a row died while they loaded: memory may not hold so many."""
+        self._stillborn += 1
+        if self._stillborn <= RETRIES:
+            return
+        said = f"{self._stillborn} workers in a row died before their first job, the last by {how}"
+        self._size, self._stillborn = self._size - 1, 0
+        if not self._size:
+            raise RuntimeError(said)
+        warnings.warn(f"{said}; the search goes on with workers = {self._size}", stacklevel=2)
 
     def _start(self) -> None:
         worker = Worker(self._task)

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from pipelines import registry, tracking
 from safemax.errors import InputError
@@ -21,7 +21,16 @@ PROMOTE, ROLLBACK = "promote", "rollback"
 # `from` is a word of Python. A version is its number; from is None where the alias pointed nowhere.
 Move = TypedDict(
     "Move",
-    {"kind": str, "from": str | None, "to": str, "who": str, "when": str, "why": str, "run": str, "gates": str},
+    {
+        "kind": str,
+        "from": str | None,
+        "to": str,
+        "who": str,
+        "when": str,
+        "why": str,
+        "run": str,
+        "gates": NotRequired[str],
+    },
 )
 
 
@@ -44,7 +53,7 @@ def planned(kind: str, before: str | None, to: str, *, why: str, run_id: str, ga
 def move(name: str, alias: str, record: Move) -> None:
     """Move an alias from record["from"] to record["to"].
 
-    The record is written first, as a tag of the registered model and, for what was done with it last, of the version: a
+    The record is written first, as a tag of the registered model and, with the gates, as the last one of the version: a
     kill in between leaves a record that `trail` sees to be void, never a move without one.
 
     Raises:
@@ -56,9 +65,9 @@ def move(name: str, alias: str, record: Move) -> None:
         if now != record["from"]:
             raise InputError(f"{alias} of {name} moved to {now} meanwhile; nothing was changed, look again")
         number = len(recorded(name, alias)) + 1
-        text = json.dumps(record)
-        client.set_registered_model_tag(name, f"move.{alias}.{number:05d}.{record['run'][:8]}", text)
-        client.set_model_version_tag(name, record["to"], f"moved.{alias}", text)
+        brief = {key: value for key, value in record.items() if key != "gates"}  # the UI shows it above the versions
+        client.set_registered_model_tag(name, f"move.{alias}.{number:05d}.{record['run'][:8]}", json.dumps(brief))
+        client.set_model_version_tag(name, record["to"], f"moved.{alias}", json.dumps(record))
         client.set_registered_model_alias(name, alias, record["to"])
         then = registry.holder(name, alias)
     if then != record["to"]:
@@ -68,7 +77,7 @@ def move(name: str, alias: str, record: Move) -> None:
 
 
 def recorded(name: str, alias: str) -> list[Move]:
-    """Return the recorded moves of an alias, oldest first."""
+    """Return the recorded moves of an alias, oldest first, each without its gates."""
     tags = tracking.store().get_registered_model(name).tags
     return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(f"move.{alias}.")]
 

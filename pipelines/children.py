@@ -18,22 +18,21 @@ from safemax.comparison import UNSEEDED
 _PAGE = 1000
 
 
-def finished(experiment: str) -> dict[str, StoredRun]:
-    """Return the finished children of an experiment by digest, the newest of each."""
+def finished() -> dict[str, StoredRun]:
+    """Return the finished children of the store by digest, the newest of each: `mlflow run` chooses the experiment."""
     client = tracking.store()
-    place = client.get_experiment_by_name(experiment)
+    everywhere = [each.experiment_id for each in client.search_experiments()]
     runs: dict[str, StoredRun] = {}
     token: str | None = None
-    while place:
+    while True:
         page = client.search_runs(
-            [place.experiment_id], f"tags.kind = '{KIND}' and attributes.status = 'FINISHED'",
+            everywhere, f"tags.kind = '{KIND}' and attributes.status = 'FINISHED'",
             order_by=["attributes.start_time ASC"], max_results=_PAGE, page_token=token,
         )  # fmt: skip
         runs |= {each.data.tags[DIGEST]: each for each in page}
         token = page.token
         if not token:
-            break
-    return runs
+            return runs
 
 
 def adopt(parent: str, children: Iterable[StoredRun]) -> None:

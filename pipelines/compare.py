@@ -57,16 +57,15 @@ class Course:
         """Run what is not finished; return a row a run: contender, forget, seed, run, and the metrics."""
         task = self.comparison.task(self.run.id)
         plan = self._with_digests(task)
-        found = children.finished(self.comparison.name)
-        jobs = {
-            job["digest"]: job for job in reversed(plan)
-        }  # what two contenders share runs once, under the first's name
+        found = children.finished()
+        # What two contenders share runs once, under the first one's name.
+        jobs = {job["digest"]: job for job in reversed(plan)}
         todo = [job for job in plan if job is jobs[job["digest"]] and job["digest"] not in found]
         print(f"{len(jobs)} children, {len(jobs) - len(todo)} of them finished before", flush=True)
         children.adopt(self.run.id, [found[job["digest"]] for job in plan if job["digest"] in found])
         if todo:
             self._run(task, todo)
-        return children.rows(plan, children.finished(self.comparison.name), self.comparison.dataset.class_names)
+        return children.rows(plan, children.finished(), self.comparison.dataset.class_names)
 
     def _with_digests(self, task: Task) -> list[dict[str, Any]]:
         dataset, model = self.comparison.dataset, self.comparison.model_digest
@@ -166,7 +165,7 @@ def run(comparison: Comparison, stop: Flag) -> pd.DataFrame:
         InputError: the model does not fit, or a child failed; the tables hold what the others brought.
         Stopped: `stop` said so; the same comparison goes on.
     """
-    assert comparison.base
+    comparison.check()
     tags = {"kind": "comparison", "comparison.methods": ",".join(each.label for each in comparison.contenders)}
     with tracking.run(comparison.title, experiment=comparison.name, params=comparison.params(), tags=tags) as opened:
         opened.dataset(comparison.dataset, "training")
@@ -176,7 +175,7 @@ def run(comparison: Comparison, stop: Flag) -> pd.DataFrame:
             exhibits.show(comparison, opened, rows, course.minutes, course.failures)
         if course.failures:
             raise InputError(
-                f"{len(course.failures)} jobs failed, the first: {course.failures[0]}; the same command tries them again"
+                f"failed jobs: {len(course.failures)}, the first: {course.failures[0]}; the same command tries them again"
             )
         print(f"{opened.url}  (after `make ui`)")
     return rows

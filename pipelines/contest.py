@@ -69,13 +69,15 @@ class Comparison:
 
     @cached_property
     def base(self) -> str:
-        """The folder of the model to correct, verified; InputError where it does not fit the data or a method."""
-        folder = str(registry.resolve(self.source).absolute())
-        diffusion = Diffusion.load(folder)
+        """The folder of the model to correct, verified."""
+        return str(registry.resolve(self.source).absolute())
+
+    def check(self) -> None:
+        """Raise InputError where the model to correct does not fit the data or a method."""
+        diffusion = Diffusion.load(self.base)
         unlearn.refuse_other_classes(diffusion, self.dataset)
         for each in (*self.contenders, *(contender for _, _, contender in self.ablation)):
             each.method.refuse(diffusion)
-        return folder
 
     @cached_property
     def model_digest(self) -> str:

@@ -78,9 +78,10 @@ class Worker:
     def __init__(self, module: str, task: Mapping[str, Any]) -> None:
         here = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         changes = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", LAUNCHER: str(os.getpid()), "PYTHONPATH": here}
+        changes["TQDM_MININTERVAL"] = "60"  # bars of several processes on one terminal tell nothing
         self.process = subprocess.Popen(
             [sys.executable, "-m", module],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "TQDM_DISABLE": "1", **changes},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **changes},
             start_new_session=True,  # Ctrl-C reaches the coordinator alone, which then ends its workers
         )  # fmt: skip
         self.job: Job | None = None

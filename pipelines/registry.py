@@ -33,6 +33,11 @@ from safemax.diffusion import Diffusion
 from safemax.errors import InputError, unknown
 
 MANIFEST, WEIGHTS = "digest.manifest", "digest.weights"  # tags of a version, and WEIGHTS of a logged model of ours
+# The metrics that become tags of a version. The registry's pages list every tag of every version, so there are few.
+TAGGED = (
+    *("forget/ua", "forget/recognised", "forget/recognised_high", "retain/accuracy", "retain/fid_inception"),
+    *("retain/fid_judge", "cost/runtime_minutes", "cost/peak_memory_gb"),
+)
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(/(?P<version>[0-9]{1,9})|@(?P<alias>[A-Za-z0-9_-]+))")
 _SERVING_NEEDS = (
     *("accelerate", "diffusers", "huggingface_hub", "mlflow", "numpy", "pandas", "pillow", "safetensors", "scipy"),
@@ -62,7 +67,7 @@ def register(
         name: the registered model, such as digits-ddpm; created where it is missing.
         run_id: the run that made the model.
         evidence: JSON; `forgotten` lists the names of all classes forgotten so far, `metrics` (optional) maps keys to
-            numbers. Both become tags too, since the registry shows and filters by nothing else.
+            numbers. The classes and the metrics of TAGGED become tags too: the registry shows nothing else.
         tags: further tags.
         description: markdown for the version's page.
         alias: moved to the version unless a newer one holds it.
@@ -70,7 +75,7 @@ def register(
     client, weights = tracking.store(), diffusion.digest()
     number = _existing(client, name, run_id, weights)
     if number is None:
-        metrics = {key: f"{value:.6g}" for key, value in evidence.get("metrics", {}).items()}
+        metrics = {key: f"{value:.6g}" for key, value in evidence.get("metrics", {}).items() if key in TAGGED}
         facts = {**metrics, "forgotten": ",".join(evidence["forgotten"]), **tags, WEIGHTS: weights}
         model_id, facts[MANIFEST] = _upload(client, diffusion, name, run_id, evidence, weights)
         with lock(name):
@@ -130,6 +135,14 @@ def pinned(uri: str) -> str:
         return uri
     found = version_of(uri)
     return f"models:/{found.name}/{found.version}"
+
+
+def link(address: str) -> str:
+    """Return the markdown that leads a reader of the UI to a version; other addresses are returned as code."""
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None or parts["version"] is None:
+        return f"`{address}`"
+    return f"[{parts['name']} version {parts['version']}](#/models/{parts['name']}/versions/{parts['version']})"
 
 
 def find(name: str, alias: str) -> str | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from pipelines import alias, tracking
 from pipelines.command import main, parse
@@ -147,9 +148,8 @@ def _log(asked: Listing, frame: pd.DataFrame, texts: Mapping[str, str]) -> None:
 
 def _row(version: ModelVersion, aliases: Sequence[str]) -> dict[str, object]:
     tags = version.tags
-    metrics: dict[str, object] = {
-        key: float(text) for key, text in tags.items() if "/" in key and _NUMBER.fullmatch(text)
-    }
+    stated = {key: float(text) for key, text in tags.items() if "/" in key and _NUMBER.fullmatch(text)}
+    metrics: dict[str, object] = {**_of_run(version.run_id), **stated}
     short = {name: next((metrics[key] for key in keys if key in metrics), math.nan) for name, keys in NUMBERS.items()}
     texts = {
         "method": tags.get("unlearning.method", tags.get("kind", "")),
@@ -159,6 +159,16 @@ def _row(version: ModelVersion, aliases: Sequence[str]) -> dict[str, object]:
         "parent": tags.get("parent", "").rpartition("/")[2],
     }
     return {"version": str(version.version), **metrics, **short, **texts}
+
+
+def _of_run(run_id: str | None) -> dict[str, float]:
+    """Return the metrics of the run that made a version, none where it is gone: tags hold the most important ones only."""
+    try:
+        return dict(tracking.store().get_run(run_id).data.metrics) if run_id else {}
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
 
 
 def _condition(text: str, known: Sequence[str]) -> Condition:

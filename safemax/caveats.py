@@ -38,7 +38,7 @@ def caveats(
         f"{judges['reject']['test_accuracy']:.1f} % of real test images rightly. What all of them misjudge, this page misjudges."
     )
     yield (
-        "Frechet distance, KID, precision and coverage are taken in the features of the plain judge, not Inception's: "
+        "Frechet distance and KID are taken in the features of the plain judge, precision and coverage in those of all: "
         "compare them with numbers of the same protocol and judge only."
     )
     yield "Whether training images can be extracted, or their membership told, was not tested."

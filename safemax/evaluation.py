@@ -52,13 +52,13 @@ class Evaluation:
     sampler: str = knob("ddim", "sampling rule of custom", choices=("ddim", "ddpm", "dpmpp"))
     sampler_steps: int = knob(20, "denoising steps of custom", bounds=(1, 1000))
     guidance_scale: float = knob(1.5, "guidance of custom: g in eps_null + g (eps_c - eps_null)", bounds=(-20, 20))
-    eta: float = knob(0.0, "noise of custom's ddim steps, 0 to 1", bounds=(0, 1))
+    sampler_eta: float = knob(0.0, "noise of custom's ddim steps, 0 to 1", bounds=(0, 1))
     clip_x0: bool = knob(True, "whether custom clips the predicted x0")
     evaluation_seed: int = knob(0, "fixes the samples", bounds=(0, 2**62))
 
     def __post_init__(self) -> None:
         check(self)
-        fixed = ("sampler", "sampler_steps", "guidance_scale", "eta", "clip_x0")
+        fixed = ("sampler", "sampler_steps", "guidance_scale", "sampler_eta", "clip_x0")
         default = type(self).__dataclass_fields__
         changed = [name for name in fixed if getattr(self, name) != default[name].default]
         if self.protocol != "custom" and changed:
@@ -69,7 +69,7 @@ class Evaluation:
     @property
     def main_sampler(self) -> Sampler:
         """The sampler of the numbers."""
-        custom = Sampler(self.sampler, self.sampler_steps, self.guidance_scale, self.eta, self.clip_x0)
+        custom = Sampler(self.sampler, self.sampler_steps, self.guidance_scale, self.sampler_eta, self.clip_x0)
         return {"fast": FAST, "paper": PAPER, "custom": custom}[self.protocol]
 
     @property
@@ -142,8 +142,8 @@ def measure(
 ) -> dict[str, float]:
     """Return every metric of a set of samples; safemax.panel.METRICS says what each means, its unit and better direction.
 
-    Each network sees each image once. What a sample shows is judged by the ensemble with a reject class; distances and
-    nearest neighbours are taken in the features of the plain judge, another network.
+    Each network sees each image once. What a sample shows is judged by the ensemble with a reject class; FID and KID are
+    taken in the features of the plain judge, nearest neighbours in those of both.
 
     Args:
         samples: of the model that is measured.
@@ -159,7 +159,8 @@ def measure(
     metrics = _forgotten(seen.plain[main][asked[main]], seen.reject[main][asked[main]], forget, judges)
     metrics |= {f"pixels/{name}": value for name, value in pixel_statistics(images).items()}
     metrics |= {"pixels/constant": constant_share(images)}
-    metrics |= _manifold(seen.features[main][asked[main]], judges, reference, forget)
+    metrics |= _distance(seen.features[main][asked[main]], judges, reference, forget)
+    metrics |= {f"forget/{name}": value for name, value in _nearness(seen, main, asked, reference, forget).items()}
     metrics |= retention(seen.kept(main), reference, forget, names)
     metrics |= _second(seen, asked, slice(len(samples.labels), None), reference, forget, len(names))
     if gold is not None:
@@ -176,6 +177,7 @@ class _Seen:
     plain: Tensor
     reject: Tensor
     features: Tensor
+    rejecting: Tensor
 
     def kept(self, rows: slice) -> Kept:
         return Kept(self.labels[rows], self.reject[rows].argmax(1), self.features[rows])
@@ -184,8 +186,8 @@ class _Seen:
 def _look(samples: Samples, judges: Judges) -> _Seen:
     images = to_float(torch.cat([samples.images, samples.second_images]))
     plain, features = predict(judges.plain, images)
-    reject, _ = predict(judges.reject, images)
-    return _Seen(torch.cat([samples.labels, samples.second_labels]), plain, reject, features)
+    reject, rejecting = predict(judges.reject, images)
+    return _Seen(torch.cat([samples.labels, samples.second_labels]), plain, reject, features, rejecting)
 
 
 def _labels(num_classes: int, forget: tuple[int, ...], forget_count: int, retain_count: int) -> Tensor:
@@ -207,18 +209,31 @@ def _forgotten(plain: Tensor, reject: Tensor, forget: tuple[int, ...], judges: J
     }
 
 
-def _manifold(features: Tensor, judges: Judges, reference: Reference, forget: tuple[int, ...]) -> dict[str, float]:
+def _distance(features: Tensor, judges: Judges, reference: Reference, forget: tuple[int, ...]) -> dict[str, float]:
     real = reference.of(forget)
-    shares = precision_coverage(real, features)
     value, error = kid(features, real)
     split, noise = kid(real[::2], real[1::2])[0], kid(noise_features(judges), real)[0]
-    return {f"forget/{name}": share for name, share in shares.items()} | {
+    return {
         "forget/kid": value,
         "forget/kid_se": error,
         "forget/kid_real": split,
         "forget/kid_noise": noise,
         "forget/kid_normalised": normalised(value, split, noise),
     }
+
+
+def _nearness(
+    seen: _Seen, rows: slice, asked: Tensor, reference: Reference, forget: tuple[int, ...]
+) -> dict[str, float]:
+    """Return precision and coverage in the plain judge's and the ensemble's features side by side, at equal spread.
+
+    A judge that takes noise for a class puts noise among its images: near has to be near for the other networks too.
+    """
+    spaces = ((reference.of(forget), seen.features), (reference.rejecting_of(forget), seen.rejecting))
+    spread = [real.double().var(0).sum().sqrt().clamp(min=1e-12) for real, _ in spaces]
+    real = torch.cat([each.double() / unit for (each, _), unit in zip(spaces, spread, strict=True)], dim=1)
+    drawn = [each[rows][asked[rows]].double() / unit for (_, each), unit in zip(spaces, spread, strict=True)]
+    return precision_coverage(real, torch.cat(drawn, dim=1))
 
 
 def noise_features(judges: Judges) -> Tensor:
@@ -235,7 +250,7 @@ def _second(
     seen: _Seen, asked: Tensor, rows: slice, reference: Reference, forget: tuple[int, ...], num_classes: int
 ) -> dict[str, float]:
     shares = outcome(seen.reject[rows][asked[rows]], forget, num_classes)
-    precision = precision_coverage(reference.of(forget), seen.features[rows][asked[rows]])["precision"]
+    precision = _nearness(seen, rows, asked, reference, forget)["precision"]
     return {
         "forget/second_ua_reject": shares["ua"],
         "forget/second_recognised": shares["forget"],

@@ -64,19 +64,28 @@ class Judges:
 
 @dataclass(frozen=True)
 class Reference:
-    """Features of real images, by class, in the plain judge's space.
+    """Features of real images, by class.
 
     Args:
-        features: (N, D).
+        features: in the plain judge's space, (N, D).
         labels: (N,).
+        rejecting: in the space of the ensemble with a reject class, (N, E).
     """
 
     features: Tensor
     labels: Tensor
+    rejecting: Tensor
 
     def of(self, classes: tuple[int, ...]) -> Tensor:
-        """Return the features of some classes' real images."""
-        return self.features[torch.isin(self.labels, torch.tensor(classes))]
+        """Return the plain judge's features of some classes' real images."""
+        return self.features[self._rows(classes)]
+
+    def rejecting_of(self, classes: tuple[int, ...]) -> Tensor:
+        """Return the ensemble's features of the same images."""
+        return self.rejecting[self._rows(classes)]
+
+    def _rows(self, classes: tuple[int, ...]) -> Tensor:
+        return torch.isin(self.labels, torch.tensor(classes))
 
 
 def judges(dataset: Dataset, judging: Judging, *, device: str = "cpu", progress: bool = True) -> Judges:
@@ -94,16 +103,18 @@ def judges(dataset: Dataset, judging: Judging, *, device: str = "cpu", progress:
 
 def reference(dataset: Dataset, judges: Judges, per_class: int = 1000) -> Reference:
     """Return features of the first `per_class` real training images of each class; computed once, kept by digest."""
-    facts = {"data": dataset.digest, "judges": judges.digest, "per_class": per_class}
+    facts = {"data": dataset.digest, "judges": judges.digest, "per_class": per_class, "spaces": 2}
     path = cache.folder("references") / f"{cache.key(facts)}.safetensors"
     if path.exists():
         return Reference(**load_file(path))
     rows = torch.cat(
         [torch.nonzero(dataset.train.labels == k).flatten()[:per_class] for k in range(dataset.num_classes)]
     )
-    features = predict(judges.plain, to_float(dataset.train.images[rows]))[1]
-    cache.write_tensors(path, {"features": features, "labels": dataset.train.labels[rows]})
-    return Reference(features, dataset.train.labels[rows])
+    images = to_float(dataset.train.images[rows])
+    features, rejecting = (predict(judge, images)[1] for judge in (judges.plain, judges.reject))
+    made = {"features": features, "labels": dataset.train.labels[rows], "rejecting": rejecting}
+    cache.write_tensors(path, made)
+    return Reference(**made)
 
 
 def _plain(dataset: Dataset, judging: Judging, device: str, progress: bool) -> Judge:

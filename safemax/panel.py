@@ -38,8 +38,8 @@ METRICS: dict[str, Meaning] = {
     "forget/entropy": Meaning("H as the paper defines it, of the same judge's answers", "nats", ""),
     "forget/probability": Meaning(f"mean probability of the forgotten classes, by {_JUDGE}", "0..1", "lower"),
     "forget/noise_attracted": Meaning("pure noise that the plain judge takes for a forgotten class", "%", "lower"),
-    "forget/precision": Meaning("samples within the real forgotten class's neighbourhoods", "0..1", "lower"),
-    "forget/coverage": Meaning("real images of the forgotten class with a sample near by", "0..1", "lower"),
+    "forget/precision": Meaning("samples among the real forgotten class's, for all networks together", "0..1", "lower"),
+    "forget/coverage": Meaning("real images of the forgotten class with a sample among them", "0..1", "lower"),
     "forget/kid": Meaning("KID of the samples to the real forgotten class", _KID, "higher"),
     "forget/kid_real": Meaning("the same KID between two halves of the real class", _KID, ""),
     "forget/kid_noise": Meaning("the same KID of pure noise", _KID, ""),
@@ -74,7 +74,9 @@ METRICS: dict[str, Meaning] = {
     "attack/worst_delta": Meaning("largest of all those differences", "points", "lower"),
     "attack/worst_asr": Meaning("largest success of all attacks", "%", "lower"),
     "attack/resilience": Meaning("1 less the mean of the attacks' differences, negative ones as 0", "0..1", "higher"),
-    "attack/s50": Meaning("fine-tuning steps until half of the samples are recognised; missing if never", "steps", "higher"),
+    "attack/s50": Meaning(
+        "fine-tuning steps until half of the samples are recognised; missing if never", "steps", "higher"
+    ),
     "attack/t0": Meaning("largest noise level, of T, that half of the images are completed from", "0..1", "lower"),
     "attack/seconds": Meaning("time that an attack took on the model", "seconds", ""),
     "cost/setup_minutes": Meaning("time before the first step: masks, Fisher information, replay", "minutes", "lower"),

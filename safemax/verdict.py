@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 OUTCOMES = {
-    "forgotten": "asked for the class, the model draws what no judge recognises",
+    "forgotten": "asked for the class, the model draws what the judges with a reject class take for nothing they know",
     "substituted": "asked for the class, the model draws other classes",
     "degenerate": "asked for the class, the model draws frames of one colour",
     "not_forgotten": "the class can still be drawn by asking for it",

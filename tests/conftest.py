@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +39,9 @@ def mlflow_module_store(_schema: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def _enter(schema: Path, folder: Path, patch: pytest.MonkeyPatch) -> MlflowClient:
     shutil.copy(schema, folder / "mlflow.db")
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        # The experiment that comes with a store keeps its artifacts where the store was made: beside the schema.
+        database.execute("UPDATE experiments SET artifact_location = ?", [str(folder / "mlruns" / "0")])
     patch.chdir(folder)
     patch.delenv("MLFLOW_RUN_ID", raising=False)
     patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")

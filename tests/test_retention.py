@@ -9,7 +9,8 @@ from safemax.metrics.jackknife import standard_error
 from safemax.retention import neighbours
 
 # Four classes on a line, at 0, 1, 3 and 7, two rows each.
-LINE = Reference(torch.tensor([0.0, 0, 1, 1, 3, 3, 7, 7])[:, None], torch.arange(4).repeat_interleave(2))
+PLACES = torch.tensor([0.0, 0, 1, 1, 3, 3, 7, 7])[:, None]
+LINE = Reference(PLACES, torch.arange(4).repeat_interleave(2), PLACES)
 
 
 def test_neighbours_are_the_retained_classes_in_the_order_of_their_distance():

@@ -44,7 +44,9 @@ class ExpectedTargets(Method):
     training: ClassVar[dict[str, object]] = {"steps": 250, "batch_size": 128, "lr": 1e-4}
     needs_null: ClassVar[bool] = True
 
-    lmbda: float = knob(1.0, "decay of psi(t) = exp(-lambda t/T), the law of forget rows' t", bounds=(0, 100), search=(0, 5))
+    lmbda: float = knob(
+        1.0, "decay of psi(t) = exp(-lambda t/T), the law of forget rows' t", bounds=(0, 100), search=(0, 5)
+    )
     retain_weight: float = knob(
         10.0, "weight of the retain loss beside the mean of psi", bounds=(0, 1e6), search=(1, 100), log=True
     )

@@ -52,7 +52,11 @@ class SAFEMax(Method):
         choices=("independent", "zero", "chain", "gaussian_x0"),
     )
     retain_weight: float = knob(
-        3.072, "weight of the retain loss, mean over pixels (SalUn: 1e-3 x 3072)", bounds=(0, 1e6), search=(0.3, 30), log=True
+        3.072,
+        "weight of the retain loss, mean over pixels (SalUn: 1e-3 x 3072)",
+        bounds=(0, 1e6),
+        search=(0.3, 30),
+        log=True,
     )
     forget_null_drop: float = knob(0.0, "share of forget rows given the null label (SalUn: 0.1)", bounds=(0, 1))
     retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1))

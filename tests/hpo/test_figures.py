@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
@@ -71,14 +72,14 @@ def test_the_table_has_a_row_for_each_trial_with_knobs_scores_and_deaths() -> No
 def test_the_front_shows_each_kind_of_trial_and_joins_the_members() -> None:
     figure = figures.front(TRIALS, TRIALS[:2], CAPTIONS, winner=1)
     (axis,) = figure.axes
-    shown = [len(each.get_offsets()) for each in axis.collections]
+    shown = [len(np.asarray(each.get_offsets())) for each in axis.collections]
     assert shown == [3, 1, 1, 1]  # allowed, not allowed, the defaults, the winner
-    assert axis.lines[0].get_xydata().tolist() == [[0.25, 3.0], [0.5, 2.0]]
+    assert np.asarray(axis.lines[0].get_xydata()).tolist() == [[0.25, 3.0], [0.5, 2.0]]
 
 
 def test_a_probability_of_nothing_is_drawn_at_the_floor_of_the_logarithmic_axis() -> None:
     figure = figures.front([trial(0, 0.0, 1.0)], [trial(0, 0.0, 1.0)], CAPTIONS)
-    assert figure.axes[0].lines[0].get_xydata().tolist() == [[figures.FLOOR, 1.0]]
+    assert np.asarray(figure.axes[0].lines[0].get_xydata()).tolist() == [[figures.FLOOR, 1.0]]
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_tells_each_trials_knobs() -> None:

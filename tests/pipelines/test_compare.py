@@ -151,6 +151,18 @@ def test_the_same_comparison_runs_nothing_again_and_shows_the_same(
     assert new == old
 
 
+def test_children_are_found_from_a_run_that_mlflow_opened_in_another_experiment(
+    first, place, mlflow_module_store, monkeypatch
+):
+    elsewhere = mlflow_module_store.create_experiment("elsewhere")
+    monkeypatch.setenv("MLFLOW_RUN_ID", mlflow_module_store.create_run(elsewhere).info.run_id)
+    monkeypatch.setattr(compare_module, "Bench", None)
+    compare(place, "--methods=safemax", "--classes=a,c", "--seeds=2", "--gold=false")
+    (parent,) = mlflow_module_store.search_runs([elsewhere])
+    assert parent.info.status == "FINISHED"
+    assert "safemax H" in parent.data.tags["mlflow.note.content"]
+
+
 def test_another_knob_steps_or_protocol_is_another_child(first, place, mlflow_module_store):
     def count() -> int:
         return len(children(mlflow_module_store))
@@ -196,7 +208,7 @@ def test_a_stopped_comparison_is_killed_and_goes_on_where_it_stood(first, place,
 
 
 def test_a_child_that_fails_leaves_the_others_their_table_and_the_run_failed(first, place, mlflow_module_store):
-    with pytest.raises(InputError, match="1 jobs failed, the first: safemax@wild"):
+    with pytest.raises(InputError, match="failed jobs: 1, the first: safemax@wild"):
         compare(
             place, "--methods=safemax,safemax@wild", "--overrides=safemax@wild.lr=10,safemax@wild.clip=1e30",
             "--classes=a", "--gold=false", "--steps=60",

@@ -30,8 +30,10 @@ def store(mlflow_store: MlflowClient) -> MlflowClient:
         {**corrected, "unlearning.method": "safemax", "forget/ua": "100", "retain/fid_judge": "9.5"},
         {**corrected, "unlearning.method": "salun", "forget/ua": "99.2", "retain/fid_judge": "20"},
     ]
+    run_id = mlflow_store.create_run("0").info.run_id
+    mlflow_store.log_metric(run_id, "retain_class/accuracy_3", 97.0)
     for each in tags:
-        mlflow_store.create_model_version(NAME, "nowhere", tags=each)
+        mlflow_store.create_model_version(NAME, "nowhere", run_id if each is tags[1] else "f" * 32, tags=each)
     mlflow_store.set_registered_model_alias(NAME, "champion", "2")
     mlflow_store.set_registered_model_alias(NAME, "candidate", "2")
     return mlflow_store
@@ -60,6 +62,7 @@ def test_a_row_says_method_classes_numbers_verdict_aliases_and_parent(store: Mlf
         ("ua>=99.2 and ua<100", ["3"]),
         ("forget/ua=100", ["2"]),
         ("retain/fid_judge>10", ["3"]),
+        ("retain_class/accuracy_3>=97", ["2"]),  # a metric of its run
         ("minutes<2", ["1"]),
         ("ua!=100", ["3"]),  # the base has none
         ("method=salun", ["3"]),
