@@ -4,15 +4,13 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 RUN := .venv/bin/python -m
 INSTALLED := .venv/.installed
 PORT ?= 5000
-TRACKING ?= sqlite:///mlflow.db
-PAGES := http://127.0.0.1:$(PORT)/\#
 
 # mlflow starts the `python` of PATH, so ours comes first, as if the environment were activated.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONHOME PYTHONPATH
 # As in pipelines/__init__.py, for processes that do not import it: threads that spin starve the other cores' work.
 export OMP_WAIT_POLICY := passive
-export GOMP_SPINCOUNT := 0
+export GOMP_SPINCOUNT := 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint fix project bench ui
@@ -43,12 +41,8 @@ project: $(INSTALLED) ## write MLproject and the README's table of methods from 
 bench: $(INSTALLED) ## time a step of SAFEMax beside a bare step of the same denoiser
 	$(RUN) benchmarks.step
 
-ui: $(INSTALLED) ## serve the MLflow UI to this machine alone, on PORT=5000
-	@echo "Training runs:   $(PAGES)/experiments?workflowType=machine_learning"
-	@echo "Model registry:  $(PAGES)/models"
-	@echo "(MLflow needs a moment to start; without workflowType it opens in its GenAI mode, which hides the runs)"
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-		$(RUN) mlflow server --backend-store-uri $(TRACKING) --host 127.0.0.1 --port $(PORT) --workers 1
+ui: $(INSTALLED) ## serve MLflow's UI to this machine alone, on PORT=5000, and print where to look
+	$(RUN) pipelines.ui --port=$(PORT)
 
 # pip, not uv: pip reads pip.conf, so a machine with the CPU build of torch in a folder or index of its own gets that one.
 # Elsewhere PyPI gives the CUDA build on Linux, which runs on a CPU too. For the small one set

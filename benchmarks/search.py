@@ -1,53 +1,63 @@
-"""The search measured: what it costs beside its trials, what a second worker brings, and what it finds on digits.
+"""The search measured: what it finds on digits, what it costs beside its trials, and what a second worker brings.
 
-    python -m benchmarks.search --part=overhead            one worker, twelve trials
-    python -m benchmarks.search --part=workers             the same twelve trials by one worker and by two
-    python -m benchmarks.search --part=hypervolume         TPE and random search, 20 trials, three seeds
     python -m benchmarks.search --part=digits              40 trials for each of three classes, front beside defaults
+    python -m benchmarks.search --part=hypervolume         TPE and random search, 20 trials, three seeds
+    python -m benchmarks.search --part=overhead            twelve trials by one worker
+    python -m benchmarks.search --part=workers             twelve trials by one worker, then by two
 
-Each needs an idle machine of two cores; runs go to a store of their own in a temporary folder.
+Run them on an idle machine of two cores. The same command goes on where it was stopped: searches that have ended are kept
+with their runs in benchmarks/ of the cache; one that has not goes on, or begins anew where its time is what is measured.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import optuna
 import pandas as pd
+from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks import tables
-from benchmarks.digits import base_of
+from benchmarks.corrections import base_of, source
 from hpo import figures
 from hpo.request import Request
 from hpo.search import requested, run
 from hpo.study import dominates
 from pipelines import registry, tracking
 from pipelines.command import main, parse
-from pipelines.process import Flag
+from pipelines.process import Flag, stop_on_sigterm
 from safemax import cache
 from safemax.data import load
 from safemax.knobs import check, knob
 
 SPACE = "lr=1e-5:1e-3:log,lambda=0:5"
+TRIALS = {"digits": 40, "hypervolume": 20, "overhead": 12, "workers": 12}
 
 
 @dataclass(frozen=True)
 class Extent:
     """How much of the benchmark to run."""
 
-    part: str = knob("overhead", "what to measure", choices=("overhead", "workers", "hypervolume", "digits"))
+    part: str = knob("digits", "what to measure", choices=tuple(TRIALS))
     classes: str = knob("3,6,8", "classes to forget, one search each; all parts but digits take the first")
-    trials: int = knob(0, "trials of a search; 0 takes 12, 12, 20 and 40", bounds=(0, 1000))
+    trials: int = knob(0, f"trials of a search; 0 takes {', '.join(map(str, TRIALS.values()))}", bounds=(0, 1000))
     steps: int = knob(150, "steps of a trial", bounds=(1, 100_000))
+    samples: int = knob(
+        50,
+        "images of each retained class that measure a trial; twice as many of the forgotten one",
+        bounds=(10, 10_000),
+    )
     seeds: int = knob(3, "seeds of each sampler in hypervolume", bounds=(1, 100))
     model: str = knob("demo", "folder of the base; demo trains the demonstration's, once")
 
@@ -57,159 +67,211 @@ class Extent:
     @property
     def count(self) -> int:
         """Trials of a search."""
-        return self.trials or {"overhead": 12, "workers": 12, "hypervolume": 20, "digits": 40}[self.part]
+        return self.trials or TRIALS[self.part]
+
+    @property
+    def first(self) -> str:
+        """The class of the parts that take one."""
+        return self.classes.split(",")[0]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A search that has ended."""
+    """A search that has ended.
 
-    request: Request
-    trials: list[FrozenTrial]
-    address: str
+    Args:
+        minutes: of its runs, all that a command takes but Python's own start.
+        trial_minutes: from the first trial's start to the end of the last one's run.
+        own_minutes: what the completed trials' own work took: preparing, unlearning, sampling, measuring.
+        spent_minutes: what the search took for them: from each one's start to the next one's, or to the last run's end.
+        completed: how many they are.
+        volume: hypervolume of the trials.
+        again: knobs and scores of the front and the defaults (trial 0) on fresh seeds, by trial.
+    """
+
     minutes: float
-
-    @property
-    def trial_minutes(self) -> float:
-        """From the first trial's start to the end of the last one's run."""
-        client = tracking.store()
-        ends = [client.get_run(each.user_attrs["runs"][-1]).info.end_time for each in self.trials]
-        starts = [each.datetime_start.timestamp() for each in self.trials if each.datetime_start]
-        return (max(ends) / 1000 - min(starts)) / 60
-
-    @property
-    def own_minutes(self) -> float:
-        """What the trials' own work took: preparing, unlearning, sampling, measuring."""
-        kinds = ("setup", "runtime", "evaluation")
-        return sum(each.user_attrs["metrics"][f"cost/{kind}_minutes"] for each in self.trials for kind in kinds)
+    trial_minutes: float
+    own_minutes: float
+    spent_minutes: float
+    completed: int
+    volume: float
+    again: dict[str, dict[str, float]]
 
 
-def searched(extent: Extent, forget: str, *more: str) -> Measured:
-    """Run a search of digits, over lambda and lr at equal steps, anew."""
+def searched(extent: Extent, stop: Flag, forget: str, *more: str, timed: bool = False) -> Measured:
+    """Return a search of digits over lambda and lr at equal steps, run now unless it was before."""
     given = [f"--forget={forget}", f"--model={base(extent)}", f"--trials={extent.count}", f"--steps={extent.steps}"]
-    given += [f"--space={SPACE}", "--retain_weight=3.072", f"--study=benchmark-{time.time_ns()}", *more]
-    request = requested(given)
-    started = time.perf_counter()
-    address = run(request, Flag())
-    minutes = (time.perf_counter() - started) / 60
-    study = optuna.load_study(
-        study_name=request.study, storage=JournalStorage(JournalFileBackend(str(request.journal)))
+    given += [f"--retain_samples={extent.samples}", f"--forget_samples={2 * extent.samples}"]
+    request = requested([*given, f"--space={SPACE}", "--retain_weight=3.072", "--device=cpu", *more])
+    facts = {"search": asdict(request.search), "request": request.key, "source": source(), "part": extent.part}
+    name = f"{extent.part}-{cache.key(facts)}"
+    path = Path(f"{name}.json")
+    if not path.exists():
+        study = f"{name}-{time.time_ns()}" if timed else name
+        found = measured(replace(request, search=replace(request.search, study=study)), stop)
+        path.write_text(json.dumps(asdict(found), indent=2) + "\n")
+    return Measured(**json.loads(path.read_text()))
+
+
+def measured(request: Request, stop: Flag) -> Measured:
+    """Run a search and return what came of it."""
+    address = run(request, stop)
+    client, trials = tracking.store(), trials_of(request)
+    evidence = registry.evidence(address)["search"]["scores"]
+    done = [each for each in trials if each.state == TrialState.COMPLETE]
+    sessions = client.search_runs(
+        [each.experiment_id for each in client.search_experiments()],
+        f"tags.kind = 'search' and tags.`search.study` = '{request.study}'",
     )
-    return Measured(request, study.get_trials(deepcopy=False), address, minutes)
+    unit = client.get_run(str(registry.version_of(address).run_id)).data.metrics["search/base_quality"]
+    edges = [*(_start(each) for each in trials), max(_end(client, each) for each in trials)]
+    spans = {each.number: (after - before) for each, (before, after) in zip(trials, pairwise(edges), strict=True)}
+    return Measured(
+        minutes=sum(each.info.end_time - each.info.start_time for each in sessions) / 60_000,
+        trial_minutes=edges[-1] - edges[0],
+        own_minutes=sum(_own(each) for each in done),
+        spent_minutes=sum(spans[each.number] for each in done),
+        completed=len(done),
+        volume=figures.volumes(done, (1.0, unit))[-1],
+        again={number: {**trials[int(number)].params, **scores} for number, scores in evidence.items()},
+    )
+
+
+def trials_of(request: Request) -> list[FrozenTrial]:
+    """Return the trials of a study that has ended."""
+    journal = JournalStorage(JournalFileBackend(str(request.journal)))
+    return optuna.load_study(study_name=request.study, storage=journal).get_trials(deepcopy=False)
 
 
 def base(extent: Extent) -> Path:
     """Return the folder of the base."""
     if extent.model != "demo":
-        return Path(extent.model).absolute()
-    folder = cache.folder("bases").absolute() / "search"
+        return Path(extent.model)
+    diffusion = base_of(load("digits"))
+    folder = cache.folder("bases") / f"demo-{diffusion.digest()[:16]}"
     if not folder.exists():
-        base_of(load("digits")).save(folder)
+        temporary = folder.with_suffix(f".{os.getpid()}.tmp")
+        diffusion.save(temporary)
+        temporary.rename(folder)
     return folder
 
 
-def overhead(extent: Extent) -> None:
-    """What search, tracking and storage add to the trials' own work."""
-    found = searched(extent, extent.classes.split(",")[0], "--prune=false")
-    share = 100 * (found.trial_minutes / found.own_minutes - 1)
-    row = {
-        "trials": len(found.trials),
-        "s a trial, own work": 60 * found.own_minutes / len(found.trials),
-        "s a trial, in all": 60 * found.trial_minutes / len(found.trials),
-        "overhead %": share,
-    }
-    tables.write("search-overhead", "Overhead of a search", pd.DataFrame([row]).set_index("trials"), REMARK, digits=2)
-
-
-REMARK = (
-    "Own work: preparing, unlearning, sampling and measuring, as each trial's cost metrics say. In all: from the start of the "
-    "first trial to the end of the last one's run, so with proposals, journal, MLflow runs and pictures, checkpoints and weights."
-)
-
-
-def two_workers(extent: Extent) -> None:
-    """What a second worker brings."""
-    found = {n: searched(extent, extent.classes.split(",")[0], "--prune=false", f"--workers={n}") for n in (1, 2)}
-    rows = [
-        {"workers": n, "minutes of trials": each.trial_minutes, "minutes in all": each.minutes}
-        for n, each in found.items()
-    ]
-    frame = pd.DataFrame(rows).set_index("workers")
-    ratio = found[2].trial_minutes / found[1].trial_minutes
-    remark = f"Two workers take {ratio:.2f} of one worker's time for the trials, {found[2].minutes / found[1].minutes:.2f} in all."
-    tables.write("search-workers", "One worker and two", frame, remark)
-
-
-def volumes(extent: Extent) -> None:
-    """How much better TPE is than random search."""
-    rows = []
-    for seed in range(extent.seeds):
-        for sampler in ("tpe", "random"):
-            more = (
-                f"--search_sampler={sampler}",
-                f"--search_seed={seed}",
-                "--prune=false",
-                "--workers=2",
-                "--final_samples=1",
-            )
-            found = searched(extent, extent.classes.split(",")[0], *more)
-            rows.append({"seed": seed, "sampler": sampler, "hypervolume": volume(found)})
-    frame = pd.DataFrame(rows).pivot_table(index="seed", columns="sampler", values="hypervolume")
-    frame.loc["mean"] = frame.mean()
-    remark = "Reference point: probability 1 of the forgotten class, FID of the retained ones twice the base's; 1 is the whole."
-    tables.write("search-hypervolume", f"Hypervolume after {extent.count} trials", frame, remark)
-
-
-def volume(found: Measured) -> float:
-    """Return the hypervolume of a search's trials."""
-    parent = tracking.store().get_run(str(registry.version_of(found.address).run_id))
-    reference = 1.0, parent.data.metrics["search/base_quality"]
-    return figures.volumes(found.trials, reference)[-1]
-
-
-def digits(extent: Extent) -> None:
+def digits(extent: Extent, stop: Flag) -> None:
     """Whether each front holds a point that dominates the paper's defaults, measured on fresh seeds."""
     rows = []
     for forget in extent.classes.split(","):
-        found = searched(extent, forget, "--workers=2")
+        found = searched(extent, stop, forget, "--workers=2")
         rows += [{"class": forget, "minutes": found.minutes, **each} for each in beside_defaults(found)]
-    frame = pd.DataFrame(rows).set_index("class")
-    frame = frame.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
+    frame = pd.DataFrame(rows).set_index("class").map(_short)
     remark = (
-        f"Defaults: lambda = 1, lr = 1e-4. Each search: {extent.count} trials of {extent.steps} steps by two workers; minutes "
-        "in all, the front's measuring and the registration included. forgetting: probability under the reject judges; "
-        "quality: FID of the retained classes minus the base's; both on fresh seeds with four times a trial's samples."
+        f"Defaults: lambda = 1, lr = 1e-4. Each search: {extent.count} trials of {extent.steps} steps by two workers of one "
+        "thread; minutes in all, the front's measuring and the registration included. forgetting: probability under the "
+        "reject judges; quality: FID of the retained classes minus the base's; both on fresh seeds with three times a "
+        "trial's samples. Shown of the members that dominate the defaults: the one of best quality."
     )
     tables.write("search-digits", "The front beside the paper's defaults", frame, remark)
 
 
-def beside_defaults(found: Measured) -> list[dict[str, object]]:
+def beside_defaults(found: Measured) -> list[dict[str, Any]]:
     """Return the defaults and the member of the front that dominates them at the best quality, if one does."""
-    scores = {int(n): each for n, each in registry.evidence(found.address)["search"]["scores"].items()}
-    first = (scores[0]["forgetting"], scores[0]["quality"])
-    better = {n: s for n, s in scores.items() if dominates((s["forgetting"], s["quality"]), first)}
-    rows: list[dict[str, object]] = [{"which": "defaults", **_shown(found, 0, scores[0])}]
-    if better:
-        best = min(better, key=lambda n: better[n]["quality"])
-        rows.append({"which": f"trial {best}, 1 of {len(better)} that dominate", **_shown(found, best, scores[best])})
-    else:
-        rows.append({"which": "no member dominates"})
-    return rows
+    first = found.again["0"]
+    better = {number: each for number, each in found.again.items() if dominates(_point(each), _point(first))}
+    members = f"{len(better)} of {len(found.again) - 1} dominate"
+    if not better:
+        return [{"which": f"defaults, trial 0; {members}", **_shown(first)}]
+    best = min(better, key=lambda number: better[number]["quality"])
+    return [
+        {"which": "defaults, trial 0", **_shown(first)},
+        {"which": f"trial {best}; {members}", **_shown(better[best])},
+    ]
 
 
-def _shown(found: Measured, number: int, scores: dict[str, float]) -> dict[str, object]:
-    knobs = {name: found.trials[number].params[name] for name in ("lambda", "lr")}
-    return {**knobs, **{name: scores[name] for name in ("forgetting", "quality", "accuracy_drop")}}
+def hypervolume(extent: Extent, stop: Flag) -> None:
+    """How much better TPE is than random search."""
+    rows = []
+    for seed in range(extent.seeds):
+        for sampler in ("tpe", "random"):
+            more = (f"--search_sampler={sampler}", f"--search_seed={seed}", "--prune=false", "--workers=2")
+            found = searched(extent, stop, extent.first, *more, "--final_samples=1")
+            rows.append({"seed": seed, "sampler": sampler, "hypervolume": found.volume})
+    frame = pd.DataFrame(rows).pivot_table(index="seed", columns="sampler", values="hypervolume")
+    frame.loc["mean"] = frame.mean()
+    remark = (
+        f"Class {extent.first}. Reference point: probability 1 of the forgotten class, FID of the retained ones twice the "
+        "base's; 1 is the whole rectangle from there to no forgetting left at the base's own FID."
+    )
+    tables.write("search-hypervolume", f"Hypervolume after {extent.count} trials", frame, remark)
+
+
+def overhead(extent: Extent, stop: Flag) -> None:
+    """What search, tracking and storage add to the trials' own work."""
+    found = searched(extent, stop, extent.first, timed=True)
+    row = {
+        "trials": found.completed,
+        "s a trial, own work": 60 * found.own_minutes / found.completed,
+        "s a trial, in all": 60 * found.spent_minutes / found.completed,
+        "overhead %": 100 * (found.spent_minutes / found.own_minutes - 1),
+    }
+    remark = (
+        "Own work: preparing, unlearning, sampling and measuring, as each trial's cost metrics say. In all: from a trial's start "
+        "to the next one's, the last one's to the end of its run: so with the probes of early stopping, checkpoints and weights, "
+        "the journal, the MLflow run with its picture, and the next proposal. Trials given up on the way are left out of both."
+    )
+    tables.write("search-overhead", "Overhead of a search", pd.DataFrame([row]).set_index("trials"), remark, digits=2)
+
+
+def workers(extent: Extent, stop: Flag) -> None:
+    """What a second worker brings."""
+    found = {n: searched(extent, stop, extent.first, "--prune=false", f"--workers={n}", timed=True) for n in (1, 2)}
+    rows = [
+        {"workers": n, "minutes of trials": each.trial_minutes, "minutes in all": each.minutes}
+        for n, each in found.items()
+    ]
+    trials, whole = (getattr(found[2], key) / getattr(found[1], key) for key in ("trial_minutes", "minutes"))
+    remark = (
+        f"{extent.count} trials. Two workers take {trials:.2f} of one worker's time for the trials, {whole:.2f} in all, with "
+        "the loading of the workers, the front measured on fresh seeds and the registration."
+    )
+    tables.write("search-workers", "One worker and two", pd.DataFrame(rows).set_index("workers"), remark)
+
+
+def _own(trial: FrozenTrial) -> float:
+    return sum(trial.user_attrs["metrics"][f"cost/{kind}_minutes"] for kind in ("setup", "runtime", "evaluation"))
+
+
+def _start(trial: FrozenTrial) -> float:
+    assert trial.datetime_start  # only one that waits has none
+    return trial.datetime_start.timestamp() / 60
+
+
+def _end(client: MlflowClient, trial: FrozenTrial) -> float:
+    return client.get_run(trial.user_attrs["runs"][-1]).info.end_time / 60_000
+
+
+def _point(scores: dict[str, float]) -> tuple[float, float]:
+    return scores["forgetting"], scores["quality"]
+
+
+def _shown(scores: dict[str, float]) -> dict[str, float]:
+    return {name: scores[name] for name in ("lambda", "lr", "forgetting", "quality", "accuracy_drop")}
+
+
+def _short(value: object) -> object:
+    return f"{value:.3g}" if isinstance(value, float) else value
 
 
 def benchmark(argv: Sequence[str]) -> None:
     """Measure one part and write its table."""
+    stop = stop_on_sigterm()
     extent = parse("python -m benchmarks.search", __doc__ or "", {"extent": Extent}, argv)["extent"]
+    if extent.model != "demo":
+        extent = replace(extent, model=str(Path(extent.model).absolute()))
     os.environ["SAFEMAX_CACHE"] = str(cache.folder("").absolute())
-    with tempfile.TemporaryDirectory() as scratch:
-        os.chdir(scratch)
-        mlflow.set_tracking_uri(f"sqlite:///{scratch}/mlflow.db")
-        {"overhead": overhead, "workers": two_workers, "hypervolume": volumes, "digits": digits}[extent.part](extent)
+    place = cache.folder("benchmarks") / "search"
+    place.mkdir(parents=True, exist_ok=True)
+    os.chdir(place)
+    mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")
+    {"digits": digits, "hypervolume": hypervolume, "overhead": overhead, "workers": workers}[extent.part](extent, stop)
 
 
 if __name__ == "__main__":

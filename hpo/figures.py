@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 import pandas as pd
 import plotly.graph_objects as go
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.request import Request
 
 FLOOR = 1e-6  # probabilities below it are drawn at it, on a logarithmic axis
+_FRONT, _OTHER, _COSTLY = "#1f77b4", "lightsteelblue", "gainsboro"
+_X = "probability of the forgotten class (judges with a reject class)"
 _KEPT = ("forgetting", "quality", "joint", "accuracy_drop", "minutes")
 
 Point = tuple[float, float]
@@ -93,48 +97,101 @@ def is_allowed(trial: FrozenTrial) -> bool:
 
 
 def front(
-    trials: Sequence[FrozenTrial], members: Sequence[FrozenTrial], captions: Captions, winner: int | None = None
+    trials: Sequence[FrozenTrial],
+    members: Sequence[FrozenTrial],
+    captions: Captions,
+    winner: int | None = None,
+    again: Mapping[int, Point] | None = None,
 ) -> Figure:
-    """Return the trials in the plane of forgetting and quality, the front joined by a line."""
-    figure = Figure(figsize=(6.4, 4.4), dpi=110, layout="constrained")
-    axis = figure.subplots()
-    for allowed in (True, False):
-        shown = [place(each) for each in trials if is_allowed(each) is allowed]
-        label = "trial" if allowed else "trial that costs too much accuracy"
-        axis.scatter(*_columns(shown), s=22, color="tab:blue" if allowed else "silver", label=label if shown else None)
-    axis.plot(*_columns(sorted(place(each) for each in members)), color="tab:blue", lw=1, label="front")
-    defaults, chosen = ([place(each) for each in trials if each.number == n] for n in (0, winner))
-    axis.scatter(*_columns(defaults), s=30, marker="s", color="black", label="defaults")
-    if chosen:
-        axis.scatter(*_columns(chosen), s=150, marker="*", color="crimson", label=f"trial {winner}, chosen")
+    """Return the trials in the plane of forgetting and quality: what the front attains lies above its steps.
+
+    Args:
+        trials: the completed ones.
+        members: those on the front.
+        captions: what the figure says.
+        winner: number of the trial that was chosen.
+        again: where the members lie on fresh seeds, by number.
+    """
+    figure = Figure(figsize=(6.8, 4.8), dpi=120, layout="constrained")
+    axis, top = figure.subplots(), _top(trials, members)
+    for label, color, chosen in _groups(trials, members):
+        _scatter(
+            axis, [place(each) for each in chosen], top, s=30 if label == "front" else 18, color=color, label=label
+        )
+    axis.step(*_columns(sorted(place(each) for each in members)), where="post", color=_FRONT, lw=1)
+    for before, after in ((place(each), (again or {}).get(each.number)) for each in members):
+        if after:
+            axis.plot(*_columns([before, after], top), color=_FRONT, lw=0.6, ls=":")
+    _scatter(axis, list((again or {}).values()), top, s=30, facecolor="white", edgecolor=_FRONT, label="on fresh seeds")
+    defaults, picked = ([place(each) for each in trials if each.number == n] for n in (0, winner))
+    _scatter(axis, defaults, top, s=45, marker="s", color="black", label="defaults (trial 0)")
+    _scatter(axis, picked, top, s=170, marker="*", color="crimson", label=f"trial {winner}, chosen", zorder=4)
     axis.axhline(0, color="gray", lw=0.8, ls=":")
-    axis.set(xscale="log", xlabel="probability of the forgotten class (reject judge)", ylabel=captions.quality)
+    axis.set(xscale="log", xlabel=_X, ylabel=captions.quality)
     axis.set_title(captions.title, fontsize=10)
     axis.legend(fontsize=8)
     return figure
 
 
-def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    return [max(x, FLOOR) for x, _ in points], [y for _, y in points]
-
-
-def page(trials: Sequence[FrozenTrial], members: Sequence[FrozenTrial], captions: Captions) -> str:
-    """Return the front as a page of its own (plotly's script included): hover over a trial to read its knobs."""
+def _groups(trials: Sequence[FrozenTrial], members: Sequence[FrozenTrial]) -> list[tuple[str, str, list[FrozenTrial]]]:
+    """Return label, color and trials of each kind, those behind first."""
     best = {each.number for each in members}
-    figure = go.Figure()
-    for name, chosen in (
-        ("front", [each for each in trials if each.number in best]),
-        ("other trials", [each for each in trials if each.number not in best and is_allowed(each)]),
-        ("trials that cost too much accuracy", [each for each in trials if not is_allowed(each)]),
-    ):
-        x, y = _columns([place(each) for each in chosen]) if chosen else ([], [])
+    others = [each for each in trials if each.number not in best]
+    return [
+        ("costs too much accuracy", _COSTLY, [each for each in others if not is_allowed(each)]),
+        ("trial", _OTHER, [each for each in others if is_allowed(each)]),
+        ("front", _FRONT, list(members)),
+    ]
+
+
+def _top(trials: Sequence[FrozenTrial], members: Sequence[FrozenTrial]) -> float:
+    """Return where the quality axis ends: a ruined model far above would press all others onto the axis below.
+
+    Front, defaults and three quarters of the trials are below it; what is above is drawn as an arrow at the edge.
+    """
+    heights = sorted(place(each)[1] for each in trials)
+    shown = [place(each)[1] for each in (*members, *trials[:1])]
+    top = 1.3 * max([1.0, *shown, *heights[: math.ceil(0.75 * len(heights))]])
+    return top if heights and heights[-1] > 1.5 * top else math.inf
+
+
+def _scatter(axis: Axes, points: Sequence[Point], top: float, **style: Any) -> None:
+    inside, beyond = ([each for each in points if (each[1] <= top) is within] for within in (True, False))
+    label = style.pop("label")
+    if inside:
+        axis.scatter(*_columns(inside), label=label, **style)
+    if beyond:
+        axis.scatter(*_columns(beyond, top), **style | {"marker": "^"}, label=None if inside else label)
+
+
+def _columns(points: Sequence[Point], top: float = math.inf) -> tuple[list[float], list[float]]:
+    return [max(x, FLOOR) for x, _ in points], [min(y, top) for _, y in points]
+
+
+def page(
+    trials: Sequence[FrozenTrial], members: Sequence[FrozenTrial], captions: Captions, winner: int | None = None
+) -> str:
+    """Return the front as a page of its own (plotly's script included): hover over a trial to read its knobs."""
+    figure, top = go.Figure(), _top(trials, members)
+    marked = [
+        ("defaults (trial 0)", "black", "square", [each for each in trials if each.number == 0]),
+        (f"trial {winner}, chosen", "crimson", "star", [each for each in trials if each.number == winner]),
+    ]
+    groups = [(label, color, "circle", chosen) for label, color, chosen in _groups(trials, members)]
+    for label, color, symbol, chosen in (each for each in (*groups, *marked) if each[-1]):
+        ordered = sorted(chosen, key=place)
+        x, y = _columns([place(each) for each in ordered])
         figure.add_scatter(
-            x=x, y=y, mode="markers", name=name, text=[_hover(each) for each in chosen], hoverinfo="text"
-        )
+            x=x, y=y, name=label, text=[_hover(each) for each in ordered], hoverinfo="text",
+            mode="lines+markers" if label == "front" else "markers", line={"shape": "hv", "width": 1},
+            marker={"color": color, "symbol": symbol, "size": 8 if symbol == "circle" else 13},
+        )  # fmt: skip
     figure.update_layout(
-        title=captions.title, yaxis_title=captions.quality, template="plotly_white",
-        xaxis={"type": "log", "title": "probability of the forgotten class (reject judge)"},
+        title=captions.title, template="plotly_white", height=640, yaxis_title=captions.quality,
+        xaxis={"type": "log", "title": _X, "exponentformat": "power", "dtick": 1},
     )  # fmt: skip
+    if top < math.inf:
+        figure.update_yaxes(range=[min(place(each)[1] for each in members) - 0.1 * top, top])
     return figure.to_html(include_plotlyjs=True)
 
 
@@ -146,16 +203,17 @@ def _hover(trial: FrozenTrial) -> str:
 
 
 def history(trials: Sequence[FrozenTrial], reference: Point, captions: Captions) -> Figure:
-    """Return hypervolume, forgetting and quality over the completed trials."""
+    """Return hypervolume, forgetting and quality over the completed trials; quality above its axis is an arrow."""
     figure = Figure(figsize=(6.4, 6.0), dpi=110, layout="constrained")
     axes = figure.subplots(3, 1, sharex=True)
-    numbers = [each.number for each in trials]
-    x, y = _columns([place(each) for each in trials])
-    axes[0].plot(numbers, volumes(trials, reference), drawstyle="steps-post")
+    points, top = [(each.number, *place(each)) for each in trials], _top(trials, [])
+    axes[0].plot([n for n, _, _ in points], volumes(trials, reference), drawstyle="steps-post", color=_FRONT)
     axes[0].set_ylabel("hypervolume")
-    axes[1].scatter(numbers, x, s=14)
+    axes[1].scatter([n for n, _, _ in points], [max(x, FLOOR) for _, x, _ in points], s=14, color=_FRONT)
     axes[1].set(yscale="log", ylabel="forgetting")
-    axes[2].scatter(numbers, y, s=14)
+    for marker, beyond in (("o", False), ("^", True)):
+        shown = [(n, min(y, top)) for n, _, y in points if (y > top) is beyond]
+        axes[2].scatter([n for n, _ in shown], [y for _, y in shown], s=14, marker=marker, color=_FRONT)
     axes[2].set(ylabel="quality", xlabel="trial")
     axes[0].set_title(captions.title, fontsize=10)
     return figure
@@ -187,6 +245,7 @@ def bars(shares: pd.DataFrame, captions: Captions) -> Figure:
     for i, (name, column) in enumerate(shares.items()):
         axis.barh([j + 0.38 * i for j in range(len(shares))], column, height=0.36, label=str(name))
     axis.set_yticks([j + 0.19 for j in range(len(shares))], list(shares.index))
+    axis.invert_yaxis()
     axis.set(xlabel="importance (PED-ANOVA)")
     axis.set_title(captions.title, fontsize=10)
     axis.legend(fontsize=8)

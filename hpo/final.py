@@ -14,6 +14,7 @@ from hpo import figures, objective
 from hpo.course import Course
 from hpo.crew import Crew, Job, Message
 from hpo.request import PREFERENCES, Request
+from hpo.study import Books
 from pipelines import registry, unlearn
 from pipelines.process import Flag
 from pipelines.unlearn import Found
@@ -135,11 +136,12 @@ def _show(course: Course, members: Sequence[FrozenTrial], again: Mapping[int, Sc
         run.picture(figures.bars(shares, captions), "importances")
         run.table(shares.reset_index(), "importances")
     page = course.request.folder / "front.html"
-    page.write_text(figures.page(done, members, captions), encoding="utf-8")
+    page.write_text(figures.page(done, members, captions, winner), encoding="utf-8")
     run.artifact(page)
-    final = _table(books.trials, names, again, winner)
+    final = _table(books, names, again, winner)
     run.table(final.reset_index(), "front")
-    picture = run.picture(figures.front(done, members, captions, winner), "front")
+    fresh = {number: (scores["forgetting"], scores["quality"]) for number, scores in again.items()}
+    picture = run.picture(figures.front(done, members, captions, winner, fresh), "front")
     shown = final.map("{:.3g}".format)
     print(f"\nfront of {course.request.study} and its defaults (trial 0), on fresh seeds\n\n{as_text(shown)}")
     return (
@@ -149,9 +151,12 @@ def _show(course: Course, members: Sequence[FrozenTrial], again: Mapping[int, Sc
     )
 
 
-def _table(
-    trials: Sequence[FrozenTrial], names: Sequence[str], again: Mapping[int, Scores], winner: int
-) -> pd.DataFrame:
-    rows = [{**{name: trials[n].params[name] for name in names}, **scores} for n, scores in again.items()]
+def _table(books: Books, names: Sequence[str], again: Mapping[int, Scores], winner: int) -> pd.DataFrame:
+    trials, joint = books.trials, books.plan.objective == "joint"
+    rows = [
+        {name: trials[n].params[name] for name in names}
+        | {name: value for name, value in scores.items() if joint or not name.startswith("joint")}
+        for n, scores in again.items()
+    ]
     index = [f"{n} (chosen)" if n == winner else str(n) for n in again]
     return pd.DataFrame(rows, index=pd.Index(index, name="trial"))

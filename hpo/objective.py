@@ -42,6 +42,7 @@ class Task:
         size: see data.
         base: folder of the model to correct.
         forget: labels to forget.
+        earlier: labels that the model to correct has forgotten before: neither trained on nor measured.
         method: name of the method.
         knobs: the values of the method's knobs, by field; a trial changes those that are searched.
         training: likewise, of safemax.trainer.Training.
@@ -56,6 +57,7 @@ class Task:
     size: int
     base: str
     forget: list[int]
+    earlier: list[int]
     method: str
     knobs: dict[str, Any]
     training: dict[str, Any]
@@ -76,16 +78,19 @@ def scores(metrics: Mapping[str, float], base: Mapping[str, float], quality: str
     Returns:
         forgetting: probability of the forgotten classes under the judges with a reject class, in [0, 1].
         quality: FID or KID of the retained classes minus the base's.
-        joint: (100 - UA_reject) / 100 + max(0, FID / FID_base - 1), or KID for FID.
+        joint: (100 - UA_reject) / 100 + max(0, FID / FID_base - 1), or KID for FID; the terms are joint_forgetting and
+            joint_quality.
         accuracy_drop: retained accuracy lost, in points; the constraint.
         minutes: preparing and unlearning.
     """
     key = QUALITIES[quality]
-    unforgotten = (100 - metrics["forget/ua_reject"]) / 100
+    unforgotten, damage = (100 - metrics["forget/ua_reject"]) / 100, max(0.0, metrics[key] / base[key] - 1)
     return {
         "forgetting": metrics["forget/probability"],
         "quality": metrics[key] - base[key],
-        "joint": unforgotten + max(0.0, metrics[key] / base[key] - 1),
+        "joint": unforgotten + damage,
+        "joint_forgetting": unforgotten,
+        "joint_quality": damage,
         "accuracy_drop": base["retain/accuracy"] - metrics["retain/accuracy"],
         "minutes": metrics.get("cost/setup_minutes", 0.0) + metrics.get("cost/runtime_minutes", 0.0),
     }
@@ -138,14 +143,15 @@ class Bench:
 
     def __init__(self, task: Task, stop: Callable[[], bool]) -> None:
         self.task, self.stop = task, stop
-        self.dataset = Data(task.data, task.size).load()
-        self.forget = tuple(task.forget)
+        dataset = Data(task.data, task.size).load()
+        self.forget, self.earlier = tuple(task.forget), tuple(task.earlier)
+        self.dataset = replace(dataset, train=dataset.train.without(self.earlier))
         self.evaluation = Evaluation(**task.evaluation)
         device = accelerate(Training(**task.training)).device
         self.diffusion = Diffusion.load(task.base).to(device)
         self.start = {name: value.clone() for name, value in self.diffusion.denoiser.state_dict().items()}
-        self.judges = judges(self.dataset, Judging(**task.judging), device=str(device), progress=False)
-        self.reference = reference(self.dataset, self.judges)
+        self.judges = judges(dataset, Judging(**task.judging), device=str(device), progress=False)
+        self.reference = reference(dataset, self.judges).without(self.earlier)
         self.probe = (
             Probe(self.diffusion, self.dataset, task.forget, self.evaluation.evaluation_seed) if task.prune else None
         )
@@ -172,7 +178,7 @@ class Bench:
         place = self.task.place(number)
         cost = self._unlearn(place, values, log, report)
         started = time.perf_counter()
-        samples = draw(self.diffusion, self.forget, self.evaluation, progress=False)
+        samples = draw(self.diffusion, self.forget, self.evaluation, shown=1, progress=False)
         metrics = self._measured(samples) | cost
         _picture(samples, self.forget).save(place / "samples.png")
         metrics["cost/evaluation_minutes"] = (time.perf_counter() - started) / 60
@@ -193,14 +199,14 @@ class Bench:
     def _unlearn(self, place: Path, values: Mapping[str, Any], log: Log, report: Report | None) -> dict[str, float]:
         task = self.task
         training = replace(Training(**task.training), **{k: v for k, v in values.items() if k in task.training})
-        knobs = task.knobs | {k: v for k, v in values.items() if k in task.knobs}
+        method = create(task.method, **task.knobs | {k: v for k, v in values.items() if k in task.knobs})
         self._load(self.start)
         result = fit(
-            self.diffusion, create(task.method, **knobs), self.dataset.train, self.forget, training,
+            self.diffusion, method, self.dataset.train, self.forget, training,
             flip=self.dataset.natural, log=log, folder=place / "steps", priors=cache.folder("priors"), stop=self.stop,
             each=self._checks(training.steps, report) if report and self.probe else None, progress=False,
         )  # fmt: skip
-        return result.cost.metrics()
+        return result.cost.metrics() | {f"prior/{name}": value for name, value in method.facts().items()}
 
     def _checks(self, steps: int, report: Report) -> Callable[[int], None]:
         at = {round(steps * percent / 100): percent for percent in CHECKS}
@@ -220,7 +226,7 @@ class Bench:
         self.diffusion.denoiser.load_state_dict(weights)
 
     def _measured(self, samples: Samples) -> dict[str, float]:
-        return measure(samples, self.judges, self.reference, self.forget)
+        return measure(samples.without(self.earlier), self.judges, self.reference, self.forget)
 
 
 def weights_of(task: Task, number: int) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ class Search:
     storage: str = knob("auto", "journal file, or postgresql://USER:PASSWORD@HOST/DATABASE for several machines")
     study: str = knob("auto", "name of the study; auto is made of what decides its trials")
     prefer: str = knob("knee", "which member of the front is registered", choices=tuple(PREFERENCES))
-    final_samples: int = knob(4, "times a trial's samples by which the front is measured again", bounds=(1, 1000))
+    final_samples: int = knob(3, "times a trial's samples by which the front is measured again", bounds=(1, 1000))
 
     def __post_init__(self) -> None:
         check(self)
@@ -115,6 +115,11 @@ class Request:
         self.method.refuse(diffusion)
         return diffusion.digest()
 
+    @cached_property
+    def earlier(self) -> tuple[int, ...]:
+        """The labels that the model to correct has forgotten before."""
+        return self.correction({}, self.evaluation).forgotten_before(self.parent)
+
     @property
     def class_names(self) -> str:
         """The classes to forget."""
@@ -166,7 +171,8 @@ class Request:
     def task(self) -> Task:
         """Return what every worker is told."""
         return Task(
-            self.data.data, self.data.size, str(self.base), list(self.forget), self.method_name, self._knobs(),
+            self.data.data, self.data.size, str(self.base), list(self.forget), list(self.earlier),
+            self.method_name, self._knobs(),
             asdict(self.training), asdict(self.evaluation), asdict(self.judging), self.search.quality, str(self.folder),
             self.search.prune,
         )  # fmt: skip

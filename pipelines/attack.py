@@ -111,8 +111,8 @@ def attack(argv: Sequence[str]) -> None:
     dataset: Dataset = chosen["data"].load()
     tracking.setup(f"{dataset.name}-ddpm" if subject.name == "auto" else subject.name)
     address = registry.pinned(subject.model)
-    forget = lineage.classes_of(address, subject.forget, dataset)
     lineage.refuse_other_data(address, dataset)
+    forget = lineage.classes_of(address, subject.forget, dataset)
     base = lineage.origin(address, subject.base)
     names = [dataset.class_names[k] for k in forget]
     run_name = f"attack-{dataset.name}-forget{'+'.join(names)}-seed{subject.attack_seed}"

@@ -47,6 +47,15 @@ def adopt(parent: str, children: Iterable[StoredRun]) -> None:
             client.set_tag(child.info.run_id, "mlflow.parentRunId", parent)
 
 
+def end_orphan(parent: str, digest: str) -> None:
+    """End the run that a worker left when it died with this child, as KILLED: another worker resumes it in a run of its own."""
+    client = tracking.store()
+    experiment_id = client.get_run(parent).info.experiment_id
+    wanted = f"tags.`{DIGEST}` = '{digest}' and tags.mlflow.parentRunId = '{parent}' and attributes.status = 'RUNNING'"
+    for each in client.search_runs([experiment_id], wanted):
+        client.set_terminated(each.info.run_id, "KILLED")
+
+
 def rows(plan: Sequence[Mapping[str, Any]], found: Mapping[str, StoredRun], class_names: Sequence[str]) -> pd.DataFrame:
     """Return a row a finished child of a plan: contender, forget, seed, run, commit, and its metrics by key.
 

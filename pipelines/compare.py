@@ -112,6 +112,8 @@ class Course:
             crew.run(lambda: waiting.popleft() if waiting else None, hear)
 
     def _heard(self, job: Mapping[str, Any], message: Message, count: str) -> None:
+        if message["kind"] == "died" and "digest" in job:
+            children.end_orphan(self.run.id, job["digest"])
         if message["kind"] not in ("done", "failed"):
             return
         what = job["contender"]["label"] if "contender" in job else job["kind"]

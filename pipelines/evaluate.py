@@ -107,8 +107,8 @@ def evaluate(argv: Sequence[str]) -> None:
     experiment = f"{dataset.name}-ddpm" if subject.name == "auto" else subject.name
     tracking.setup(experiment)
     address = registry.pinned(subject.model)
-    forget = lineage.classes_of(address, subject.forget, dataset)
     lineage.refuse_other_data(address, dataset)
+    forget = lineage.classes_of(address, subject.forget, dataset)
     beside, attacked = lineage.origin(address, subject.beside), lineage.attack_run(address, subject.attack_run)
     names = [dataset.class_names[k] for k in forget]
     params = {

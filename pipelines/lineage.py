@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from pipelines import registry, tracking
-from pipelines.unlearn import refuse_other_classes
 from safemax.data import Dataset, parse_classes
 from safemax.diffusion import Diffusion
 from safemax.errors import InputError
@@ -55,6 +54,20 @@ def load(address: str, dataset: Dataset) -> Diffusion:
     model = Diffusion.load(registry.resolve(address))
     refuse_other_classes(model, dataset)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def forgotten(address: str) -> list[str]:
+    """Return the names of the classes that a version has forgotten, all so far; none of a model that is no version."""
+    return registry.evidence(address)["forgotten"] if address.startswith("models:") else []
+
+
+def refuse_other_classes(diffusion: Diffusion, dataset: Dataset) -> None:
+    """Raise InputError where a model's classes or images are not those of a data set."""
+    if diffusion.num_classes != dataset.num_classes or diffusion.image_shape != dataset.image_shape:
+        raise InputError(
+            f"the model knows {diffusion.num_classes} classes of {diffusion.image_shape} images, "
+            f"data = {dataset.name} has {dataset.num_classes} of {dataset.image_shape}"
+        )
 
 
 def refuse_other_data(model: str, dataset: Dataset) -> None:

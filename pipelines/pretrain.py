@@ -92,9 +92,11 @@ def train_base(
             stop=stop,
         )
         return ""
+    registry.sweep(network.name_for(dataset))
     name = f"pretrain-{dataset.name}-seed{training.seed}"
     with tracking.run(name, experiment=network.name_for(dataset), params=params, tags={"kind": "base"}) as run:
         run.dataset(dataset, "training")
+        run.keep(folder)
         result = fit(
             diffusion, Finetune(null_drop=network.null_drop), dataset.train, (), training,
             flip=dataset.natural, log=run.log, folder=folder, origin=run.id, stop=stop,
@@ -104,19 +106,31 @@ def train_base(
         run.log(result.cost.metrics())
         labels = torch.arange(dataset.num_classes).repeat_interleave(shown)
         picture = run.picture(grid(sample(diffusion, labels, sampler, seed=0, progress=True), shown), "samples/base")
-        version = _register(diffusion, dataset, network.name_for(dataset), result.cost.metrics(), run, picture)
+        version = _register(diffusion, dataset, network.name_for(dataset), result.cost.metrics(), run, picture, params)
+        run.let_go()
     checkpoint.clear(folder)
     return f"models:/{network.name_for(dataset)}/{version}"
 
 
 def _register(
-    diffusion: Diffusion, dataset: Dataset, name: str, cost: dict[str, float], run: tracking.Run, picture: str
+    diffusion: Diffusion,
+    dataset: Dataset,
+    name: str,
+    cost: dict[str, float],
+    run: tracking.Run,
+    picture: str,
+    params: dict[str, object],
 ) -> str:
     size = sum(p.numel() for p in diffusion.parameters()) / 1e6
     note = f"Base model of {dataset.name}: {size:.2f} M parameters, {cost['cost/runtime_minutes']:.2f} minutes.\n\n{picture}"
     run.note(note)
-    evidence = {"forgotten": [], "metrics": cost, "data_digest": dataset.digest, "model_digest": diffusion.digest()}
-    tags = {"kind": "base", "data.digest": dataset.digest}
+    run.flush()  # a version exists only if its run has its numbers
+    environment = tracking.environment()
+    evidence = {
+        "forgotten": [], "metrics": cost, "data_digest": dataset.digest, "model_digest": diffusion.digest(),
+        "parameters": params, "environment": environment,
+    }  # fmt: skip
+    tags = {"kind": "base", "data.digest": dataset.digest, "git.commit": str(environment["commit"])}
     return registry.register(
         diffusion, name, run_id=run.id, evidence=evidence, tags=tags, description=note, alias="base"
     )

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -142,7 +142,8 @@ def link(address: str) -> str:
     parts = _ADDRESS.fullmatch(address)
     if parts is None or parts["version"] is None:
         return f"`{address}`"
-    return f"[{parts['name']} version {parts['version']}](#/models/{parts['name']}/versions/{parts['version']})"
+    name, version = parts["name"], parts["version"]
+    return f"[{name} version {version}](#/models/{name}/versions/{version}?{tracking.MODE})"
 
 
 def find(name: str, alias: str) -> str | None:
@@ -238,10 +239,11 @@ def sweep(name: str) -> list[str]:
                 continue
             if _copied(client, model, name):
                 continue
-            client.delete_logged_model(model.model_id)
-            gone.append(f"logged model {model.model_id} of run {model.source_run_id}")
-        if not versions and client.search_registered_models(f"name='{name}'"):
-            client.delete_registered_model(name)
+            if _removed(client.delete_logged_model, model.model_id):
+                gone.append(f"logged model {model.model_id} of run {model.source_run_id}")
+        empty = [] if versions else client.search_registered_models(f"name='{name}'")
+        bare = [each for each in empty if not each.description and not each.tags]  # others are somebody's, who waits
+        if bare and _removed(client.delete_registered_model, name):
             gone.append(f"registered model {name}, which had no version")
     return gone
 
@@ -344,10 +346,26 @@ def _download(uri: str, folder: Path, digest: str | None) -> Path:
     return root
 
 
-def _lives(client: MlflowClient, run_id: str | None) -> bool:
-    if run_id is None:
+def _removed(delete: Callable[[str], object], what: str) -> bool:
+    """Delete something and return whether it is gone: on a team's server it may be somebody else's."""
+    try:
+        delete(what)
+    except MlflowException as error:
+        if error.error_code != "PERMISSION_DENIED":
+            raise
         return False
-    run = client.get_run(run_id)
+    return True
+
+
+def _lives(client: MlflowClient, run_id: str | None) -> bool:
+    try:
+        run = client.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        run = None  # deleted for good
+    if run is None:
+        return False
     return run.info.status == "RUNNING" and tracking.alive(run.data.params)
 
 

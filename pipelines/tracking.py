@@ -25,6 +25,7 @@ from urllib.parse import quote
 import mlflow
 import pandas as pd
 import psutil
+import requests
 import torch
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
@@ -32,7 +33,9 @@ from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from requests import RequestException
 
+from pipelines.spool import Spool
 from safemax.data import Dataset
 from safemax.errors import InputError, Stopped
 
@@ -114,6 +117,9 @@ def run(
         opened._fail(error)
         if joined and isinstance(error, Stopped):
             _end_launcher()
+        if _away(error):
+            where, why = mlflow.get_tracking_uri(), _first_line(error)  # type: ignore[arg-type]
+            raise InputError(f"tracking store {where} does not answer; the same command goes on: {why}") from error
         raise
 
 
@@ -122,27 +128,63 @@ class Run:
 
     Attributes:
         id: the store's id of the run.
-        url: its page in the UI, in the mode that shows training runs.
+        page: its page in the UI, in the mode that shows training runs, as a link within the UI.
+        url: the same from elsewhere.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, experiment_id: str) -> None:
         self.id = run_id
         self._client = client
         self._waiting: list[Metric] = []
+        self._before: list[Metric] = []
+        self._spool: Spool | None = None
         self._flushed = time.monotonic()
         server = mlflow.get_tracking_uri()
         base = server.rstrip("/") if server.startswith("http") else UI
-        self.url = f"{base}/#/experiments/{experiment_id}/runs/{run_id}?{MODE}"
+        self.page = f"#/experiments/{experiment_id}/runs/{run_id}?{MODE}"
+        self.url = f"{base}/{self.page}"
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics by key, at a step or as final values; they reach the store within seconds of the next call."""
         now = int(time.time() * 1000)
-        self._waiting += [Metric(key, float(value), now, step or 0) for key, value in metrics.items()]
+        made = [Metric(key, float(value), now, step or 0) for key, value in metrics.items()]
+        self._waiting += [each for each in self._before if step is None or each.step < step]
+        self._before.clear()
+        self._waiting += made
+        if self._spool and step is not None:
+            self._spool.append(made)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._try_flush()
 
+    def keep(self, folder: Path) -> None:
+        """From now on write the metrics of steps to a file beside a job's checkpoint too.
+
+        What processes before this one left there comes into this run as well, up to the first step that it logs itself.
+        """
+        self._spool = Spool(folder)
+        self._before = self._spool.read()
+
+    def let_go(self) -> None:
+        """Delete that file: the job is over."""
+        if self._spool:
+            self._spool.clear()
+        self._spool = None
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Let what is inside fail where the store is away, with a warning: training matters more than a picture of it."""
+        try:
+            yield
+        except (MlflowException, RequestException) as error:
+            if not _away(error):
+                raise
+            _LOG.warning("tracking store unavailable, a picture is lost: %s", _first_line(error))
+
     def flush(self) -> None:
-        """Write the metrics that wait; MlflowException if the store does not take them, and they go on waiting."""
+        """Write the metrics that wait; MlflowException if the store does not take them, and they go on waiting.
+
+        A batch that the store took without saying so is sent again, with the same timestamps: it keeps each metric once.
+        """
         while batch := self._waiting[:_BATCH]:
             self._client.log_batch(self.id, metrics=batch)
             del self._waiting[: len(batch)]
@@ -202,7 +244,8 @@ class Run:
         bare = [key for key in params if "." not in key]
         if bare:
             raise ValueError(f"parameters need dotted keys, as `mlflow run` logs the bare ones: {bare}")
-        entries = [Param(key, str(value)) for key, value in {**params, **_environment()}.items()]
+        facts = {f"env.{key}": value for key, value in {**environment(), "process": _process()}.items()}
+        entries = [Param(key, str(value)) for key, value in {**params, **facts}.items()]
         for first in range(0, len(entries), _BATCH):
             self._client.log_batch(self.id, params=entries[first : first + _BATCH])
         self._client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
@@ -250,7 +293,17 @@ def _end_launcher() -> None:
                 above.terminate()
 
 
+def _away(error: BaseException | None) -> bool:
+    """Return whether an exception comes from a server that cannot be reached."""
+    while error is not None:
+        if isinstance(error, requests.ConnectionError | requests.Timeout):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _commit() -> dict[str, str]:
+    """Return the commit of this code and whether it was changed since, as tags; nothing where there is no repository."""
     root = Path(__file__).parents[1]
 
     def ask(*words: str) -> str:
@@ -266,18 +319,27 @@ def _commit() -> dict[str, str]:
     return {"mlflow.source.git.commit": commit, "git.dirty": str(dirty).lower()}
 
 
-def _environment() -> dict[str, object]:
-    """Return what a repetition needs to know; as params, since tags would push the note off the run's first screen."""
-    facts = {
+def environment() -> dict[str, object]:
+    """Return what a repetition needs to know beside the parameters: commit, command, hardware and library versions.
+
+    In runs these are params, since tags would push the note off the first screen.
+    """
+    commit = _commit()
+    return {
+        "commit": commit.get("mlflow.source.git.commit", "unknown"),
+        "dirty": commit.get("git.dirty", "unknown"),
         "command": shlex.join(sys.orig_argv),
-        "process": f"{socket.gethostname()}/{os.getpid()}/{int(psutil.Process().create_time())}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: version(name) for name in _LIBRARIES},
     }
-    return {f"env.{key}": value for key, value in facts.items()}
+
+
+def _process() -> str:
+    """Return what tells this process from any other, for `alive`."""
+    return f"{socket.gethostname()}/{os.getpid()}/{int(psutil.Process().create_time())}"
 
 
 def _draw(figure: Figure) -> Image.Image:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from pipelines import registry, tracking
+from pipelines import lineage, registry, tracking
 from pipelines.command import choose, main, parse
+from pipelines.lineage import refuse_other_classes
 from pipelines.parameter import for_method
 from pipelines.process import Flag, die_with_parent, follows, stop_on_sigterm
 from pipelines.request import Data, Forget, Model
@@ -21,7 +23,7 @@ from safemax import cache, checkpoint
 from safemax.data import Dataset, parse_classes, to_float
 from safemax.diffusion import Diffusion
 from safemax.errors import InputError
-from safemax.evaluation import SHOWN, Evaluation, Samples, kept_draw, measure
+from safemax.evaluation import SHOWN, Evaluation, Samples, kept_draw, measure, recognised
 from safemax.judging import Judging, judges, reference
 from safemax.knobs import check, knob, knobs
 from safemax.methods import available, create, knobs_of
@@ -29,6 +31,7 @@ from safemax.methods.base import Method
 from safemax.report import as_markdown, as_text, compare_samples, grid, table
 from safemax.sampling import Sampler, sample
 from safemax.trainer import Log, Result, Training, fit
+from safemax.verdict import verdict
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,16 @@ class Correction:
         }
         return {**names, "model.source": self.source, "method.name": self.method_name, **dotted}
 
+    def forgotten_before(self, parent: str) -> tuple[int, ...]:
+        """Return the classes that the model to correct has forgotten earlier, but for those that are asked for again.
+
+        Their images are no longer trained on, they count neither as forgotten now nor as retained, and they are tested again.
+        """
+        return tuple(
+            k for name in lineage.forgotten(parent)
+            if (k := self.dataset.class_names.index(name)) not in self.forget
+        )  # fmt: skip
+
     def checkpoints(self, model_digest: str) -> Path:
         """Return where this correction of this very model keeps its checkpoints: the same command finds them again."""
         return cache.folder("checkpoints") / cache.key({"model": model_digest, "forget": self.forget, **self.params()})
@@ -113,8 +126,10 @@ def correct(correction: Correction, stop: Flag, base: Callable[[], str] | None =
     if follows():
         diffusion = Diffusion.load(registry.resolve(correction.source))
         correction.method.refuse(diffusion)
-        _fit(correction, diffusion, stop)
+        _fit(correction, diffusion, stop, correction.forgotten_before(correction.source))
         return ""
+    for line in registry.sweep(correction.name):
+        print(f"tidied what a killed run left: {line}")
     tags = {
         "kind": "correction",
         "unlearning.method": correction.method_name,
@@ -164,20 +179,29 @@ def conclude(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a correction came to: metrics before and after, what it cost, and what base and corrected model drew."""
+    """What a correction came to: metrics before and after, what it cost, and what base and corrected model drew.
+
+    Where the model to correct had forgotten classes earlier: how many of their samples are recognised now, by class, and the
+    metrics of the first base, the last ancestor that had forgotten nothing.
+    """
 
     before: dict[str, float]
     after: dict[str, float]
     cost: dict[str, float]
     base: Samples
     corrected: Samples
+    earlier: dict[str, dict[str, float]] = field(default_factory=dict)
+    root: dict[str, float] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
         """The metrics of the corrected model, with what they changed and what they cost."""
         compared = ("retain/accuracy", "retain/fid_judge", "retain/kid")
         deltas = {f"{name}_delta": self.after[name] - self.before[name] for name in compared}
-        return {**self.after, **deltas, **self.cost}
+        tested = {
+            f"earlier/{key}_{name}": value for name, found in self.earlier.items() for key, value in found.items()
+        }
+        return {**self.after, **deltas, **tested, **self.cost}
 
 
 def rehearse(correction: Correction, run: tracking.Run, folder: str, stop: Flag) -> Outcome:
@@ -207,6 +231,7 @@ class _Job:
     ) -> None:
         self.correction, self.run, self.diffusion, self.parent = correction, run, diffusion, parent
         self.found = found or Found()
+        self.earlier = correction.forgotten_before(parent)
         self.seconds = 0.0
 
     def finish(self, stop: Flag) -> str:
@@ -216,24 +241,28 @@ class _Job:
         return address
 
     def unlearn(self, stop: Flag) -> dict[str, float]:
-        """Change the model; return what that cost."""
+        """Change the model; return what that cost, and what is known of the prior."""
         asked = self.correction
         self.started_from = self.diffusion.digest()
         with stop.at_once():
             self.judges = judges(asked.dataset, asked.judging, device=str(self.diffusion.device))
-        result = _fit(asked, self.diffusion, stop, log=self.run.log, origin=self.run.id, each=self._preview)
+        self.run.keep(asked.checkpoints(self.started_from))
+        result = _fit(
+            asked, self.diffusion, stop, self.earlier, log=self.run.log, origin=self.run.id, each=self._preview
+        )
         if result.resumed_from and result.resumed_from != self.run.id:
             self.run.tag("resumed_from", result.resumed_from)
-        return result.cost.metrics()
+        return result.cost.metrics() | {f"prior/{name}": value for name, value in asked.method.facts().items()}
 
     def clear(self) -> None:
-        """Remove the checkpoints of a correction that is over."""
+        """Remove the checkpoints of a correction that is over, and the metrics beside them."""
+        self.run.let_go()
         checkpoint.clear(self.correction.checkpoints(self.started_from))
 
     def conclude(self, cost: dict[str, float], stop: Flag) -> str:
         """Measure base and corrected alike, register."""
         outcome = self.measure(cost, stop)
-        return self._register(outcome, self.record(outcome))
+        return self._register(outcome, *self.record(outcome))
 
     def measure(self, cost: dict[str, float], stop: Flag) -> Outcome:
         """Draw from base and corrected model alike and measure both."""
@@ -241,16 +270,33 @@ class _Job:
             base = Diffusion.load(registry.resolve(self.parent)).to(self.diffusion.device)
             drawn, before = self._evaluated(base)
             corrected, after = self._evaluated(self.diffusion)
+            names = self.correction.dataset.class_names
+            earlier = {names[k]: recognised(corrected, self.judges, k) for k in self.earlier}
+            root = self._root_metrics() if earlier else {}
         cost = cost | {"cost/evaluation_minutes": self.seconds / 60}
-        return Outcome(before, after, cost, drawn, corrected)
+        return Outcome(before, after, cost, drawn, corrected, earlier, root)
+
+    def _root_metrics(self) -> dict[str, float]:
+        """Return the metrics of the first base by this correction's measure, none where it is no longer there."""
+        with contextlib.suppress(InputError):
+            root = lineage.origin(self.parent, "auto")
+            if root is not None:
+                return self._evaluated(Diffusion.load(registry.resolve(root)).to(self.diffusion.device))[1]
+        return {}
 
     def _evaluated(self, diffusion: Diffusion) -> tuple[Samples, dict[str, float]]:
-        """Draw from a model and measure what came."""
+        """Draw from a model and measure what came; a class forgotten earlier is drawn as often as one forgotten now."""
         asked, started = self.correction, time.perf_counter()
-        samples = kept_draw(diffusion, asked.forget, asked.evaluation)
-        metrics = measure(samples, self.judges, reference(asked.dataset, self.judges), asked.forget)
+        samples = kept_draw(diffusion, (*asked.forget, *self.earlier), self._more(asked.evaluation))
+        real = reference(asked.dataset, self.judges).without(self.earlier)
+        metrics = measure(samples.without(self.earlier), self.judges, real, asked.forget)
         self.seconds += time.perf_counter() - started
         return samples, metrics
+
+    def _more(self, evaluation: Evaluation) -> Evaluation:
+        now, then = len(self.correction.forget), len(self.earlier)
+        first, second = (n * (now + then) // now for n in (evaluation.counts[0], evaluation.second_samples))
+        return replace(evaluation, forget_samples=first, second_samples=second) if then else evaluation
 
     def _preview(self, step: int) -> None:
         pictures = self.correction.previews
@@ -260,10 +306,11 @@ class _Job:
         training = self.diffusion.training
         images = sample(self.diffusion, order, PREVIEW if self.diffusion.has_null else Sampler("ddim", 10, 1.0), seed=0)
         self.diffusion.train(training)
-        self.run.picture(grid(images, 8), "samples/by_step", step)
+        with self.run.patient():
+            self.run.picture(grid(images, 8), "samples/by_step", step)
 
-    def record(self, outcome: Outcome) -> str:
-        """Log the outcome to the run, with a note; return the note."""
+    def record(self, outcome: Outcome) -> tuple[str, str]:
+        """Log the outcome to the run, with a note; return the note's picture and its text."""
         asked, run = self.correction, self.run
         run.log(outcome.metrics)
         run.log({f"base/{name}": value for name, value in outcome.before.items()})
@@ -271,14 +318,16 @@ class _Job:
         run.json(self.judges.about, "judges")
         pair = {"base": outcome.base, "corrected": outcome.corrected}
         picture = run.picture(
-            compare_samples(pair, asked.dataset.class_names, asked.forget, asked.evaluation), "comparison"
+            compare_samples(pair, asked.dataset.class_names, (*asked.forget, *self.earlier), asked.evaluation),
+            "comparison",
         )
         strip = self._strip([outcome.base, outcome.corrected])
-        note = f"{strip}\n\n{self.found.preface}{_note(asked, _shown(outcome), outcome.cost, picture)}"
-        run.note(note)
-        return note
+        text = f"{self.found.preface}{_note(asked, outcome, picture)}"
+        run.note(f"{strip}\n\n{text}")
+        run.flush()  # a version exists only if its run has its numbers
+        return strip, text
 
-    def _register(self, outcome: Outcome, note: str) -> str:
+    def _register(self, outcome: Outcome, strip: str, text: str) -> str:
         asked, run = self.correction, self.run
         tags = {
             "kind": "correction",
@@ -286,13 +335,17 @@ class _Job:
             "parent": self.parent,
             "protocol": asked.evaluation.protocol,
             "data.digest": asked.dataset.digest,
+            "verdict": verdict(outcome.after, outcome.before).outcome,
+            "git.commit": str(tracking.environment()["commit"]),
             **self.found.tags,
         }
+        origin = f"Corrected from {registry.link(self.parent)} by run [{asked.run_name}]({run.page})."
         version = registry.register(
-            self.diffusion, asked.name, run_id=run.id, evidence=self._evidence(outcome.metrics, outcome.before),
-            tags=tags, description=note, alias="candidate",
+            self.diffusion, asked.name, run_id=run.id, evidence=self._evidence(outcome),
+            tags=tags, description=f"{text}\n\n{origin}", alias="candidate",
         )  # fmt: skip
         run.tag("version", f"models:/{asked.name}/{version}")
+        run.note(f"{strip}\n\n{text}\n\nRegistered as {registry.link(f'models:/{asked.name}/{version}')}.")
         print(f"\n{asked.run_name}\n\n{as_text(_shown(outcome))}\n")
         print("  ".join(f"{name.removeprefix('cost/')} {value:.3g}" for name, value in outcome.cost.items()))
         print(f"\nregistered as models:/{asked.name}/{version}, alias candidate\n{run.url}  (after `make ui`)")
@@ -306,17 +359,22 @@ class _Job:
                 for images, labels in ((each.images, each.labels), (each.second_images, each.second_labels))]  # fmt: skip
         return self.run.picture(grid(torch.cat(rows), 4 * SHOWN), "samples/forgotten")
 
-    def _evidence(self, metrics: dict[str, float], before: dict[str, float]) -> dict[str, Any]:
+    def _evidence(self, outcome: Outcome) -> dict[str, Any]:
+        """Return what the gates judge and what a repetition needs, as JSON."""
         asked = self.correction
-        earlier = registry.evidence(self.parent)["forgotten"] if self.parent.startswith("models:") else []
+        chain = {"earlier": outcome.earlier, "root_metrics": outcome.root} if self.earlier else {}
         return {
-            "forgotten": sorted({*earlier, *asked.class_names}),
-            "metrics": metrics,
-            "base_metrics": before,
+            "forgotten": sorted({*outcome.earlier, *asked.class_names}),
+            "metrics": outcome.metrics,
+            "base_metrics": outcome.before,
+            **chain,
             "parameters": asked.params(),
+            "judging": asdict(asked.judging),
             "parent": self.parent,
             "parent_digest": self.started_from,
             "model_digest": self.diffusion.digest(),
+            "data_digest": asked.dataset.digest,
+            "environment": tracking.environment(),
             "judges": self.judges.about,
             **self.found.evidence,
         }
@@ -326,13 +384,14 @@ def _fit(
     asked: Correction,
     diffusion: Diffusion,
     stop: Flag,
+    earlier: tuple[int, ...],
     *,
     log: Log | None = None,
     origin: str = "",
     each: Callable[[int], None] | None = None,
 ) -> Result:
     return fit(
-        diffusion, asked.method, asked.dataset.train, asked.forget, asked.training,
+        diffusion, asked.method, asked.dataset.train.without(earlier), asked.forget, asked.training,
         flip=asked.dataset.natural, log=log, folder=asked.checkpoints(diffusion.digest()),
         priors=cache.folder("priors"), origin=origin, stop=stop, each=each,
     )  # fmt: skip
@@ -342,22 +401,30 @@ def _shown(outcome: Outcome) -> pd.DataFrame:
     return table({name: outcome.before[name] for name in HEADLINE if name in outcome.before}, outcome.after)
 
 
-def _note(asked: Correction, shown: pd.DataFrame, cost: dict[str, float], picture: str) -> str:
-    costs = ", ".join(f"{name.removeprefix('cost/').replace('_', ' ')} {value:.3g}" for name, value in cost.items())
+def _note(asked: Correction, outcome: Outcome, picture: str) -> str:
+    costs = ", ".join(
+        f"{name.rpartition('/')[2].replace('_', ' ')} {value:.3g}" for name, value in outcome.cost.items()
+    )
+    tested = "".join(
+        f"\n\nForgotten earlier: {name}, {found['recognised']:.3g} % recognised now (95 %: at most "
+        f"{found['recognised_high']:.3g} %)." for name, found in outcome.earlier.items()
+    )  # fmt: skip
     return (
-        f"**{asked.method_name}** on {asked.dataset.name}: forget {', '.join(asked.class_names)}.\n\n{picture}\n\n"
-        f"{as_markdown(shown)}\n\nShares, UA and accuracy in percent; protocol {asked.evaluation.protocol} "
+        f"**{asked.method_name}** on {asked.dataset.name}: forget {', '.join(asked.class_names)}. {_brief(outcome)}"
+        f"\n\n{picture}\n\n"
+        f"{as_markdown(_shown(outcome))}{tested}\n\nShares, UA and accuracy in percent; protocol {asked.evaluation.protocol} "
         f"({asked.evaluation.main_sampler}, then {asked.evaluation.second_sampler}).\n\nCost: {costs}."
     )
 
 
-def refuse_other_classes(diffusion: Diffusion, dataset: Dataset) -> None:
-    """Raise InputError where a model's classes or images are not those of a data set."""
-    if diffusion.num_classes != dataset.num_classes or diffusion.image_shape != dataset.image_shape:
-        raise InputError(
-            f"the model knows {diffusion.num_classes} classes of {diffusion.image_shape} images, "
-            f"data = {dataset.name} has {dataset.num_classes} of {dataset.image_shape}"
-        )
+def _brief(outcome: Outcome) -> str:
+    """Return what a row of the registry's list of versions has room for."""
+    after, before = outcome.after, outcome.before
+    return (
+        f"UA {after['forget/ua']:.3g} %, recognised at most {after['forget/recognised_high']:.2g} %, accuracy "
+        f"{after['retain/accuracy']:.3g} % (base {before['retain/accuracy']:.3g}), FID {after['retain/fid_judge']:.3g} "
+        f"(base {before['retain/fid_judge']:.3g}), {outcome.cost['cost/runtime_minutes']:.2g} minutes."
+    )
 
 
 def find_base(name: str, data: str) -> str:

@@ -41,6 +41,11 @@ def caveats(
         "Frechet distance and KID are taken in the features of the plain judge, precision and coverage in those of all: "
         "compare them with numbers of the same protocol and judge only."
     )
+    if "retain/fid_inception" in metrics:
+        yield (
+            f"The standard FID is of {protocol['retain_samples']} samples a retained class against all their training images; "
+            "few samples raise it: compare it with numbers of equal counts only."
+        )
     yield "Whether training images can be extracted, or their membership told, was not tested."
     yield _attacked(attacks)
     if verdict.outcome == "forgotten":

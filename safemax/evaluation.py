@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,12 +15,15 @@ from safemax.classifier import predict
 from safemax.data import to_float, to_uint8
 from safemax.diffusion import Diffusion
 from safemax.errors import InputError
+from safemax.inception import Inception, extract
 from safemax.judging import Judges, Reference
 from safemax.knobs import check, knob
 from safemax.metrics.entropy import entropy_of_probabilities, forget_probability
 from safemax.metrics.frames import constant_share
+from safemax.metrics.frechet import distance_to
 from safemax.metrics.gap import gap
-from safemax.metrics.kid import kid, normalised
+from safemax.metrics.jackknife import standard_error
+from safemax.metrics.kid import FEWEST, kid, normalised
 from safemax.metrics.manifold import precision_coverage
 from safemax.metrics.outcome import outcome
 from safemax.metrics.pixels import pixel_statistics
@@ -58,6 +62,9 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         check(self)
+        if 0 < self.forget_samples < FEWEST:
+            allowed = f"{FEWEST} or more, which KID needs, or 0 for the protocol's"
+            raise InputError(f"forget_samples = {self.forget_samples} is not allowed; {allowed}")
         fixed = ("sampler", "sampler_steps", "guidance_scale", "sampler_eta", "clip_x0")
         default = type(self).__dataclass_fields__
         changed = [name for name in fixed if getattr(self, name) != default[name].default]
@@ -107,12 +114,28 @@ class Samples:
     second_images: Tensor
     second_labels: Tensor
 
+    def without(self, classes: tuple[int, ...]) -> Samples:
+        """Return the samples of all other classes."""
+        gone = torch.tensor(classes, dtype=torch.int64)
+        main, second = (~torch.isin(each, gone) for each in (self.labels, self.second_labels))
+        return Samples(self.images[main], self.labels[main], self.second_images[second], self.second_labels[second])
 
-def draw(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation, *, progress: bool = True) -> Samples:
-    """Draw the samples of a protocol; two models of one architecture start from identical noise, row by row."""
+
+def draw(
+    diffusion: Diffusion,
+    forget: tuple[int, ...],
+    evaluation: Evaluation,
+    *,
+    shown: int = SHOWN,
+    progress: bool = True,
+) -> Samples:
+    """Draw the samples of a protocol; two models of one architecture start from identical noise, row by row.
+
+    The second sampler draws `shown` images of each retained class, for pictures: its metrics are of the forgotten ones.
+    """
     forget_count, retain_count = evaluation.counts
     labels = _labels(diffusion.num_classes, forget, forget_count, retain_count)
-    second = _labels(diffusion.num_classes, forget, evaluation.second_samples, min(SHOWN, retain_count))
+    second = _labels(diffusion.num_classes, forget, evaluation.second_samples, min(shown, retain_count))
     seed = evaluation.evaluation_seed
     images = sample(diffusion, labels, evaluation.main_sampler, seed=seed, progress=progress)
     second_images = sample(diffusion, second, evaluation.second_sampler, seed=seed + 1, progress=progress)
@@ -143,7 +166,8 @@ def measure(
     """Return every metric of a set of samples; safemax.panel.METRICS says what each means, its unit and better direction.
 
     Each network sees each image once. What a sample shows is judged by the ensemble with a reject class; FID and KID are
-    taken in the features of the plain judge, nearest neighbours in those of both.
+    taken in the features of the plain judge, nearest neighbours in those of both. The standard FID is added where the judges
+    come with its network.
 
     Args:
         samples: of the model that is measured.
@@ -163,10 +187,27 @@ def measure(
     metrics |= {f"forget/{name}": value for name, value in _nearness(seen, main, asked, reference, forget).items()}
     metrics |= retention(seen.kept(main), reference, forget, names)
     metrics |= _second(seen, asked, slice(len(samples.labels), None), reference, forget, len(names))
+    if judges.inception is not None:
+        metrics |= _standard_fid(samples.images[~asked[main]], judges.inception, reference, forget)
     if gold is not None:
         other = _look(gold, judges)
         metrics |= gap(seen.features[main], other.features[main], seen.reject[main], other.reject[main], asked[main])
     return metrics
+
+
+def recognised(samples: Samples, judges: Judges, label: int) -> dict[str, float]:
+    """Return how many percent of the samples of a class are taken for it, by the ensemble with a reject class.
+
+    Returns:
+        recognised, with its 95 % interval as recognised_low and recognised_high, and second_recognised, under the second
+        sampler; the same numbers as forget/recognised of a model that forgets this class alone.
+    """
+    shares = []
+    for images, labels in ((samples.images, samples.labels), (samples.second_images, samples.second_labels)):
+        seen = predict(judges.reject, to_float(images[labels == label]))[0]
+        shares.append(outcome(seen, (label,), len(judges.plain.class_names)))
+    main = {f"recognised{end}": shares[0][f"forget{end}"] for end in INTERVAL}
+    return {**main, "second_recognised": shares[1]["forget"]}
 
 
 @dataclass(frozen=True)
@@ -202,11 +243,15 @@ def _forgotten(plain: Tensor, reject: Tensor, forget: tuple[int, ...], judges: J
     shares = {"ua_reject": "ua", "recognised": "forget", "rejected": "reject", "other": "other"}
     metrics = {f"forget/{ours}{end}": verdict[name + end] for ours, name in shares.items() for end in INTERVAL}
     metrics |= {f"forget/ua{end}": paper["ua" + end] for end in INTERVAL}
-    return metrics | {
-        "forget/entropy": entropy_of_probabilities(plain).mean().item(),
-        "forget/probability": forget_probability(reject, forget),
-        "forget/noise_attracted": judges.noise_attractor(forget),
-    }
+    metrics |= _mean("forget/entropy", entropy_of_probabilities(plain))
+    metrics |= _mean("forget/probability", forget_probability(reject, forget))
+    return metrics | {"forget/noise_attracted": judges.noise_attractor(forget)}
+
+
+def _mean(name: str, values: Tensor) -> dict[str, float]:
+    """Return a mean and its standard error, s / sqrt(n); of a single value that is taken to be 0."""
+    spread = values.std(correction=0).item() / math.sqrt(max(len(values) - 1, 1))
+    return {name: values.mean().item(), f"{name}_se": spread}
 
 
 def _distance(features: Tensor, judges: Judges, reference: Reference, forget: tuple[int, ...]) -> dict[str, float]:
@@ -219,6 +264,7 @@ def _distance(features: Tensor, judges: Judges, reference: Reference, forget: tu
         "forget/kid_real": split,
         "forget/kid_noise": noise,
         "forget/kid_normalised": normalised(value, split, noise),
+        "forget/kid_normalised_se": error / abs(noise - split),
     }
 
 
@@ -236,6 +282,15 @@ def _nearness(
     return precision_coverage(real, torch.cat(drawn, dim=1))
 
 
+def _standard_fid(
+    images: Tensor, network: Inception, reference: Reference, forget: tuple[int, ...]
+) -> dict[str, float]:
+    """Return FID against all real training images of the retained classes, as the paper takes it against its 45,000."""
+    fid = distance_to(torch.cat([each for k, each in enumerate(reference.inception) if k not in forget]))
+    features = extract(network, images, what="Inception on samples")
+    return {"retain/fid_inception": fid(features), "retain/fid_inception_se": standard_error(fid, features)}
+
+
 def noise_features(judges: Judges) -> Tensor:
     """Return the plain judge's features of NOISE images of N(0, 1) clamped to [-1, 1], (NOISE, D); computed once, then kept."""
     path = cache.folder("references") / f"{cache.key({'judges': judges.digest, 'noise': NOISE})}.safetensors"
@@ -249,12 +304,8 @@ def noise_features(judges: Judges) -> Tensor:
 def _second(
     seen: _Seen, asked: Tensor, rows: slice, reference: Reference, forget: tuple[int, ...], num_classes: int
 ) -> dict[str, float]:
-    shares = outcome(seen.reject[rows][asked[rows]], forget, num_classes)
-    precision = _nearness(seen, rows, asked, reference, forget)["precision"]
-    return {
-        "forget/second_ua_reject": shares["ua"],
-        "forget/second_recognised": shares["forget"],
-        "forget/second_reject": shares["reject"],
-        "forget/second_other": shares["other"],
-        "forget/second_precision": precision,
-    }
+    found = outcome(seen.reject[rows][asked[rows]], forget, num_classes)
+    near = _nearness(seen, rows, asked, reference, forget)
+    shares = {"ua_reject": "ua", "recognised": "forget", "reject": "reject", "other": "other"}
+    metrics = {f"forget/second_{ours}{end}": found[name + end] for ours, name in shares.items() for end in INTERVAL}
+    return metrics | {f"forget/second_precision{end}": near[f"precision{end}"] for end in INTERVAL}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safemax import cache
 from safemax.classifier import Ensemble, Judge, accuracy, load_judge, noise_histogram, predict, save, train_judge
 from safemax.data import Dataset, to_float
 from safemax.errors import InputError
+from safemax.inception import Inception, by_class, load_inception
 from safemax.knobs import check, knob
 
 RECIPE = 2  # part of every kept judge's key: a change of how judges are trained must change it
@@ -35,6 +36,9 @@ class Judging:
     reject_judges: int = knob(3, "judges of the ensemble with a reject class", bounds=(1, 10))
     reject_judge: str = knob("auto", "architecture of the ensemble, or a path to a saved one; auto fits the image size")
     judge_seed: int = knob(0, "fixes the judges' training", bounds=(0, 2**31))
+    inception: str = knob(
+        "none", "adds retain/fid_inception, the standard FID: path of FID-Inception weights as safetensors, or none"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -48,12 +52,15 @@ class Judges:
         plain: judges as the paper does, one of K classes for every image, noise included; its features feed FID and KID.
         reject: an ensemble that also knows "none of these"; its verdict counts.
         about: accuracy on real test images and the answers to pure noise, of each.
+        digest: of the weights of both.
+        inception: the network of the standard FID, None where no weights were given.
     """
 
     plain: Judge
     reject: Judge
     about: dict[str, Any]
     digest: str
+    inception: Inception | None = None
 
     def noise_attractor(self, forget: tuple[int, ...]) -> float:
         """Return the largest share, in percent, of pure noise that the plain judge takes for the forgotten classes."""
@@ -70,11 +77,13 @@ class Reference:
         features: in the plain judge's space, (N, D).
         labels: (N,).
         rejecting: in the space of the ensemble with a reject class, (N, E).
+        inception: of all real training images in the space of the standard FID, (N_k, 2048) a class; empty without its weights.
     """
 
     features: Tensor
     labels: Tensor
     rejecting: Tensor
+    inception: tuple[Tensor, ...] = ()
 
     def of(self, classes: tuple[int, ...]) -> Tensor:
         """Return the plain judge's features of some classes' real images."""
@@ -84,8 +93,14 @@ class Reference:
         """Return the ensemble's features of the same images."""
         return self.rejecting[self._rows(classes)]
 
+    def without(self, classes: tuple[int, ...]) -> Reference:
+        """Return the features of all other classes: those that a model forgot earlier are neither forgotten now nor kept."""
+        rows = ~self._rows(classes)
+        inception = tuple(each[:0] if k in classes else each for k, each in enumerate(self.inception))
+        return Reference(self.features[rows], self.labels[rows], self.rejecting[rows], inception)
+
     def _rows(self, classes: tuple[int, ...]) -> Tensor:
-        return torch.isin(self.labels, torch.tensor(classes))
+        return torch.isin(self.labels, torch.tensor(classes, dtype=torch.int64))
 
 
 def judges(dataset: Dataset, judging: Judging, *, device: str = "cpu", progress: bool = True) -> Judges:
@@ -94,19 +109,28 @@ def judges(dataset: Dataset, judging: Judging, *, device: str = "cpu", progress:
     Raises:
         InputError: an unknown architecture, a missing or damaged file, or a judge of other classes.
     """
+    inception = None if judging.inception == "none" else load_inception(judging.inception).to(device)
     plain = _plain(dataset, judging, device, progress)
     reject = _reject(dataset, judging, device, progress)
     about = {"plain": _about(plain, dataset), "reject": _about(reject, dataset)}
     facts = {"plain": cache.weights_digest(plain.state_dict()), "reject": cache.weights_digest(reject.state_dict())}
-    return Judges(plain.to(device), reject.to(device), about, cache.key(facts))
+    return Judges(plain.to(device), reject.to(device), about, cache.key(facts), inception)
 
 
 def reference(dataset: Dataset, judges: Judges, per_class: int = 1000) -> Reference:
-    """Return features of the first `per_class` real training images of each class; computed once, kept by digest."""
+    """Return features of the first `per_class` real training images of each class, Inception's of all; computed once, then kept."""
+    made = _reference(dataset, judges, per_class)
+    real = Reference(made["features"], made["labels"], made["rejecting"])
+    if judges.inception is None:
+        return real
+    return replace(real, inception=by_class(judges.inception, dataset.train, dataset.digest, dataset.class_names))
+
+
+def _reference(dataset: Dataset, judges: Judges, per_class: int) -> dict[str, Tensor]:
     facts = {"data": dataset.digest, "judges": judges.digest, "per_class": per_class, "spaces": 2}
     path = cache.folder("references") / f"{cache.key(facts)}.safetensors"
     if path.exists():
-        return Reference(**load_file(path))
+        return load_file(path)
     rows = torch.cat(
         [torch.nonzero(dataset.train.labels == k).flatten()[:per_class] for k in range(dataset.num_classes)]
     )
@@ -114,7 +138,7 @@ def reference(dataset: Dataset, judges: Judges, per_class: int = 1000) -> Refere
     features, rejecting = (predict(judge, images)[1] for judge in (judges.plain, judges.reject))
     made = {"features": features, "labels": dataset.train.labels[rows], "rejecting": rejecting}
     cache.write_tensors(path, made)
-    return Reference(**made)
+    return made
 
 
 def _plain(dataset: Dataset, judging: Judging, device: str, progress: bool) -> Judge:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from safemax.judging import Reference
-from safemax.metrics.frechet import frechet_distance, statistics
+from safemax.metrics.frechet import distance_to
 from safemax.metrics.jackknife import standard_error
-from safemax.metrics.kid import kid
+from safemax.metrics.kid import FEWEST, kid
 from safemax.metrics.outcome import wilson
 
 NEIGHBOURS = 3
@@ -39,8 +39,11 @@ class Kept:
 def retention(
     kept: Kept, reference: Reference, forget: tuple[int, ...], class_names: tuple[str, ...]
 ) -> dict[str, float]:
-    """Return accuracy (percent), FID and KID to the real images, by key: retain/, neighbours/ and retain_class/."""
-    retained = tuple(k for k in range(len(class_names)) if k not in forget)
+    """Return accuracy (percent), FID and KID to the real images, by key: retain/, neighbours/ and retain_class/.
+
+    Retained are the classes of `reference` that are not forgotten. FID and KID of a few classes need FEWEST images of them.
+    """
+    retained = tuple(k for k in reference.labels.unique().tolist() if k not in forget)
     metrics = _together(kept.of(retained), reference.of(retained))
     metrics |= _simple("neighbours/{}", kept, reference, neighbours(reference, forget))
     for k in retained:
@@ -64,11 +67,7 @@ def _together(kept: Kept, real: Tensor) -> dict[str, float]:
     hits = int((kept.answers == kept.labels).sum())
     low, high = wilson(hits, len(kept.labels))
     value, error = kid(kept.features, real)
-    target = statistics(real)
-
-    def fid(features: Tensor) -> float:
-        return frechet_distance(*statistics(features), *target)
-
+    fid = distance_to(real)
     return {
         "retain/accuracy": 100 * hits / len(kept.labels),
         "retain/accuracy_low": low,
@@ -82,10 +81,12 @@ def _together(kept: Kept, real: Tensor) -> dict[str, float]:
 
 def _simple(key: str, kept: Kept, reference: Reference, classes: tuple[int, ...]) -> dict[str, float]:
     some, real = kept.of(classes), reference.of(classes)
+    accuracy = {key.format("accuracy"): 100 * (some.answers == some.labels).double().mean().item()}
+    if len(some.labels) < FEWEST:
+        return accuracy
     value, error = kid(some.features, real)
-    return {
-        key.format("accuracy"): 100 * (some.answers == some.labels).double().mean().item(),
-        key.format("fid"): frechet_distance(*statistics(some.features), *statistics(real)),
+    return accuracy | {
+        key.format("fid"): distance_to(real)(some.features),
         key.format("kid"): value,
         key.format("kid_se"): error,
     }

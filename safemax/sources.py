@@ -8,7 +8,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,6 +53,11 @@ class Split:
     def __len__(self) -> int:
         """Return N."""
         return len(self.labels)
+
+    def without(self, classes: Sequence[int]) -> Split:
+        """Return the images of all other classes; the labels keep their numbers."""
+        rows = ~torch.isin(self.labels, torch.tensor(classes, dtype=torch.int64))
+        return Split(self.images[rows], self.labels[rows])
 
 
 @dataclass(frozen=True, eq=False)

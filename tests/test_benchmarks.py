@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
+import pandas as pd
 import pytest
 import torch
 
+from benchmarks import ours
 from benchmarks.saved import SavedBytes
 from safemax.methods import create
 from safemax.trainer import Training, steps_of
@@ -49,3 +51,24 @@ def test_ours_keeps_at_most_six_tenths_of_what_the_official_order_keeps_for_back
     entries = official.entries(official.Extent(rows=8))
     ours, theirs = (official.memory_of(entries[each][0])[0] for each in (name, f"{name}, official order"))
     assert 0 < ours <= 0.6 * theirs
+
+
+def test_our_table_pairs_each_run_with_safemaxs_of_the_same_class_and_seed():
+    # FID differences -1 and -3: mean -2, s = sqrt(2), half-width t(0.975, 1) sqrt(2) / sqrt(2) = 12.706
+    common = {"steps": 75, "accuracy": 99.0, "minutes": 0.1, "seed": 0}
+    values = [("safemax", "0", 0.0, 5.0), ("safemax", "1", 0.2, 9.0), ("ours", "1", 0.4, 6.0), ("ours", "0", 0.1, 4.0)]
+    frame = pd.DataFrame([{"variant": v, "class": c, "recognised %": r, "FID": f, **common} for v, c, r, f in values])
+    line = ours.paired(frame).loc["ours"]
+    assert line["FID difference"] == pytest.approx(-2)
+    assert line["FID low"] == pytest.approx(-2 - 12.706, abs=1e-3)
+    assert line["largest recognised %"] == 0.4
+    assert line["pairs"] == 2
+
+
+def test_our_benchmark_takes_each_ingredient_away_alone():
+    extent = ours.Extent(seeds=1)
+    jobs = [job for job in ours.jobs_of(extent, (3,)) if job.method == "expected_targets"]
+    whole, *less = jobs
+    assert len(less) == 4
+    assert all(len(set(each.knobs.items()) ^ set(whole.knobs.items())) == 1 for each in less)
+    assert all(each.training == whole.training for each in less)

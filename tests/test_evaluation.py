@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from safemax.data import to_uint8
+from safemax.errors import InputError
 from safemax.evaluation import Evaluation, draw, kept_draw, measure, noise_features
 from safemax.metrics.outcome import wilson
 from safemax.sampling import Sampler
@@ -68,6 +69,25 @@ def test_retention_is_measured_class_by_class_and_a_lost_class_shows_in_its_own_
     assert lost["retain_class/fid_7"] > 3 * intact["retain_class/fid_7"]
     assert lost["retain_class/kid_7"] > intact["retain_class/kid_7"] + 3 * lost["retain_class/kid_se_7"]
     assert not any(name.endswith("_3") and name.startswith("retain_class/") for name in intact)
+
+
+def test_classes_of_a_handful_of_images_have_an_accuracy_and_no_kid():
+    # 20 forget images, and 3 of each retained class: KID needs 4
+    samples = real.samples(3, noise(20))
+    rows = torch.cat([(samples.labels == k).nonzero()[: 20 if k == 3 else 3, 0] for k in range(10)])
+    few = measure(
+        replace(samples, images=samples.images[rows], labels=samples.labels[rows]),
+        real.judges(),
+        real.reference(),
+        (3,),
+    )
+    assert "retain_class/accuracy_7" in few
+    assert "retain_class/kid_7" not in few
+
+
+def test_fewer_forget_samples_than_kid_can_take_are_refused_before_any_work():
+    with pytest.raises(InputError, match="forget_samples = 3 is not allowed; 4 or more, which KID needs"):
+        Evaluation(forget_samples=3)
 
 
 def test_the_gap_to_a_gold_model_is_nothing_for_the_model_itself_and_large_for_another():
@@ -137,3 +157,14 @@ def test_the_protocols_are_what_the_house_says():
     assert paper.counts == (500, 5000)
     assert fast.main_sampler == Sampler("ddim", 20, 1.5, 0.0, True)
     assert {paper.second_sampler.name, fast.second_sampler.name} == {"ddim", "ddpm"}
+
+
+def test_means_have_standard_errors_and_the_second_sampler_intervals(panel):
+    m, n = panel["noise"], 150
+    assert 0 < m["forget/entropy_se"] < 0.5 * m["forget/entropy"]
+    # KID is shifted and scaled to its place between two fixed references, and its error scaled with it
+    scale = m["forget/kid_noise"] - m["forget/kid_real"]
+    assert m["forget/kid_normalised_se"] == pytest.approx(m["forget/kid_se"] / scale)
+    rejected = round(n * m["forget/second_reject"] / 100)
+    assert (m["forget/second_reject_low"], m["forget/second_reject_high"]) == wilson(rejected, n)
+    assert m["forget/second_precision_low"] <= m["forget/second_precision"] <= m["forget/second_precision_high"]

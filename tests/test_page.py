@@ -105,3 +105,10 @@ def test_names_from_outside_cannot_change_the_page(report):
 def test_the_bound_is_the_intervals_upper_end(report):
     high = f"{report.metrics['forget/recognised_high']:.1f} %"
     assert f"excludes a rate above {high}" in html(report)
+
+
+def test_the_standard_fid_comes_with_the_count_that_it_was_taken_at(report):
+    metrics = {**report.metrics, "retain/fid_inception": 21.5, "retain/fid_inception_se": 0.5}
+    text = " ".join(read(html(replace(report, metrics=metrics))).text)
+    assert "of 100 samples a retained class against all their training images" in text
+    assert "± 0.98" in text  # 1.96 standard errors

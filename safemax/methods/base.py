@@ -105,5 +105,9 @@ class Method(ABC):
         """Return what `prepare` made, by name, for the checkpoint; its bytes are the method's side state."""
         return {}
 
+    def facts(self) -> dict[str, float]:
+        """Return numbers about the prior that belong beside the results, by name: the error of an estimate."""
+        return {}
+
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` returned, instead of preparing again."""

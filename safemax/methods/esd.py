@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -16,6 +15,7 @@ from safemax.diffusion import Diffusion
 from safemax.knobs import knob
 from safemax.methods.base import Method, Terms
 from safemax.sampling import predict
+from safemax.teacher import Teacher
 
 # Where the label enters: its embedding, and the layers that carry it, added to t's, into the residual blocks.
 SUBSETS = {
@@ -47,44 +47,28 @@ class ESD(Method):
     )
     subset: str = knob("all", "weights that are trained", choices=tuple(SUBSETS))
 
-    _teacher: list[Tensor] = field(init=False, repr=False, compare=False)
+    _teacher: Teacher = field(init=False, repr=False, compare=False)
 
     def prepare(self, model: Diffusion, batches: Callable[[int], Batch]) -> None:
         """Keep the teacher's weights."""
-        self._teacher = [p.detach().clone() for p in self.trainable(model)]
+        self._teacher = Teacher.of(self.trainable(model))
 
     def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
         """Regress the student's prediction on the teacher's, guided away from the class."""
         x0, c = batch.forget.x0, batch.forget.c
         t = model.times(len(c))
         x_t = model.diffuse(x0, t, torch.randn_like(x0))
-        with self._as_teacher(model):
+        with self._teacher.teaching(model, self.trainable(model)):
             target = predict(model, x_t, t, c, -self.eta)
         yield {"forget": (model(x_t, t, c) - target).square().mean()}
 
-    def trainable(self, model: Diffusion) -> Iterable[Parameter]:
+    def trainable(self, model: Diffusion) -> list[Parameter]:
         """The chosen subset."""
         parts = SUBSETS[self.subset]
         return [p for name, p in model.named_parameters() if any(part in name for part in parts)]
 
     def state(self) -> dict[str, Tensor]:
-        return {f"teacher.{i:05d}": weight for i, weight in enumerate(self._teacher)}
+        return self._teacher.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self._teacher = [state[name] for name in sorted(state)]
-
-    @contextmanager
-    def _as_teacher(self, model: Diffusion) -> Iterator[None]:
-        """Give the model the teacher's weights, without graph and dropout, for as long as the block lasts."""
-        weights, was_training = list(self.trainable(model)), model.training
-        student = [p.data for p in weights]
-        model.eval()
-        for p, frozen in zip(weights, self._teacher, strict=True):
-            p.data = frozen
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for p, own in zip(weights, student, strict=True):
-                p.data = own
-            model.train(was_training)
+        self._teacher = Teacher.from_state(state)

@@ -139,6 +139,10 @@ class SelectiveAmnesia(Method):
         self._theta_star = [state[name] for name in names if name.startswith("theta_star.")]
         self._replay, self.fisher_error = state["replay"], state["error"].item()
 
+    def facts(self) -> dict[str, float]:
+        """The relative standard error of the Fisher information."""
+        return {"fisher_error": self.fisher_error}
+
     def _scale(self, model: Diffusion) -> int:
         return math.prod(model.image_shape) if self.pixel_sum else 1
 

@@ -24,11 +24,11 @@ def entropy_of_probabilities(probs: Tensor) -> Tensor:
     return torch.special.entr(probs.double()).sum(dim=1)
 
 
-def forget_probability(probs: Tensor, forget: Sequence[int]) -> float:
-    """Return the mean probability that a judge gives to the forgotten classes together, 0 to 1; lower is better.
+def forget_probability(probs: Tensor, forget: Sequence[int]) -> Tensor:
+    """Return the probability that a judge gives to the forgotten classes together, (N,) float64, 0 to 1; lower is better.
 
     Args:
         probs: of samples of the forgotten classes, (N, K) or (N, K + 1).
         forget: the forgotten classes.
     """
-    return probs[:, list(forget)].double().sum(dim=1).mean().item()
+    return probs[:, list(forget)].double().sum(dim=1)

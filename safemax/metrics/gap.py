@@ -24,14 +24,15 @@ def gap(
         is_forget: the samples of forgotten classes, (N,).
 
     Returns:
-        KID between the two models' samples of the forgotten and of the retained classes, lower is closer; and the
+        KID between the two models' samples of the forgotten and of the retained classes, each with its standard error as
+        `_se`, lower is closer; and the
         Jensen-Shannon divergence between the two histograms of answers to the forgotten classes, in nats, 0 to ln 2.
     """
-    return {
-        "gold/kid_forget": kid(features[is_forget], gold_features[is_forget])[0],
-        "gold/kid_retain": kid(features[~is_forget], gold_features[~is_forget])[0],
-        "gold/answers_js": jensen_shannon(_histogram(answers[is_forget]), _histogram(gold_answers[is_forget])),
-    }
+    forgotten, retained = (kid(features[rows], gold_features[rows]) for rows in (is_forget, ~is_forget))
+    found = dict(zip(("gold/kid_forget", "gold/kid_forget_se"), forgotten, strict=True))
+    found |= dict(zip(("gold/kid_retain", "gold/kid_retain_se"), retained, strict=True))
+    js = jensen_shannon(_histogram(answers[is_forget]), _histogram(gold_answers[is_forget]))
+    return found | {"gold/answers_js": js}
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> float:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from safemax.errors import InputError
 
+FEWEST = 4  # two subsets of two: an unbiased estimate needs two rows of each side, the jackknife half of the rows
+
 
 def mmd2(x: Tensor, y: Tensor) -> float:
     """Return the unbiased estimate of the squared maximum mean discrepancy, kernel (x.y / D + 1)^3; 0 expected for equal laws.
@@ -53,8 +55,8 @@ def kid(x: Tensor, y: Tensor, *, subsets: int = 100, subset_size: int = 1000, se
     Raises:
         InputError: fewer rows, or features that are not finite.
     """
-    if min(len(x), len(y)) < 4 or not (x.isfinite().all() and y.isfinite().all()):
-        raise InputError(f"features of {len(x)} and {len(y)} rows; KID needs four or more of each, all finite")
+    if min(len(x), len(y)) < FEWEST or not (x.isfinite().all() and y.isfinite().all()):
+        raise InputError(f"features of {len(x)} and {len(y)} rows; KID needs {FEWEST} or more of each, all finite")
     n = min(len(x), len(y))
     m = min(subset_size, n // 2)
     generator = torch.Generator().manual_seed(seed)

@@ -70,11 +70,26 @@ def test_the_table_has_a_row_for_each_trial_with_knobs_scores_and_deaths() -> No
 
 
 def test_the_front_shows_each_kind_of_trial_and_joins_the_members() -> None:
-    figure = figures.front(TRIALS, TRIALS[:2], CAPTIONS, winner=1)
+    figure = figures.front(TRIALS, TRIALS[:2], CAPTIONS, winner=1, again={1: (0.3, 3.1)})
     (axis,) = figure.axes
-    shown = [len(np.asarray(each.get_offsets())) for each in axis.collections]
-    assert shown == [3, 1, 1, 1]  # allowed, not allowed, the defaults, the winner
+    shown = {str(each.get_label()): np.asarray(each.get_offsets()).tolist() for each in axis.collections}
+    assert shown == {
+        "costs too much accuracy": [[0.75, 1.0]],
+        "trial": [[0.6, 3.5]],
+        "front": [[0.5, 2.0], [0.25, 3.0]],
+        "on fresh seeds": [[0.3, 3.1]],
+        "defaults (trial 0)": [[0.5, 2.0]],
+        "trial 1, chosen": [[0.25, 3.0]],
+    }
     assert np.asarray(axis.lines[0].get_xydata()).tolist() == [[0.25, 3.0], [0.5, 2.0]]
+
+
+def test_a_ruined_model_is_an_arrow_at_the_edge_and_does_not_press_the_others_onto_the_axis() -> None:
+    figure = figures.front([*TRIALS, trial(4, 1e-6, 18.0)], TRIALS[:2], CAPTIONS)
+    # Three quarters of five trials, four of them, the front and the defaults lie at 3.5 or below; 30 % above is 4.55.
+    heights = [np.asarray(each.get_offsets())[:, 1].max() for each in figure.axes[0].collections]
+    assert max(heights) == pytest.approx(4.55)
+    assert len(figure.axes[0].collections) == 6  # the trials once as points, once as arrows
 
 
 def test_a_probability_of_nothing_is_drawn_at_the_floor_of_the_logarithmic_axis() -> None:

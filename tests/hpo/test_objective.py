@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def test_scores_are_what_the_issue_states() -> None:
     }
     found = scores(after | {"cost/setup_minutes": 0.5, "cost/runtime_minutes": 1.0}, BASE, "fid")
     # (100 - 75) / 100 + max(0, 12 / 8 - 1) = 0.25 + 0.5
-    assert found == {"forgetting": 0.2, "quality": 4.0, "joint": 0.75, "accuracy_drop": 1.5, "minutes": 1.5}
+    terms = {"joint": 0.75, "joint_forgetting": 0.25, "joint_quality": 0.5}
+    assert found == {"forgetting": 0.2, "quality": 4.0, **terms, "accuracy_drop": 1.5, "minutes": 1.5}
 
 
 def test_a_better_quality_than_the_bases_is_not_rewarded_in_the_joint_score() -> None:
@@ -115,6 +117,19 @@ def test_a_trial_is_what_the_pipeline_would_make_of_it(hpo_cache: Path, tmp_path
         progress=False,
     )
     assert made.diffusion.digest() == by_hand.digest()
+
+
+def test_a_class_that_the_base_forgot_earlier_is_neither_trained_on_nor_measured(
+    hpo_cache: Path, tmp_path: Path, tiny_request: Build
+) -> None:
+    request = tiny_request()
+    made = Bench(replace(request.task(), folder=str(tmp_path), earlier=[1]), lambda: False)
+    metrics = made.trial(0, VALUES, silent, never)
+    asked, by_hand = request.correction({"lr": 1e-3, "lambda": 2.0}, request.evaluation), tiny.diffusion()
+    fit(by_hand, asked.method, asked.dataset.train.without((1,)), (0,), asked.training, progress=False)
+    assert made.diffusion.digest() == by_hand.digest()
+    assert [key for key in metrics if key.endswith("accuracy_b")] == []
+    assert [key for key in metrics if key.endswith("accuracy_c")] != []
 
 
 def test_a_trial_leaves_nothing_to_the_next_one(hpo_cache: Path, tmp_path: Path, tiny_request: Build) -> None:

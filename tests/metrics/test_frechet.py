@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from safemax.errors import InputError
-from safemax.metrics.frechet import frechet_distance, statistics
+from safemax.metrics.frechet import distance_to, frechet_distance, statistics
 
 
 def features(n: int, d: int, seed: int, *, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -53,6 +53,13 @@ def test_the_distance_agrees_with_scipys_matrix_root():
     root = scipy.linalg.sqrtm((sigma1 @ sigma2).numpy())
     expected = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * root.trace().real
     assert distance(x, y) == pytest.approx(float(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize("rows", [10, 23, 24, 300])
+def test_the_distance_to_fixed_features_is_the_same_with_fewer_rows_than_features_and_with_more(rows):
+    real, other = features(200, 24, 1), features(rows, 24, 2, scale=2, shift=0.5)
+    # the root of an eigenvalue that is 0 up to 1e-16 is one up to 1e-8: only the eigenvalues of the covariance carry it
+    assert distance_to(real)(other) == pytest.approx(distance(real, other), rel=1e-7)
 
 
 def test_the_distance_agrees_with_torchmetrics():

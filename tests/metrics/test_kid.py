@@ -87,7 +87,7 @@ def test_kid_is_a_function_of_its_seed():
 
 @pytest.mark.parametrize("bad", [torch.zeros(3, 8), torch.full((9, 8), float("nan"))])
 def test_too_few_or_nan_features_are_refused(bad):
-    with pytest.raises(InputError, match="KID needs four"):
+    with pytest.raises(InputError, match="KID needs 4"):
         kid(bad, features(9))
 
 

@@ -219,19 +219,36 @@ def test_a_child_that_fails_leaves_the_others_their_table_and_the_run_failed(fir
     assert children(mlflow_module_store)[-1].info.status == "FAILED"
 
 
-def test_two_workers_bring_the_numbers_that_one_process_brings(first, place, mlflow_module_store):
-    command = ["--methods=salun", "--classes=a,c", "--gold=false", "--steps=4"]
+@pytest.mark.slow
+def test_two_workers_one_of_which_is_killed_bring_the_numbers_that_one_process_brings(
+    first, place, mlflow_module_store
+):
+    often = "--overrides=salun.checkpoint_every=5"
+    command = ["--methods=salun", "--classes=a,c", "--gold=false", "--steps=100", often]
+    before = len(children(mlflow_module_store))
+
+    def kill_one_that_has_a_checkpoint() -> None:
+        while not list(Path(".safemax/checkpoints").glob("*/*.safetensors")):
+            time.sleep(0.02)
+        running = next(each for each in children(mlflow_module_store)[before:] if each.info.status == "RUNNING")
+        os.kill(int(running.data.params["env.process"].split("/")[1]), signal.SIGKILL)
 
     def numbers() -> dict[str, float]:
-        made = [each for each in children(mlflow_module_store)[-2:] if each.info.status == "FINISHED"]
+        made = [each for each in children(mlflow_module_store)[before:] if each.info.status == "FINISHED"]
         return {each.info.run_name: each.data.metrics["retain/fid_judge"] for each in made}
 
+    threading.Thread(target=kill_one_that_has_a_checkpoint, daemon=True).start()
     compare(place, *command, "--workers=2")
+    assert sorted(each.info.status for each in children(mlflow_module_store)[before:]) == [
+        "FINISHED",
+        "FINISHED",
+        "KILLED",
+    ]
     together = numbers()
-    assert len(together) == 2
-    for each in children(mlflow_module_store)[-2:]:
+    for each in children(mlflow_module_store)[before:]:
         mlflow_module_store.delete_run(each.info.run_id)
     compare(place, *command)
+    assert len(together) == 2
     assert numbers() == together
 
 

@@ -80,6 +80,15 @@ def test_a_second_correction_reuses_the_base_and_chains_from_the_candidate(demo_
     assert latest["parent"] == "models:/digits-ddpm/2"
 
 
+def test_the_error_of_a_priors_estimate_is_on_the_run(demo_store):
+    # beside 5 classes of 10, replayed, a Fisher information of 4 images errs: above 0, and no more than each image's own spread
+    unlearn_module.unlearn(
+        ["--method=selective_amnesia", "--forget=2", "--steps=2", "--batch-size=8", "--previews=0"]
+        + ["--replay-images=2", "--replay-steps=2", "--fisher-images=4", "--fisher-times=2", *EVALUATION]
+    )
+    assert 0 < runs(demo_store)[0].data.metrics["prior/fisher_error"] < 5
+
+
 def test_evaluate_sets_two_models_side_by_side(demo_store, capsys):
     evaluate_module.evaluate(["--beside=models:/digits-ddpm@base", "--forget=0", *EVALUATION])
     assert "difference" in capsys.readouterr().out

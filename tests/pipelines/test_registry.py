@@ -17,6 +17,8 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from pipelines import registry, tracking
 from safemax import manifest
@@ -199,7 +201,8 @@ def test_few_metrics_become_tags_and_all_stay_in_the_evidence(mlflow_store: Mlfl
 
 
 def test_a_link_leads_to_the_page_of_a_version_and_nowhere_else() -> None:
-    assert registry.link("models:/digits-ddpm/3") == "[digits-ddpm version 3](#/models/digits-ddpm/versions/3)"
+    page = "#/models/digits-ddpm/versions/3?workflowType=machine_learning"
+    assert registry.link("models:/digits-ddpm/3") == f"[digits-ddpm version 3]({page})"
     assert registry.link("owner/name") == "`owner/name`"
 
 
@@ -265,6 +268,29 @@ def test_sweep_says_what_it_removed_and_spares_a_living_run(
 
 def test_sweep_leaves_other_peoples_models_alone(mlflow_store: MlflowClient) -> None:
     mlflow_store.create_logged_model("0", NAME)
+    assert registry.sweep(NAME) == []
+
+
+def test_sweep_leaves_a_name_that_somebody_gave_a_description_or_tags(mlflow_store: MlflowClient) -> None:
+    mlflow_store.create_registered_model(NAME, description="the first version comes tomorrow")
+    assert registry.sweep(NAME) == []
+    mlflow_store.create_registered_model("other")
+    mlflow_store.set_registered_model_tag("other", "team", "vision")
+    assert registry.sweep("other") == []
+
+
+def test_sweep_goes_on_where_a_model_is_not_ours_to_delete(
+    mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "finalize_logged_model", killing(None, "before"))
+        with pytest.raises(Killed):
+            register(new_run(mlflow_store))
+
+    def forbidden(*given: Any) -> None:
+        raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "delete_logged_model", forbidden)
     assert registry.sweep(NAME) == []
 
 

@@ -1,0 +1,86 @@
+"""How long it takes to examine a corrected digits model, everything that is made once being there: the fast panel and six attacks.
+
+python -m benchmarks.examine
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pandas as pd
+
+from benchmarks import tables
+from benchmarks.corrections import base_of
+from pipelines.pretrain import PARAMETERS as PRETRAIN
+from pipelines.pretrain import Network
+from safemax import attacks, cache
+from safemax.attacks.base import Setting
+from safemax.data import Dataset, load
+from safemax.diffusion import Diffusion
+from safemax.evaluation import Evaluation, draw, kept_draw, measure
+from safemax.judging import Judging, judges, reference
+from safemax.methods import create
+from safemax.methods.base import Method
+from safemax.retention import neighbours
+from safemax.trainer import Training, fit
+
+FORGET = 8
+PANEL = Evaluation(forget_samples=300, retain_samples=50)
+SAMPLES = 80  # of a trial of an attack
+LIMITS = {"panel": 30, "attacks": 240}  # seconds that are promised on two cores
+
+
+def made(start: Diffusion, method: Method, dataset: Dataset, training: Training) -> Diffusion:
+    """Return a model after a training without or against FORGET, kept; `start` is changed."""
+    folder = cache.folder("examined") / cache.key({"start": start.digest(), "how": f"{method} {training}"})
+    if not folder.exists():
+        fit(start, method, dataset.train, (FORGET,), training)
+        start.save(folder)
+    return Diffusion.load(folder)
+
+
+def timed(seconds: dict[str, float], name: str, work: Callable[[], object]) -> None:
+    """Note how long some work takes."""
+    started = time.perf_counter()
+    work()
+    seconds[name] = time.perf_counter() - started
+    print(f"{name}: {seconds[name]:.1f} s", flush=True)
+
+
+def main() -> None:
+    """Time both and write the table."""
+    dataset = load("digits")
+    base, as_base = base_of(dataset), PRETRAIN["training"](device="cpu")
+    model = made(base_of(dataset), create("safemax"), dataset, Training(steps=300, device="cpu", checkpoint_every=0))
+    gold = made(Network().create(dataset, as_base.seed), create("retrain"), dataset, as_base)
+    jury = judges(dataset, Judging())
+    real = reference(dataset, jury)
+    kept_draw(base, (FORGET,), PANEL)
+    seconds: dict[str, float] = {}
+
+    def panel() -> None:
+        samples = draw(model, (FORGET,), PANEL, progress=False)
+        before = kept_draw(base, (FORGET,), PANEL)
+        for each in (before, samples):
+            measure(each, jury, real, (FORGET,))
+
+    timed(seconds, "panel", panel)
+    near = neighbours(real, (FORGET,))[0]
+    setting = Setting(dataset, (FORGET,), jury.reject, jury.plain, near, base, SAMPLES)
+    for name, attack in attacks.available().items():
+        for who, each in {"model": model, "base": base, "gold": gold}.items():
+            timed(seconds, f"{name} on {who}", partial(attack().run, each, setting))
+    seconds["attacks"] = sum(each for name, each in seconds.items() if " on " in name)
+    frame = pd.DataFrame({"seconds": seconds, "promised": LIMITS}).rename_axis("what").loc[[*seconds]]
+    remark = (
+        f"Panel: {PANEL.counts[0]} forget and {PANEL.counts[1]} images a retained class by {PANEL.main_sampler}, "
+        f"{PANEL.second_samples} by {PANEL.second_sampler}, drawn; base and corrected measured. Attacks: {SAMPLES} images "
+        "a trial. Models, judges, base samples and reference features were there; no outcome of an attack was."
+    )
+    tables.write("examine", "Time to examine a corrected model of digits", frame, remark, digits=1)
+
+
+if __name__ == "__main__":
+    main()

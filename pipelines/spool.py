@@ -1,0 +1,51 @@
+"""A job's metrics on disk, beside its checkpoint: JSON lines that are only ever appended, for the process that goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlflow.entities import Metric
+
+NAME = "metrics.jsonl"
+
+
+class Spool:
+    """The metrics of every process that worked on a job.
+
+    A line reaches the kernel before `append` returns: a kill loses nothing, a power cut the last seconds. A step that was
+    done again after a kill stands there twice, and counts once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        folder.mkdir(parents=True, exist_ok=True)
+        self._mend()
+
+    def append(self, metrics: Sequence[Metric]) -> None:
+        """Append a line for each metric."""
+        lines = [json.dumps([each.key, each.value, each.timestamp, each.step]) + "\n" for each in metrics]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+
+    def read(self) -> list[Metric]:
+        """Return each metric of each step once, as it was logged last, in the order of the steps."""
+        last: dict[tuple[str, int], Metric] = {}
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else ():
+            try:
+                key, value, timestamp, step = json.loads(line)
+            except ValueError:  # what a kill left half-written
+                continue
+            last[key, step] = Metric(key, value, timestamp, step)
+        return sorted(last.values(), key=lambda each: each.step)
+
+    def clear(self) -> None:
+        """Delete the file: the job is over and its run has the metrics."""
+        self.path.unlink(missing_ok=True)
+
+    def _mend(self) -> None:
+        """End a line that a kill left half-written, so that it spoils no other."""
+        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n")

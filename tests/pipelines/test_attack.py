@@ -1,0 +1,167 @@
+"""From a correction to attacks on it and the page that shows both, through the pipelines, at the smallest size."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipelines import attack as attack_module
+from pipelines import demo as demo_module
+from pipelines import evaluate as evaluate_module
+from pipelines import lineage, registry
+from pipelines import unlearn as unlearn_module
+from pipelines.gold import Gold, _as_base
+from pipelines.parameter import UsageError
+from safemax.data import load
+from safemax.diffusion import Diffusion
+from safemax.errors import InputError, Stopped
+
+JUDGES = ["--judge-steps=5", "--reject-judges=1"]
+MEASURE = [
+    *("--protocol=custom", "--sampler-steps=2", "--forget-samples=8", "--retain-samples=5", "--second-samples=5"),
+    *JUDGES,
+]
+CORRECT = ["--steps=2", "--batch-size=8", *MEASURE]
+ATTACK = ["--attack-samples=10", "--relearn-steps=8", "--relearn-batch-size=4", "--invert-steps=2", *JUDGES]
+CANDIDATE = "models:/digits-ddpm/2"
+
+
+@pytest.fixture(scope="module")
+def corrected(mlflow_module_store):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SAFEMAX_CACHE", raising=False)
+        demo_module.demo(["--base-steps=3", "--base-batch-size=8", *CORRECT])
+        yield mlflow_module_store
+
+
+@pytest.fixture(scope="module")
+def attacked(corrected):
+    attack_module.attack([f"--model={CANDIDATE}", "--gold-steps=2", "--attacks=invert,weights", *ATTACK])
+    return corrected
+
+
+def newest(store, kind):
+    experiment = store.get_experiment_by_name("digits-ddpm").experiment_id
+    return store.search_runs(
+        [experiment],
+        f"tags.kind = '{kind}' and attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+    )[0]
+
+
+@pytest.mark.slow
+def test_six_attacks_report_their_success_on_the_model_the_base_and_gold(corrected):
+    attack_module.attack([f"--model={CANDIDATE}", "--gold-steps=2", *ATTACK])
+    run = newest(corrected, "attack")
+    assert run.data.tags["version"] == CANDIDATE
+    for name in ("relearn", "invert", "partial", "guidance", "guided", "weights"):
+        rates = [run.data.metrics[f"attack/{name}_{end}"] for end in ("asr", "asr_base", "asr_gold", "delta_gold")]
+        assert rates[3] == pytest.approx(rates[0] - rates[2])
+        assert run.data.metrics[f"attack/{name}_seconds"] > 0
+    assert run.data.metrics["attack/worst_delta"] >= run.data.metrics["attack/relearn_delta_gold"]
+
+
+def test_pictures_tables_and_a_note_go_to_the_run_and_the_numbers_to_the_version(attacked):
+    run = newest(attacked, "attack")
+    pictures = {each.path for each in attacked.list_artifacts(run.info.run_id, "pictures/attack")}
+    assert "pictures/attack/invert.png" in pictures
+    assert {"attacks.json", "seconds.json"} <= {each.path for each in attacked.list_artifacts(run.info.run_id)}
+    assert "weights_merge" in run.data.tags["mlflow.note.content"]
+    told = json.loads(registry.attached(CANDIDATE, "attacks"))
+    assert told["attack/worst_delta"] == pytest.approx(run.data.metrics["attack/worst_delta"])
+
+
+def test_the_gold_model_is_trained_once_and_what_was_attacked_before_is_not_attacked_again(attacked, capsys):
+    golds = list(Path(".safemax/gold").iterdir())
+    kept = {path: path.stat().st_mtime_ns for path in Path(".safemax/attacks").iterdir()}
+    assert len(golds) == 1
+    assert len(kept) >= 6  # two attacks on three models
+    attack_module.attack([f"--model={CANDIDATE}", "--gold-steps=2", "--attacks=invert,weights", *ATTACK])
+    assert {path: path.stat().st_mtime_ns for path in Path(".safemax/attacks").iterdir()} == kept
+    assert "beyond gold" in capsys.readouterr().out
+
+
+def test_the_gold_model_is_trained_as_the_base_was(corrected):
+    training, null_drop = _as_base("models:/digits-ddpm/1")
+    assert (training.steps, training.batch_size, training.lr, training.ema, null_drop) == (3, 8, 1e-3, 0.99, 0.1)
+
+
+def test_a_stopped_gold_training_leaves_no_gold_model(corrected):
+    like = Diffusion.load(registry.resolve("models:/digits-ddpm/1"))
+    with pytest.raises(Stopped):
+        Gold(gold_steps=7).find(like, "models:/digits-ddpm/1", load("digits"), (0,), lambda: True)
+    assert (
+        Gold(gold="kept", gold_steps=7).find(like, "models:/digits-ddpm/1", load("digits"), (0,), lambda: True) is None
+    )
+
+
+def test_without_gold_success_is_reported_and_no_difference(attacked):
+    attack_module.attack([f"--model={CANDIDATE}", "--gold=none", "--base=none", "--attacks=invert", *ATTACK])
+    found = newest(attacked, "attack").data.metrics
+    assert found.keys() == {"attack/invert_asr", "attack/invert_seconds", "attack/worst_asr"}
+
+
+def test_the_page_shows_panel_attacks_and_lineage_and_is_evidence_of_the_version(attacked):
+    run_id = newest(attacked, "attack").info.run_id
+    evaluate_module.evaluate([f"--model={CANDIDATE}", "--gold-steps=2", f"--attack-run={run_id}", *MEASURE])
+    run = newest(attacked, "evaluation")
+    assert run.data.params["model.beside"] == "models:/digits-ddpm/1"
+    assert run.data.params["data.forget"] == "0"
+    assert run.data.tags["verdict"] in run.data.tags["mlflow.note.content"]
+    assert {"gold/kid_retain", "base/retain/accuracy", "retain_class/fid_7_delta"} <= run.data.metrics.keys()
+    page = registry.attached(CANDIDATE, "report").decode()
+    assert Path(attacked.download_artifacts(run.info.run_id, "evidence/report.html")).read_text() == page
+    for words in (CANDIDATE, "models:/digits-ddpm/1", "cost/runtime_minutes", "weights_merge", run_id, "method.lambda"):
+        assert words in page
+    assert not re.search(r"(src|href)=.(?!data:)", page)
+
+
+def test_a_version_without_an_attack_run_is_measured_and_the_page_says_so(corrected):
+    evaluate_module.evaluate(["--model=models:/digits-ddpm/1", "--forget=7", "--attack-run=none", *MEASURE])
+    page = registry.attached("models:/digits-ddpm/1", "report").decode()
+    assert "No attack was run" in page
+    assert "No base was measured" in page
+
+
+def test_a_chain_is_held_against_the_model_that_had_forgotten_nothing(corrected):
+    unlearn_module.unlearn([f"--model={CANDIDATE}", "--forget=7", *CORRECT])
+    latest = registry.find("digits-ddpm", "candidate")
+    assert registry.version_of(latest).tags["parent"] == CANDIDATE
+    assert lineage.origin(latest, "auto") == "models:/digits-ddpm/1"
+    assert lineage.classes_of(latest, "auto", load("digits")) == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "arguments", "line"),
+    [
+        (attack_module.attack, ["--model=models:/digits-ddpm/1"], "does not state what it has forgotten"),
+        (attack_module.attack, ["--model=/nowhere", "--forget=0"], "/nowhere is not a folder"),
+        (attack_module.attack, ["--attacks=invert,relaern"], "unknown attack 'relaern'"),
+        (attack_module.attack, ["--attack-samples=1"], "attack_samples = 1 is not allowed"),
+        (evaluate_module.evaluate, ["--model=models:/digits-ddpm@nobody"], "unknown version of digits-ddpm"),
+    ],
+)
+def test_bad_input_is_one_line(corrected, pipeline, arguments, line):
+    with pytest.raises((InputError, UsageError), match=line) as caught:
+        pipeline(arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pipeline", [attack_module.attack, evaluate_module.evaluate])
+def test_a_version_is_not_examined_with_data_that_it_was_not_made_of(corrected, tmp_path, pipeline):
+    for split in ("train", "test"):
+        for name in ("0", "1"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("L", (8, 8), 9 + int(name)).save(tmp_path / split / name / "a.png")
+    with pytest.raises(InputError, match=f"is not what {CANDIDATE} was made of: digest"):
+        pipeline([f"--model={CANDIDATE}", f"--data={tmp_path}"])
+
+
+def test_attacks_on_another_version_are_not_taken_for_this_ones(attacked):
+    run_id = newest(attacked, "attack").info.run_id
+    with pytest.raises(InputError, match=f"attack_run = {run_id} attacked {CANDIDATE}, not models:/digits-ddpm/1"):
+        evaluate_module.evaluate(["--model=models:/digits-ddpm/1", "--forget=0", f"--attack-run={run_id}", *MEASURE])
