@@ -32,11 +32,11 @@ SAMPLES = 80  # of a trial of an attack
 LIMITS = {"panel": 30, "attacks": 240}  # seconds that are promised on two cores
 
 
-def made(start: Diffusion, method: Method, dataset: Dataset, training: Training) -> Diffusion:
-    """Return a model after a training without or against FORGET, kept; `start` is changed."""
-    folder = cache.folder("examined") / cache.key({"start": start.digest(), "how": f"{method} {training}"})
+def made(start: Diffusion, method: Method, dataset: Dataset, forget: int, training: Training) -> Diffusion:
+    """Return a model after a training without or against a class, kept; `start` may be changed."""
+    folder = cache.folder("examined") / cache.key({"start": start.digest(), "how": f"{method} {forget} {training}"})
     if not folder.exists():
-        fit(start, method, dataset.train, (FORGET,), training)
+        fit(start, method, dataset.train, (forget,), training)
         start.save(folder)
     return Diffusion.load(folder)
 
@@ -53,8 +53,10 @@ def main() -> None:
     """Time both and write the table."""
     dataset = load("digits")
     base, as_base = base_of(dataset), PRETRAIN["training"](device="cpu")
-    model = made(base_of(dataset), create("safemax"), dataset, Training(steps=300, device="cpu", checkpoint_every=0))
-    gold = made(Network().create(dataset, as_base.seed), create("retrain"), dataset, as_base)
+    model = made(
+        base_of(dataset), create("safemax"), dataset, FORGET, Training(steps=300, device="cpu", checkpoint_every=0)
+    )
+    gold = made(Network().create(dataset, as_base.seed), create("retrain"), dataset, FORGET, as_base)
     jury = judges(dataset, Judging())
     real = reference(dataset, jury)
     kept_draw(base, (FORGET,), PANEL)

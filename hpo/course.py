@@ -44,6 +44,8 @@ class Course:
     def follow(self) -> None:
         """Return when every trial is over; on a shared storage, other machines' too."""
         self.run.log({"search/base_quality": self.reference[1]})
+        for n, volume in enumerate(figures.volumes(self.books.completed, self.reference), start=1):
+            self.run.log({"search/hypervolume": volume}, n)  # of the runs that this one continues
         print(f"study {self.books.plan.name}: {self.books.over} of {self.books.plan.size} trials done", flush=True)
         while self.books.over < self.books.plan.size:
             self.crew.run(self._next, self._hear)

@@ -118,7 +118,7 @@ def front(
         _scatter(
             axis, [place(each) for each in chosen], top, s=30 if label == "front" else 18, color=color, label=label
         )
-    axis.step(*_columns(sorted(place(each) for each in members)), where="post", color=_FRONT, lw=1)
+    axis.step(*_columns(_stairs(members)), where="post", color=_FRONT, lw=1)
     for before, after in ((place(each), (again or {}).get(each.number)) for each in members):
         if after:
             axis.plot(*_columns([before, after], top), color=_FRONT, lw=0.6, ls=":")
@@ -142,6 +142,15 @@ def _groups(trials: Sequence[FrozenTrial], members: Sequence[FrozenTrial]) -> li
         ("trial", _OTHER, [each for each in others if is_allowed(each)]),
         ("front", _FRONT, list(members)),
     ]
+
+
+def _stairs(members: Sequence[FrozenTrial]) -> list[Point]:
+    """Return the corners of what the members attain; with more than two objectives some members lie above it."""
+    corners: list[Point] = []
+    for point in sorted(place(each) for each in members):
+        if not corners or point[1] < corners[-1][1]:
+            corners.append(point)
+    return corners
 
 
 def _top(trials: Sequence[FrozenTrial], members: Sequence[FrozenTrial]) -> float:
@@ -172,7 +181,7 @@ def page(
     trials: Sequence[FrozenTrial], members: Sequence[FrozenTrial], captions: Captions, winner: int | None = None
 ) -> str:
     """Return the front as a page of its own (plotly's script included): hover over a trial to read its knobs."""
-    figure, top = go.Figure(), _top(trials, members)
+    figure, top, joined = go.Figure(), _top(trials, members), len(_stairs(members)) == len(members)
     marked = [
         ("defaults (trial 0)", "black", "square", [each for each in trials if each.number == 0]),
         (f"trial {winner}, chosen", "crimson", "star", [each for each in trials if each.number == winner]),
@@ -183,7 +192,7 @@ def page(
         x, y = _columns([place(each) for each in ordered])
         figure.add_scatter(
             x=x, y=y, name=label, text=[_hover(each) for each in ordered], hoverinfo="text",
-            mode="lines+markers" if label == "front" else "markers", line={"shape": "hv", "width": 1},
+            mode="lines+markers" if label == "front" and joined else "markers", line={"shape": "hv", "width": 1},
             marker={"color": color, "symbol": symbol, "size": 8 if symbol == "circle" else 13},
         )  # fmt: skip
     figure.update_layout(

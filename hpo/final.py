@@ -96,10 +96,10 @@ def choose(front: Mapping[int, Scores], request: Request, unit: float) -> int:
 
     The knee is the member nearest to the ideal, forgetting 0 at the base's own quality, where one unit of quality is the
     base's distance from real images (the joint objective's unit). Scaling by the front's own extent instead would let a
-    probability of 1e-4 count as much as a doubled FID.
+    probability of 1e-4 count as much as a doubled FID. A joint objective has no knee: the least wins.
     """
     allowed = {n: each for n, each in front.items() if each["accuracy_drop"] <= request.search.accuracy_drop} or front
-    key = PREFERENCES[request.search.prefer]
+    key = PREFERENCES[request.search.prefer] or ("joint" if request.search.objective == "joint" else "")
     if key:
         return min(allowed, key=lambda n: (allowed[n][key], allowed[n]["quality"]))
     return min(allowed, key=lambda n: allowed[n]["forgetting"] ** 2 + (max(0.0, allowed[n]["quality"]) / unit) ** 2)

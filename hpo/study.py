@@ -31,6 +31,8 @@ OBJECTIVES = {
 }
 POPULATION = 50  # of nsga2, Optuna's default
 _RIVALS, _SHARE = 5, 0.75  # a trial is given up when so many finished ones, and this share of them, were better by then
+# By so much of what the base knows, or of its loss: smaller differences in loss do not tell which samples will be better.
+_MARGIN = 0.25
 _BEST_JOINT = 5  # members of the "front" of a single objective
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -81,6 +83,9 @@ class Books:
             storage=store.storage, study_name=plan.name, directions=["minimize"] * len(goals), load_if_exists=True,
             sampler=RandomSampler(), pruner=optuna.pruners.PercentilePruner(100 * _SHARE, n_startup_trials=_RIVALS),
         )  # fmt: skip
+        if self.study.metric_names is None:
+            with _quiet():
+                self.study.set_metric_names(list(goals))  # optuna-dashboard's axes
         self._mine: dict[int, Trial] = {}
         self._beaten = time.monotonic()
 
@@ -119,12 +124,12 @@ class Books:
         trial.set_user_attr(f"probe_{percent}", [knowledge, damage])
         if self.plan.objective == "joint":
             with _quiet():
-                trial.report(knowledge + damage, percent)
+                trial.report((knowledge + damage) // _MARGIN * _MARGIN, percent)
                 return trial.should_prune()
         rivals = [
             each.user_attrs[f"probe_{percent}"] for each in self.completed if f"probe_{percent}" in each.user_attrs
         ]
-        better = sum(dominates(each, (knowledge, damage)) for each in rivals)
+        better = sum(_is_far_better(each, (knowledge, damage)) for each in rivals)
         return len(rivals) >= _RIVALS and better >= _SHARE * len(rivals)
 
     def complete(self, number: int, scores: Mapping[str, float], facts: Mapping[str, Any]) -> None:
@@ -214,6 +219,11 @@ def propose(plan: Plan, trials: Sequence[FrozenTrial]) -> FrozenTrial:
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     """Return whether one is at least as low everywhere and lower somewhere."""
     return all(a <= b for a, b in zip(one, other, strict=True)) and any(a < b for a, b in zip(one, other, strict=True))
+
+
+def _is_far_better(one: Sequence[float], other: Sequence[float]) -> bool:
+    gains = [b - a for a, b in zip(one, other, strict=True)]
+    return min(gains) >= 0 and max(gains) > _MARGIN
 
 
 def warn_of_population(plan: Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -28,6 +29,7 @@ TABLES = {
     "table1": ("Table 1. Evaluation of unlearning", UNLEARNING),
     "table2": ("Table 2. Evaluation of retention and efficiency", RETENTION),
 }
+_CHARTED = ("forget/ua_reject", "forget/recognised", "retain/accuracy", "retain/fid_judge", "cost/runtime_minutes")
 _DECISIVE = ("UA_reject %", "FID")  # what the note shows of the paired differences
 _MEANING = (
     "H: entropy of the plain judge's answers, nats. UA: share of samples of the forgotten class that a judge does not take for "
@@ -74,10 +76,21 @@ def show(
         parts += [_differences(exhibits, labels, rows)]
         parts += _pictures(exhibits, comparison, labels, rows)
         run.note("\n\n".join(parts))
+        run.log(_means(rows))
         exhibits.text("comparison.md", "\n\n".join(_without_pictures(part) for part in parts) + "\n")
         run.artifact(exhibits.folder)
         if comparison.asked.output != "none":
             _copy(exhibits.folder, Path(comparison.asked.output), f"compare-{comparison.dataset.name}")
+
+
+def _means(rows: pd.DataFrame) -> dict[str, float]:
+    """Return each contender's means, for the parent run's charts, which MLflow leaves empty otherwise."""
+    means = rows.groupby("contender")[[key for key in _CHARTED if key in rows]].mean()
+    return {
+        f"{key}/{re.sub(r'[^A-Za-z0-9_. -]', '-', str(label))}": float(value)
+        for key, column in means.items()
+        for label, value in column.dropna().items()
+    }
 
 
 def pairs_of(labels: Sequence[str]) -> list[tuple[str, str]]:

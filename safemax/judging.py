@@ -19,7 +19,8 @@ from safemax.errors import InputError
 from safemax.inception import Inception, by_class, load_inception
 from safemax.knobs import check, knob
 
-RECIPE = 2  # part of every kept judge's key: a change of how judges are trained must change it
+# Part of every kept judge's key, by Dataset.natural: a change of how judges are trained must change it.
+RECIPE = {False: 2, True: 3}
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def _kept(
     dataset: Dataset, arch: str, judging: Judging, *, reject: bool, seed: int, device: str, progress: bool
 ) -> Judge:
     facts = {"data": dataset.digest, "arch": arch, "reject": reject, "seed": seed, "steps": judging.judge_steps,
-             "pretrained": judging.judge_pretrained, "recipe": RECIPE, "torch": torch.__version__}  # fmt: skip
+             "pretrained": judging.judge_pretrained, "recipe": RECIPE[dataset.natural], "torch": torch.__version__}  # fmt: skip
     folder = cache.folder("judges") / cache.key(facts)
     if folder.exists():
         return load_judge(folder, class_names=dataset.class_names)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safemax import architectures
+from safemax import architectures, classifier
 from safemax.classifier import (
     IMAGENET_MEAN,
     Ensemble,
@@ -141,6 +141,11 @@ def test_the_same_seed_trains_the_same_weights_whatever_the_global_generator(rej
     other = train_judge(tiny.dataset(), reject=reject, steps=3, batch_size=16, seed=1, progress=False).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["network.linear.weight"], other["network.linear.weight"])
+
+
+def test_of_natural_images_the_reject_class_weighs_as_much_as_one_class():
+    # of 3 r rows r are rejects, and 2 r / 3 of each of three classes
+    assert classifier._weight(tiny.dataset(), "cpu").tolist() == pytest.approx([1, 1, 1, 2 / 3])
 
 
 def test_training_leaves_the_global_generator_alone():

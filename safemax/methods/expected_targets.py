@@ -37,7 +37,7 @@ class ExpectedTargets(Method):
     rows aim at zero, and retain rows at the frozen model's own prediction, null label included. Where nothing is to change
     the gradient is then exactly zero, and Adam, which scales every gradient to a step, walks no weight at random. Steps t of
     forget rows are drawn from psi instead of weighted by it. One pass without a graph more than SAFEMax, on the retain rows;
-    one copy of the weights. So little moves the retained classes that the forget rows can be given a fiftieth of the weight,
+    one copy of the weights. So little moves the retained classes that the forget rows can be given a hundredth of the weight,
     and what Adam's last steps still disturb, a short average takes out (benchmarks/ours.py measures each ingredient).
     """
 
@@ -49,7 +49,7 @@ class ExpectedTargets(Method):
         1.0, "decay of psi(t) = exp(-lambda t/T), the law of forget rows' t", bounds=(0, 100), search=(0, 5)
     )
     retain_weight: float = knob(
-        50.0, "weight of the retain loss beside the mean of psi", bounds=(0, 1e6), search=(5, 500), log=True
+        100.0, "weight of the retain loss beside the mean of psi", bounds=(0, 1e6), search=(5, 500), log=True
     )
     null_share: float = knob(0.2, "share of retain rows given the null label", bounds=(0, 1), search=(0.05, 0.5))
     zero_target: bool = knob(True, "ablation: aim forget rows at zero, not at fresh noise")

@@ -89,7 +89,7 @@ def test_a_ruined_model_is_an_arrow_at_the_edge_and_does_not_press_the_others_on
     # Three quarters of five trials, four of them, the front and the defaults lie at 3.5 or below; 30 % above is 4.55.
     heights = [np.asarray(each.get_offsets())[:, 1].max() for each in figure.axes[0].collections]
     assert max(heights) == pytest.approx(4.55)
-    assert len(figure.axes[0].collections) == 6  # the trials once as points, once as arrows
+    assert len(figure.axes[0].collections) == 5  # the trials once as points, once as arrows
 
 
 def test_a_probability_of_nothing_is_drawn_at_the_floor_of_the_logarithmic_axis() -> None:

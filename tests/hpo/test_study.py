@@ -184,13 +184,23 @@ def test_a_trial_is_given_up_only_when_three_quarters_of_five_or_more_were_bette
     plan = replace(PLAN, objective=objective)
     with books(tmp_path, plan) as opened:
         verdicts = []
-        for damage in (0.1, 0.2, 0.3, 0.4, 0.9, 0.25, 0.5):
+        for damage in (1.0, 2.0, 3.0, 4.0, 9.0, 2.5, 5.0):
             trial = opened.take()
             assert trial is not None
             verdicts.append(opened.report(trial.number, 50, 0.0, damage))
             opened.complete(trial.number, scored(trial), {})
-    # 0.9 is worst of all, but only four came before it; of the six before 0.5 five, 0.9 apart, were better.
+    # 9 is worst of all, but only four came before it; of the six before 5 five, 9 apart, were better.
     assert verdicts == [False, False, False, False, False, False, True]
+
+
+@pytest.mark.parametrize("objective", ["two", "joint"])
+def test_a_trial_is_not_given_up_for_a_loss_that_is_a_little_higher(tmp_path: Path, objective: str) -> None:
+    with books(tmp_path, replace(PLAN, objective=objective)) as opened:
+        for damage in (0.01, 0.05, 0.02, 0.04, 0.03, 0.06, 0.2):
+            trial = opened.take()
+            assert trial is not None
+            assert not opened.report(trial.number, 50, 0.0, damage)
+            opened.complete(trial.number, scored(trial), {})
 
 
 def test_what_is_better_in_forgetting_is_not_given_up_for_its_damage(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ def test_an_account_reads_everything_and_moves_no_alias_before_it_is_granted(
 ) -> None:
     server, client = team
     client.create_registered_model("theirs")
-    client.create_model_version("theirs", "models:/m-0")
+    model = client.create_logged_model("0", "theirs")
+    client.create_model_version("theirs", f"models:/{model.model_id}", model_id=model.model_id)
     accounts = get_app_client("basic-auth", tracking_uri=server.address)
     accounts.create_user("ana", "a password of 12 characters or more")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ana")

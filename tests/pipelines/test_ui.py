@@ -165,9 +165,10 @@ def follow(browser: Any, experiment: str) -> None:
     reader.finds("//a[contains(., 'safemax-digits-forget0')]")
     with contextlib.suppress(AssertionError):
         reader.clicks("//button[@aria-label='Close']")  # of the assistant that MLflow opens beside every page
+    reader.clicks("//*[text()='Model training']")  # once: the browser remembers it
+    reader.finds("//a[contains(., 'safemax-digits-forget0')]")
     reader.keeps("ui-experiment")
     reader.clicks("//a[contains(., 'safemax-digits-forget0')]")
-    reader.clicks("//*[text()='Model training']")  # once: the browser remembers it
     reader.finds("//*[contains(., 'unlearning.method')]")
     reader.sees_picture("forgotten.png")
     reader.clicks("//*[text()='Show more']")
