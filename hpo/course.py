@@ -90,8 +90,8 @@ class Course:
             said = self._complete(number, message["metrics"])
         elif message["kind"] == "pruned":
             self.books.end(number, TrialState.PRUNED, {})
-            self.records.end(number, "pruned")
             said = "given up"
+            self.records.end(number, "pruned", said)
         else:
             said = self._fail(number, message["reason"])
         knobs = ", ".join(f"{name} {value:.3g}" for name, value in self.books.trials[number].params.items())
@@ -104,13 +104,14 @@ class Course:
             return self._fail(number, f"scores that are not finite: {scores}")
         self.books.complete(number, scores, {"metrics": metrics})
         self.records.log(number, metrics | {f"search/{name}": value for name, value in scores.items()})
-        self.records.end(number, "complete", self._place(number) / "samples.png")
+        said = f"forgetting {scores['forgetting']:.2g}, quality {scores['quality']:+.3g}"
+        self.records.end(number, "complete", said, self._place(number) / "samples.png")
         done = self.books.completed
         points = [figures.place(each) for each in done if figures.is_allowed(each)]
         self.run.log({"search/hypervolume": figures.hypervolume(points, self.reference)}, len(done))
         if len(done) % REFRESH == 0:
             self.run.picture(figures.front(done, self.books.front(), self.captions), "front")
-        return f"forgetting {scores['forgetting']:.2g}, quality {scores['quality']:+.3g}"
+        return said
 
     def _fail(self, number: int, reason: str) -> str:
         self.books.end(number, TrialState.FAIL, {"reason": reason})

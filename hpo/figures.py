@@ -17,7 +17,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.request import Request
 
-FLOOR = 1e-6  # probabilities below it are drawn at it, on a logarithmic axis
 _FRONT, _OTHER, _COSTLY = "#1f77b4", "lightsteelblue", "gainsboro"
 _X = "probability of the forgotten class (judges with a reject class)"
 _KEPT = ("forgetting", "quality", "joint", "accuracy_drop", "minutes")
@@ -110,7 +109,7 @@ def front(
         members: those on the front.
         captions: what the figure says.
         winner: number of the trial that was chosen.
-        again: where the members lie on fresh seeds, by number.
+        again: where some of them lie on fresh seeds, by number.
     """
     figure = Figure(figsize=(6.8, 4.8), dpi=120, layout="constrained")
     axis, top = figure.subplots(), _top(trials, members)
@@ -119,9 +118,8 @@ def front(
             axis, [place(each) for each in chosen], top, s=30 if label == "front" else 18, color=color, label=label
         )
     axis.step(*_columns(_stairs(members)), where="post", color=_FRONT, lw=1)
-    for before, after in ((place(each), (again or {}).get(each.number)) for each in members):
-        if after:
-            axis.plot(*_columns([before, after], top), color=_FRONT, lw=0.6, ls=":")
+    for before, after in ((place(each), again[each.number]) for each in trials if again and each.number in again):
+        axis.plot(*_columns([before, after], top), color=_FRONT, lw=0.6, ls=":")
     _scatter(axis, list((again or {}).values()), top, s=30, facecolor="white", edgecolor=_FRONT, label="on fresh seeds")
     defaults, picked = ([place(each) for each in trials if each.number == n] for n in (0, winner))
     _scatter(axis, defaults, top, s=45, marker="s", color="black", label="defaults (trial 0)")
@@ -174,7 +172,7 @@ def _scatter(axis: Axes, points: Sequence[Point], top: float, **style: Any) -> N
 
 
 def _columns(points: Sequence[Point], top: float = math.inf) -> tuple[list[float], list[float]]:
-    return [max(x, FLOOR) for x, _ in points], [min(y, top) for _, y in points]
+    return [x for x, _ in points], [min(y, top) for _, y in points]
 
 
 def page(
@@ -218,7 +216,7 @@ def history(trials: Sequence[FrozenTrial], reference: Point, captions: Captions)
     points, top = [(each.number, *place(each)) for each in trials], _top(trials, [])
     axes[0].plot([n for n, _, _ in points], volumes(trials, reference), drawstyle="steps-post", color=_FRONT)
     axes[0].set_ylabel("hypervolume")
-    axes[1].scatter([n for n, _, _ in points], [max(x, FLOOR) for _, x, _ in points], s=14, color=_FRONT)
+    axes[1].scatter([n for n, _, _ in points], [x for _, x, _ in points], s=14, color=_FRONT)
     axes[1].set(yscale="log", ylabel="forgetting")
     for marker, beyond in (("o", False), ("^", True)):
         shown = [(n, min(y, top)) for n, _, y in points if (y > top) is beyond]

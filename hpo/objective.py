@@ -23,6 +23,9 @@ from safemax.report import grid
 from safemax.trainer import Log, Training, accelerate, fit
 
 QUALITIES = {"fid": "retain/fid_judge", "kid": "retain/kid"}
+# A smaller probability says more of the tails of the judges' softmax than of the images. Without a floor the front fills with
+# trials that differ in the tenth digit after the point, each of them to be measured again.
+FLOOR = 1e-6
 CHECKS = (50, 75)  # percent of a trial's steps at which it may be given up; earlier, a large lr has not settled
 _PROBED = 64  # forget rows, and as many retained ones, of the probe
 
@@ -76,7 +79,7 @@ def scores(metrics: Mapping[str, float], base: Mapping[str, float], quality: str
     """Return what is searched, each the lower the better.
 
     Returns:
-        forgetting: probability of the forgotten classes under the judges with a reject class, in [0, 1].
+        forgetting: probability of the forgotten classes under the judges with a reject class, in [FLOOR, 1].
         quality: FID or KID of the retained classes minus the base's.
         joint: (100 - UA_reject) / 100 + max(0, FID / FID_base - 1), or KID for FID; the terms are joint_forgetting and
             joint_quality.
@@ -86,7 +89,7 @@ def scores(metrics: Mapping[str, float], base: Mapping[str, float], quality: str
     key = QUALITIES[quality]
     unforgotten, damage = (100 - metrics["forget/ua_reject"]) / 100, max(0.0, metrics[key] / base[key] - 1)
     return {
-        "forgetting": metrics["forget/probability"],
+        "forgetting": max(metrics["forget/probability"], FLOOR),
         "quality": metrics[key] - base[key],
         "joint": unforgotten + damage,
         "joint_forgetting": unforgotten,

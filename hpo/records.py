@@ -71,11 +71,11 @@ class Records:
         """Tag a trial's run."""
         self._open[number][1].tag(key, value)
 
-    def end(self, number: int, state: str, picture: Path | None = None) -> None:
-        """Close a trial's run as FINISHED; its state as the study has it is a tag."""
+    def end(self, number: int, state: str, said: str, picture: Path | None = None) -> None:
+        """Close a trial's run as FINISHED; its state as the study has it is a tag, what is said of it and its picture a note."""
         stack, run = self._open.pop(number)
-        if picture and picture.exists():
-            run.picture(Image.open(picture), "samples/trial")
+        shown = run.picture(Image.open(picture), "samples/trial") if picture and picture.exists() else ""
+        run.note(f"{said}\n\n{shown}")
         run.tag("trial.state", state)
         stack.close()
 

@@ -318,7 +318,9 @@ def _create(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"models:/{model_id}"
-    made = client.create_model_version(name, source, run_id, dict(tags), description=description, model_id=model_id)
+    made = client.create_model_version(
+        name, source, run_id, dict(tags), description=tracking.spaced(description), model_id=model_id
+    )
     # What mlflow.register_model writes too: it links the logged model's page and the run's to the version.
     link = json.dumps([{"name": name, "version": str(made.version)}])
     client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})

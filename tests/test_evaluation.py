@@ -10,7 +10,7 @@ import torch
 
 from safemax.data import to_uint8
 from safemax.errors import InputError
-from safemax.evaluation import Evaluation, draw, kept_draw, measure, noise_features
+from safemax.evaluation import Evaluation, draw, kept_draw, measure, noise_features, recognised
 from safemax.metrics.outcome import wilson
 from safemax.sampling import Sampler
 from tests import real, tiny
@@ -168,3 +168,24 @@ def test_means_have_standard_errors_and_the_second_sampler_intervals(panel):
     rejected = round(n * m["forget/second_reject"] / 100)
     assert (m["forget/second_reject_low"], m["forget/second_reject_high"]) == wilson(rejected, n)
     assert m["forget/second_precision_low"] <= m["forget/second_precision"] <= m["forget/second_precision_high"]
+
+
+def test_a_class_that_was_forgotten_earlier_counts_neither_as_forgotten_nor_as_retained():
+    samples, real_images = real.samples(3, noise()), real.reference()
+    spoilt = samples.images.clone()
+    spoilt[samples.labels == 5] = 0  # an earlier correction's: black frames
+    samples = replace(samples, images=spoilt)
+    whole = measure(samples, real.judges(), real_images, (3,))
+    m = measure(samples.without((5,)), real.judges(), real_images.without((5,)), (3,))
+    assert m["forget/recognised"] == whole["forget/recognised"]
+    assert "retain_class/accuracy_5" not in m
+    assert m["retain/accuracy"] > 95 > whole["retain/accuracy"]  # about a ninth of the retained samples were black
+    assert m["retain/fid_judge"] < whole["retain/fid_judge"]
+
+
+def test_the_test_again_of_an_earlier_class_gives_what_the_panel_gives_of_a_class_forgotten_now():
+    for name, images in (("noise", noise()), ("intact", real.real(3))):
+        found = recognised(real.samples(3, images), real.judges(), 3)
+        m = measured(3, images)
+        assert found == {key: m[f"forget/{key}"] for key in found}, name
+    assert set(found) == {"recognised", "recognised_low", "recognised_high", "second_recognised"}

@@ -92,11 +92,6 @@ def test_a_ruined_model_is_an_arrow_at_the_edge_and_does_not_press_the_others_on
     assert len(figure.axes[0].collections) == 5  # the trials once as points, once as arrows
 
 
-def test_a_probability_of_nothing_is_drawn_at_the_floor_of_the_logarithmic_axis() -> None:
-    figure = figures.front([trial(0, 0.0, 1.0)], [trial(0, 0.0, 1.0)], CAPTIONS)
-    assert np.asarray(figure.axes[0].lines[0].get_xydata()).tolist() == [[figures.FLOOR, 1.0]]
-
-
 def test_the_page_needs_nothing_from_elsewhere_and_tells_each_trials_knobs() -> None:
     page = figures.page(TRIALS, TRIALS[:2], CAPTIONS)
     assert "cdn.plot.ly" not in page.split("Plotly.newPlot")[-1]

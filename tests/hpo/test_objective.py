@@ -61,6 +61,11 @@ def test_scores_are_what_the_issue_states() -> None:
     assert found == {"forgetting": 0.2, "quality": 4.0, **terms, "accuracy_drop": 1.5, "minutes": 1.5}
 
 
+def test_probabilities_of_less_than_a_millionth_are_all_the_same() -> None:
+    found = [scores({**BASE, "forget/probability": p}, BASE, "fid")["forgetting"] for p in (0.0, 1e-9, 1e-6, 1e-5)]
+    assert found == [1e-6, 1e-6, 1e-6, 1e-5]
+
+
 def test_a_better_quality_than_the_bases_is_not_rewarded_in_the_joint_score() -> None:
     assert scores({**BASE, "retain/kid": 30.0}, BASE, "kid")["joint"] == pytest.approx(0.9)
     assert scores({**BASE, "retain/kid": 30.0}, BASE, "kid")["quality"] == -10.0

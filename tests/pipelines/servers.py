@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,9 +59,13 @@ class Server:
             self._process.wait()
 
 
-def postgres(folder: Path) -> str:
-    """Return the address of a new PostgreSQL database, which ends with this process; skip where there is no pgserver."""
+def postgres() -> str:
+    """Return the address of a new PostgreSQL database, which ends with this process; skip where there is no pgserver.
+
+    Not below pytest's folder: root runs PostgreSQL as another user, and each pytest that starts closes that folder to others.
+    """
     pgserver = pytest.importorskip("pgserver", reason="needs PostgreSQL: pip install pgserver")
     pytest.importorskip("psycopg", reason="needs PostgreSQL's client: pip install 'psycopg[binary]'")
-    place = pgserver.get_server(folder / "postgres").get_uri().partition("?host=")[2]
+    folder = Path(tempfile.mkdtemp(prefix="safemax-postgres-"))
+    place = pgserver.get_server(folder, cleanup_mode="delete").get_uri().partition("?host=")[2]
     return f"postgresql+psycopg://postgres:@/postgres?host={place}"

@@ -115,7 +115,7 @@ def test_the_page_shows_panel_attacks_and_lineage_and_is_evidence_of_the_version
     assert {"gold/kid_retain", "base/retain/accuracy", "retain_class/fid_7_delta"} <= run.data.metrics.keys()
     page = registry.attached(CANDIDATE, "report").decode()
     assert Path(attacked.download_artifacts(run.info.run_id, "evidence/report.html")).read_text() == page
-    for words in (CANDIDATE, "models:/digits-ddpm/1", "cost/runtime_minutes", "weights_merge", run_id, "method.lambda"):
+    for words in (CANDIDATE, "models:/digits-ddpm/1", "cost/runtime_minutes", "invert", run_id, "method.lambda"):
         assert words in page
     assert not re.search(r"(src|href)=.(?!data:)", page)
 

@@ -78,6 +78,49 @@ def test_a_second_correction_reuses_the_base_and_chains_from_the_candidate(demo_
     latest = registry.evidence("models:/digits-ddpm@candidate")
     assert latest["forgotten"] == ["0", "7"]
     assert latest["parent"] == "models:/digits-ddpm/2"
+    assert latest["earlier"].keys() == {"0"}
+    assert 0 <= latest["earlier"]["0"]["recognised"] <= latest["earlier"]["0"]["recognised_high"] <= 100
+    assert latest["root_metrics"].keys() == latest["base_metrics"].keys()
+    assert {"retain_class/accuracy_1", "forget/recognised"} <= latest["metrics"].keys()
+    assert not {"retain_class/accuracy_0", "retain_class/accuracy_7"} & latest["metrics"].keys()
+
+
+def test_a_chained_correction_trains_on_nothing_that_was_forgotten_earlier(demo_store, monkeypatch):
+    seen = []
+
+    def fit(diffusion, method, split, forget, *given, **named):
+        seen.append(sorted(split.labels.unique().tolist()))
+        raise Stopped
+
+    monkeypatch.setattr(unlearn_module, "fit", fit)
+    for model in ("models:/digits-ddpm/1", "models:/digits-ddpm/2"):
+        with pytest.raises(Stopped):
+            unlearn_module.unlearn([f"--model={model}", "--forget=8", "--steps=2", "--batch-size=8", *EVALUATION])
+    assert seen == [list(range(10)), list(range(1, 10))]  # version 2 has forgotten 0
+
+
+def test_the_evidence_says_what_a_repetition_needs(demo_store):
+    found = registry.evidence("models:/digits-ddpm/2")
+    assert found["parameters"]["train.seed"] == found["parameters"]["eval.seed"] == found["judging"]["judge_seed"] == 0
+    assert found["parameters"]["method.lambda"] == 1.0
+    assert found["parent_digest"] == registry.evidence("models:/digits-ddpm/1")["model_digest"]
+    assert found["data_digest"] == registry.evidence("models:/digits-ddpm/1")["data_digest"]
+    assert {"commit", "dirty", "command", "threads", "python", "torch", "diffusers"} <= found["environment"].keys()
+    tags = registry.version_of("models:/digits-ddpm/2").tags
+    assert tags["git.commit"] == found["environment"]["commit"]
+    assert tags["verdict"] in ("not_forgotten", "retain_collapsed", "substituted", "forgotten", "degenerate")
+
+
+def test_a_version_is_described_in_a_sentence_then_pictures_then_where_it_comes_from(demo_store):
+    (number,) = demo_store.search_model_versions("name='digits-ddpm' and version_number=2")
+    text = number.description
+    assert text.startswith("**safemax** on digits: forget 0. UA ")
+    assert "pictures/comparison.png" in text
+    assert (
+        "Corrected from [digits-ddpm version 1](#/models/digits-ddpm/versions/1?workflowType=machine_learning)" in text
+    )
+    assert f"#/experiments/1/runs/{number.run_id}?workflowType=machine_learning" in text
+    assert "Registered as [digits-ddpm version 2]" in demo_store.get_run(number.run_id).data.tags["mlflow.note.content"]
 
 
 def test_the_error_of_a_priors_estimate_is_on_the_run(demo_store):

@@ -57,7 +57,7 @@ def team_server(folder: Path) -> Server:
     with (folder / "basic_auth.ini").open("w") as file:
         config.write(file)
     stated = {
-        "MLFLOW_BACKEND_STORE_URI": postgres(folder),
+        "MLFLOW_BACKEND_STORE_URI": postgres(),
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"),
         "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1],
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "of this test",
@@ -133,7 +133,7 @@ def test_an_account_reads_everything_and_moves_no_alias_before_it_is_granted(
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN[0])
         patch.setenv("MLFLOW_TRACKING_PASSWORD", ADMIN[1])
-        accounts.create_registered_model_permission("theirs", "ana", "EDIT")
+        accounts.grant_user_permission("ana", "registered_model", "theirs", "EDIT")
     client.set_registered_model_alias("theirs", "champion", "1")
 
 
