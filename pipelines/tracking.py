@@ -273,7 +273,7 @@ class Run:
 
 def spaced(markdown: str) -> str:
     """Return markdown with space between the columns of its tables, where MLflow's pages leave none."""
-    return re.sub(r"(?m)^\|.*[^-:| ].*\|$", lambda row: row[0].replace(" | ", " |&emsp;"), markdown)
+    return re.sub(r"(?m)^\|.*[^-:|\s].*\|$", lambda row: row[0].replace(" | ", " |&emsp;"), markdown)
 
 
 def alive(params: Mapping[str, str]) -> bool:

@@ -212,6 +212,23 @@ def test_the_same_command_again_repeats_no_trial_and_takes_the_runs_along(search
     assert len(searched.client.search_model_versions("")) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["joint", "three"])
+def test_a_search_by_another_objective_with_early_stopping_registers_the_best_member(
+    mlflow_store: MlflowClient, tiny_request: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
+    request = tiny_request(objective=objective, prune=True, prefer="knee" if objective == "joint" else "cost", trials=9)
+    address = run(request, Flag())
+    trials = trials_of(request)
+    assert {each.state for each in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert all("probe_50" in each.user_attrs for each in trials)
+    found = registry.evidence(address)["search"]
+    key = "joint" if objective == "joint" else "minutes"
+    best = min(found["front"], key=lambda number: found["scores"][str(number)][key])
+    assert found["trial"] == best
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -190,9 +190,9 @@ def test_a_picture_is_in_the_charts_and_in_a_file_that_notes_can_show(
 
 def test_a_note_sets_space_between_the_columns_of_its_tables_and_leaves_the_rest(mlflow_store: MlflowClient) -> None:
     with opened() as run:
-        run.note("a | b\n\n| metric | base |\n|:---|---:|\n| UA | 1 |")
+        run.note("a | b\n\n| metric | base |\n| :--- | ---: |\n| UA | 1 |")
     note = mlflow_store.get_run(run.id).data.tags["mlflow.note.content"]
-    assert note == "a | b\n\n| metric |&emsp;base |\n|:---|---:|\n| UA |&emsp;1 |"
+    assert note == "a | b\n\n| metric |&emsp;base |\n| :--- | ---: |\n| UA |&emsp;1 |"
 
 
 def test_json_tables_and_files_are_artifacts(mlflow_store: MlflowClient, tmp_path: Path) -> None:

@@ -125,6 +125,11 @@ class Reader:
         whole = "return arguments[0].complete && arguments[0].naturalWidth > 0"
         self._tries(f"//img[contains(@src, '{name}')]", lambda each: self.browser.execute_script(whole, each))
 
+    def turns_to_new_tab(self) -> None:
+        """Look at the tab that a click opens."""
+        self._tries("//body", lambda each: len(self.browser.window_handles) > 1)
+        self.browser.switch_to.window(self.browser.window_handles[-1])
+
     def _tries(self, xpath: str, act: Callable[[Any], bool]) -> Any:
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until:
@@ -178,5 +183,6 @@ def follow(browser: Any, experiment: str) -> None:
     reader.finds("//a[contains(., 'digits-ddpm version 1')]")
     reader.finds("//a[text()='Runs']")  # the sidebar of the mode for training runs
     reader.keeps("ui-version")
-    reader.clicks("//a[contains(., 'digits-ddpm version 1')]")
+    reader.clicks("//a[contains(., 'digits-ddpm version 1')]")  # a link in a text opens a tab
+    reader.turns_to_new_tab()
     reader.sees_picture("samples/base.png")
