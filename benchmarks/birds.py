@@ -196,7 +196,8 @@ def benchmark(argv: Sequence[str]) -> None:
     parts: dict[str, Callable[[Extent], Iterator[dict[str, Any]]]] = {"digits": digits, "cifar10": cifar10}
     rows = [row for name, part in parts.items() if extent.data in ("all", name) for row in part(extent)]
     frame = pd.DataFrame(rows).set_index("data")
-    tables.write("birds", TITLE, frame, "\n".join([*_ranges(rows), "", REMARK.format(**vars(extent))]), digits=2)
+    name = "birds" if extent.data == "all" else f"birds-{extent.data}"
+    tables.write(name, TITLE, frame, "\n".join([*_ranges(rows), "", REMARK.format(**vars(extent))]), digits=2)
 
 
 def _ranges(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
