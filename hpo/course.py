@@ -9,12 +9,12 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from hpo import figures, objective
-from hpo.crew import Crew, Job, Message
 from hpo.objective import QUALITIES
 from hpo.records import Records
 from hpo.request import Request
 from hpo.study import Books
 from pipelines import tracking
+from pipelines.crew import Crew, Job, Message
 from safemax import checkpoint
 
 REFRESH = 10  # trials between two drawings of the front
@@ -37,9 +37,14 @@ class Course:
         self._task = request.task()
 
     @property
+    def base(self) -> dict[str, float]:
+        """Metrics of the model to correct, as the first worker measured them."""
+        return self.crew.greeting["base"]
+
+    @property
     def reference(self) -> figures.Point:
         """Where the hypervolume begins: the class is as present as can be, and the base's distance to real images doubled."""
-        return 1.0, self.crew.base[QUALITIES[self.request.search.quality]]
+        return 1.0, self.base[QUALITIES[self.request.search.quality]]
 
     def follow(self) -> None:
         """Return when every trial is over; on a shared storage, other machines' too."""
@@ -99,7 +104,7 @@ class Course:
         self._tidy(number)
 
     def _complete(self, number: int, metrics: dict[str, float]) -> str:
-        scores = objective.scores(metrics, self.crew.base, self.request.search.quality)
+        scores = objective.scores(metrics, self.base, self.request.search.quality)
         if not all(map(math.isfinite, scores.values())):
             return self._fail(number, f"scores that are not finite: {scores}")
         self.books.complete(number, scores, {"metrics": metrics})

@@ -12,10 +12,10 @@ from optuna.trial import FrozenTrial
 
 from hpo import figures, objective
 from hpo.course import Course
-from hpo.crew import Crew, Job, Message
 from hpo.request import PREFERENCES, Request
 from hpo.study import Books
 from pipelines import registry, unlearn
+from pipelines.crew import Crew, Job, Message
 from pipelines.process import Flag
 from pipelines.unlearn import Found
 from safemax.diffusion import Diffusion

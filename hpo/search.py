@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import chain
 
 import torch
@@ -24,13 +25,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo import space, storage
 from hpo.course import Course
-from hpo.crew import Crew
 from hpo.final import finish
 from hpo.records import Ending, Records, inherit
 from hpo.request import PARAMETERS, Request
 from hpo.study import Books, warn_of_population
 from pipelines import tracking, unlearn
 from pipelines.command import choose, main, parse
+from pipelines.crew import Crew
 from pipelines.parameter import UsageError, for_method
 from pipelines.process import Flag, die_with_parent, stop_on_sigterm
 from safemax.data import parse_classes
@@ -56,7 +57,7 @@ def run(request: Request, stop: Flag) -> str:
         _refuse_other_request(books, request)
         with _opened(request, tags) as opened:
             _lead(books, opened) if store.leads else _wait_for_leader(books, stop)
-            crew = Crew(request.task(), request.search.workers, lambda: _beat(books, stop))
+            crew = Crew("hpo.worker", asdict(request.task()), request.search.workers, lambda: _beat(books, stop))
             records = Records(lambda: str(books.study.user_attrs["run"]), request.name, request.shared(), tags)
             with crew, records:
                 course = Course(request, books, crew, records, opened)

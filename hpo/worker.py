@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import traceback
-from dataclasses import dataclass
-from typing import IO, Any
 
 import torch
 
 from hpo.objective import Bench, Pruned, Task
+from pipelines.crew import Channel, Message
 from pipelines.process import Flag, die_with_parent, stop_on_sigterm
 from safemax.errors import InputError, NonFiniteError, Stopped
 from safemax.evaluation import Evaluation
-
-Message = dict[str, Any]
-
-
-@dataclass
-class Channel:
-    """Lines of JSON from and to the coordinator."""
-
-    source: IO[str]
-    sink: IO[str]
-
-    def receive(self) -> Message | None:
-        """Return the next message; None where the coordinator closed its end."""
-        line = self.source.readline()
-        return json.loads(line) if line.endswith("\n") else None
-
-    def send(self, kind: str, **content: Any) -> None:
-        """Send a message."""
-        self.sink.write(json.dumps({"kind": kind, **content}) + "\n")
-        self.sink.flush()
-
-    def ask(self, kind: str, **content: Any) -> bool:
-        """Send a message whose answer is yes or no."""
-        self.send(kind, **content)
-        answer = self.receive()
-        if answer is None:
-            raise Stopped("the coordinator is gone")
-        return bool(answer["answer"])
 
 
 def serve(channel: Channel, stop: Flag) -> None:
@@ -56,7 +25,7 @@ def serve(channel: Channel, stop: Flag) -> None:
     except InputError as error:
         channel.send("refused", reason=str(error))
         return
-    channel.send("ready", base=bench.base, judges=bench.judges.about)
+    channel.send("ready", base=bench.base)
     while (job := channel.receive()) is not None:
         _do(bench, job, channel, stop)
 
@@ -98,9 +67,7 @@ def main() -> None:
     stop = stop_on_sigterm()
     die_with_parent()
     torch.set_num_threads(1)
-    # Our own copy of stdout, after which descriptor 1 is stderr: no print of anyone may break the protocol.
-    channel = Channel(sys.stdin, os.fdopen(os.dup(1), "w"))
-    os.dup2(2, 1)
+    channel = Channel.own()
     try:
         serve(channel, stop)
     except (Stopped, KeyboardInterrupt, BrokenPipeError):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 RETRIES = 3
 PATIENCE = 30.0  # seconds that a worker which is told to stop has for its checkpoint
 _FINAL = ("done", "pruned", "failed")
+_SETTINGS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_SETTINGS["TQDM_MININTERVAL"] = "60"  # bars of several processes on one terminal tell nothing
 
 Message = dict[str, Any]
 
@@ -77,8 +80,7 @@ class Worker:
 
     def __init__(self, module: str, task: Mapping[str, Any]) -> None:
         here = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        changes = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", LAUNCHER: str(os.getpid()), "PYTHONPATH": here}
-        changes["TQDM_MININTERVAL"] = "60"  # bars of several processes on one terminal tell nothing
+        changes = {**_SETTINGS, LAUNCHER: str(os.getpid()), "PYTHONPATH": here}
         self.process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **changes},
@@ -186,8 +188,8 @@ class Crew:
             if job is None:
                 return True
             worker.job = job
-            hear(job, {"kind": "started"})
             worker.send(job.request)
+            hear(job, {"kind": "started"})  # the worker is at it while the job's run is opened
         return False
 
     def _heed(self, worker: Worker, message: Message, again: deque[Job], hear: Hear) -> None:
@@ -237,11 +239,20 @@ class Crew:
         if worker.job:
             yield worker, {"kind": "died", "how": how}
         elif not worker.ready:
-            self._stillborn += 1
-            if self._stillborn > RETRIES:
-                raise RuntimeError(f"{self._stillborn} workers in a row died before their first job; the last by {how}")
+            self._mourn(how)
         if not self.greeting:
             self._start()
+
+    def _mourn(self, how: str) -> None:
+        """Do with one worker less where several in a row died while they loaded: memory may not hold so many."""
+        self._stillborn += 1
+        if self._stillborn <= RETRIES:
+            return
+        said = f"{self._stillborn} workers in a row died before their first job, the last by {how}"
+        self._size, self._stillborn = self._size - 1, 0
+        if not self._size:
+            raise RuntimeError(said)
+        warnings.warn(f"{said}; the work goes on with workers = {self._size}", stacklevel=2)
 
     def _start(self) -> None:
         worker = Worker(self._module, self._task)

@@ -10,7 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
-from hpo.crew import Crew, Job, Message
+from hpo.objective import Task
+from pipelines.crew import Crew, Job, Message
 from safemax.errors import InputError
 from safemax.judging import Judging
 from tests.hpo.conftest import Build
@@ -30,6 +31,10 @@ class Heard:
         return False
 
 
+def crew_of(task: Task) -> Crew:
+    return Crew("hpo.worker", asdict(task), 1)
+
+
 def trial(number: int, **values: Any) -> Job:
     return Job({"kind": "trial", "number": number, "values": values})
 
@@ -38,7 +43,7 @@ def test_jobs_are_done_and_a_failed_one_says_why_without_stopping_the_others(
     hpo_cache: Path, tmp_path: Path, tiny_request: Build
 ) -> None:
     jobs, heard = deque([trial(0, lr=20.0), trial(1, lr=1e-3), trial(2, steps=0)]), Heard()
-    with Crew(replace(tiny_request().task(), folder=str(tmp_path)), 1) as crew:
+    with crew_of(replace(tiny_request().task(), folder=str(tmp_path))) as crew:
         crew.run(lambda: jobs.popleft() if jobs else None, heard)
         pids = [worker.process.pid for worker in crew._workers]
     assert heard.kinds[0] == ["started", "failed"]
@@ -46,14 +51,14 @@ def test_jobs_are_done_and_a_failed_one_says_why_without_stopping_the_others(
     assert heard.kinds[1] == ["started", "log", "done"]
     assert heard.kinds[2] == ["started", "done"]
     assert heard.last[1]["metrics"]["retain/fid_judge"] > 0
-    assert set(crew.base) <= set(heard.last[2]["metrics"])
+    assert set(crew.greeting["base"]) <= set(heard.last[2]["metrics"])
     assert not any(map(psutil.pid_exists, pids))
 
 
 def test_what_no_worker_can_load_is_refused_before_any_trial(hpo_cache: Path, tiny_request: Build) -> None:
     request = tiny_request()
     task = replace(request.task(), judging=asdict(replace(Judging(), judge="/nowhere/judge.safetensors")))
-    with pytest.raises(InputError, match="/nowhere/judge.safetensors"), Crew(task, 1):
+    with pytest.raises(InputError, match="/nowhere/judge.safetensors"), crew_of(task):
         pass
 
 
@@ -62,7 +67,7 @@ def test_a_job_that_kills_every_worker_fails_after_three_more_tries(
     hpo_cache: Path, tmp_path: Path, tiny_request: Build
 ) -> None:
     jobs, heard = deque([trial(0, lr=1e-3), trial(1, lr=1e-3)]), Heard()
-    with Crew(replace(tiny_request().task(), folder=str(tmp_path)), 1) as crew:
+    with crew_of(replace(tiny_request().task(), folder=str(tmp_path))) as crew:
 
         def hear(job: Job, message: Message) -> bool:
             if job.request["number"] == 0 and message["kind"] == "started":

@@ -17,8 +17,8 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from hpo.crew import ROOT
 from hpo.request import Request
+from pipelines.crew import ROOT
 from tests.hpo.conftest import Build
 from tests.hpo.test_search import killed, trials_of, workers
 from tests.hpo.test_study import rows
