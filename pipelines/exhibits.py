@@ -71,16 +71,17 @@ def show(
         exhibits = Exhibits(run, Path(scratch) / "comparison")
         exhibits.folder.mkdir()
         rows.to_csv(exhibits.folder / "children.csv", index=False)
-        parts = [_about(comparison, rows, minutes, failures)]
-        parts += [_table(exhibits, comparison, name, labels, rows) for name in TABLES]
-        parts += [_differences(exhibits, labels, rows)]
-        parts += _pictures(exhibits, comparison, labels, rows)
-        run.note("\n\n".join(parts))
+        about = _about(comparison, rows, minutes, failures)
+        tables = [_table(exhibits, comparison, name, labels, rows) for name in TABLES]
+        tables += [_differences(exhibits, labels, rows)]
+        pictures = _pictures(exhibits, comparison, labels, rows)
+        run.note(about, *pictures, *tables)
         run.log(_means(rows))
-        exhibits.text("comparison.md", "\n\n".join(_without_pictures(part) for part in parts) + "\n")
+        exhibits.text("comparison.md", "\n\n".join([about, *tables, *map(_beside_it, pictures)]) + "\n")
         run.artifact(exhibits.folder)
         if comparison.asked.output != "none":
-            _copy(exhibits.folder, Path(comparison.asked.output), f"compare-{comparison.dataset.name}")
+            target = Path(comparison.asked.output) / f"compare-{comparison.dataset.name}"
+            shutil.copytree(exhibits.folder, target, dirs_exist_ok=True)
 
 
 def _means(rows: pd.DataFrame) -> dict[str, float]:
@@ -185,17 +186,11 @@ def _about(comparison: Comparison, rows: pd.DataFrame, minutes: Mapping[str, flo
     return "\n\n".join(lines)
 
 
-def _without_pictures(part: str) -> str:
-    """Return a part of the note for a file, which has no run to take pictures from."""
-    return "\n".join(line for line in part.splitlines() if "get-artifact?" not in line)
+def _beside_it(picture: str) -> str:
+    """Return a part of the note for the file that has the pictures beside it, where the note has links into the run."""
+    return re.sub(r"\(\S*?([\w-]+\.png)\)", r"(\1)", picture)
 
 
 def _plain(name: str) -> str:
     """Return a class's name as MLflow takes it in an artifact's path."""
     return "".join(letter if letter.isalnum() else "-" for letter in name)
-
-
-def _copy(source: Path, target: Path, prefix: str) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for each in source.iterdir():
-        shutil.copy(each, target / f"{prefix}-{each.name}")

@@ -44,6 +44,7 @@ FLUSH_SECONDS = 3.0
 UI = "http://127.0.0.1:5000"
 ADMINISTRATION = "administration"  # the experiment of what moves aliases, lists and tidies, beside the products' own
 MODE = "workflowType=machine_learning"  # the UI opens in its GenAI mode without it
+_TAG_LENGTH = 8000  # characters, beyond which MLflow cuts a tag's value
 _BATCH = 100  # a store takes at most 100 parameters, 100 tags or 1,000 metrics a call
 _DIGEST = 16  # hex digits of a dataset's digest; a store keeps up to 36, the UI shows them all
 _LIBRARIES = ("accelerate", "diffusers", "mlflow", "numpy", "torch", "torchmetrics")
@@ -233,9 +234,12 @@ class Run:
         )
         self._client.log_inputs(self.id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
 
-    def note(self, markdown: str) -> None:
-        """Replace the note on the run's first screen."""
-        self.tag("mlflow.note.content", spaced(markdown))
+    def note(self, *parts: str) -> None:
+        """Replace the note on the run's first screen by parts of markdown, the most important first: a tag may not hold all."""
+        shown = [spaced(part) for part in parts]
+        while len(shown) > 1 and len("\n\n".join(shown)) > _TAG_LENGTH:
+            shown.pop()
+        self.tag("mlflow.note.content", "\n\n".join(shown))
 
     def tag(self, key: str, value: object) -> None:
         """Set a tag."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -69,7 +70,7 @@ def first(place, mlflow_module_store):
     """Return the run of a comparison of three methods on two classes with two seeds, with gold and ablation."""
     compare(
         place, f"--methods=safemax,{SA},salun", f"--overrides={FEW}", "--classes=a,c", "--seeds=2", "--ablation=true",
-        "--lambdas=0,1",
+        "--lambdas=0,1", f"--output={place}/results",
     )  # fmt: skip
     (parent,) = runs(mlflow_module_store, "tags.kind = 'comparison'")
     return parent
@@ -119,8 +120,16 @@ def test_tables_figures_and_note_are_on_the_run(first, mlflow_module_store):
     for part in ("Table 1", "Table 2", "Paired differences", "Figure 1", "Figure 2", "Figure 3"):
         assert part in note
     assert "(paper)" not in note  # the paper has no such data
+    assert "&path=pictures/comparison/figure2.png)" in note
     assert first.info.status == "FINISHED"
     assert "comparison/children_minutes" in first.data.metrics
+
+
+def test_the_page_in_the_folder_that_was_asked_for_links_the_pictures_beside_it(first, place):
+    folder = Path(place) / "results" / "compare-tiny"
+    linked = re.findall(r"!\[.*?\]\((.*?)\)", (folder / "comparison.md").read_text())
+    assert linked == ["figure1.png", "figure2.png", "figure3.png"]
+    assert all((folder / name).is_file() for name in linked)
 
 
 def test_a_model_that_did_not_move_draws_what_the_base_draws_pixel_for_pixel(

@@ -195,6 +195,12 @@ def test_a_note_sets_space_between_the_columns_of_its_tables_and_leaves_the_rest
     assert note == "a | b\n\n| metric |&emsp;base |\n| :--- | ---: |\n| UA |&emsp;1 |"
 
 
+def test_a_note_leaves_out_the_last_parts_where_it_would_be_cut(mlflow_store: MlflowClient) -> None:
+    with opened() as run:
+        run.note("first", "second", "x" * 8000)
+    assert mlflow_store.get_run(run.id).data.tags["mlflow.note.content"] == "first\n\nsecond"
+
+
 def test_json_tables_and_files_are_artifacts(mlflow_store: MlflowClient, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("<p>")
     with opened() as run:
