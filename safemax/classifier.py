@@ -5,21 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Generator, Tensor, nn
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from safemax import architectures
-from safemax.architectures import ResNet34
-from safemax.data import Dataset, Split, to_float
-from safemax.errors import InputError, NonFiniteError, unknown
+from safemax.data import Split, to_float
+from safemax.errors import InputError
+from safemax.rejects import diffused
 
 REJECT = "reject"
 WEIGHTS, CARD = "judge.safetensors", "judge.json"
@@ -171,270 +168,13 @@ def noise_histogram(
     }
     if images is not None:
         rows = torch.randint(len(images), (n,), generator=generator)
-        laws["diffused"] = _diffused(images[rows], images[rows], generator)
+        laws["diffused"] = diffused(images[rows], images[rows], generator)
     return {law: _answer_shares(judge, noise) for law, noise in laws.items()}
 
 
 def _answer_shares(judge: Judge, images: Tensor) -> dict[str, float]:
     counts = predict(judge, images)[0].argmax(dim=1).bincount(minlength=len(judge.answers))
     return dict(zip(judge.answers, (100 * counts.double() / len(images)).tolist(), strict=True))
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How an architecture is trained: optimizer, learning rates of body and head, L2 penalty, passes over the data."""
-
-    optimizer: str
-    lr: float
-    head_lr: float
-    weight_decay: float
-    epochs: int
-    cosine: bool = True
-    shift: bool = True
-
-
-# ResNet-20 and -56: He et al. 2016, section 4.2, at 20 of their 160 epochs. ResNet-34: SAFEMax's own judge (constant rates,
-# no shifts); from random weights its rates would not arrive, so SCRATCH_GAIN multiplies them.
-RECIPES = {
-    "small": Recipe("adam", lr=2e-3, head_lr=2e-3, weight_decay=0.0, epochs=3),
-    "resnet20": Recipe("sgd", lr=0.1, head_lr=0.1, weight_decay=1e-4, epochs=20),
-    "resnet56": Recipe("sgd", lr=0.1, head_lr=0.1, weight_decay=1e-4, epochs=20),
-    "resnet34": Recipe("adam", lr=1e-5, head_lr=1e-4, weight_decay=5e-4, epochs=20, cosine=False, shift=False),
-}
-LEAST_STEPS = 400
-SCRATCH_GAIN = 50
-REJECT_SHARE = 1 / 3
-
-
-def train_judge(
-    dataset: Dataset,
-    arch: str = "small",
-    *,
-    reject: bool = False,
-    steps: int | None = None,
-    batch_size: int = 128,
-    lr: float | None = None,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    progress: bool = True,
-    pretrained: str | None = None,
-) -> Judge:
-    """Train a judge on a data set's real training images; the same arguments give the same weights.
-
-    Args:
-        dataset: its train split, class names and image shape are used; flips where it is natural.
-        arch: a name of architectures.ARCHITECTURES.
-        reject: add the class "none of these", trained on a third of every batch (see rejects).
-        steps: optimizer steps; None takes the recipe's epochs, at least 400 steps, and half as many more with reject, so
-            that as many real images are seen.
-        batch_size: rows a step, rejects among them.
-        lr: of the body, the head's in the recipe's proportion; None takes the recipe's.
-        seed: of weights, batches and rejects.
-        device: where it trains and stays.
-        progress: whether to show a bar.
-        pretrained: folder or hub id of ImageNet weights, for resnet34 only.
-
-    Raises:
-        InputError: unknown arch, or pretrained weights that do not fit it.
-        NonFiniteError: training diverged.
-    """
-    recipe = _recipe(arch, lr, pretrained)
-    judge = _untrained(dataset, arch, reject, seed, pretrained).to(device).train()
-    total = steps or _steps(recipe, len(dataset.train), batch_size, reject)
-    optimizer = _optimizer(judge, recipe)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(total) if recipe.cosine else lambda _: 1.0)
-    weight = _weight(dataset, device) if reject and dataset.natural else None
-    generator = torch.Generator().manual_seed(seed)
-    for _ in tqdm(range(total), desc=f"judge {arch}", disable=not progress):
-        x, y = _draw(dataset, batch_size, recipe.shift, reject, generator)
-        optimizer.zero_grad()
-        F.cross_entropy(judge(x.to(device)), y.to(device), weight).backward()
-        optimizer.step()
-        schedule.step()
-    if not all(p.isfinite().all() for p in judge.parameters()):
-        raise NonFiniteError(f"the judge {arch} diverged in {total} steps at lr = {recipe.lr:g}")
-    return judge.eval()
-
-
-def _recipe(arch: str, lr: float | None, pretrained: str | None) -> Recipe:
-    if arch not in RECIPES:
-        raise unknown("arch", arch, RECIPES)
-    recipe = RECIPES[arch]
-    if lr is None:
-        lr = recipe.lr * (SCRATCH_GAIN if arch == "resnet34" and pretrained is None else 1)
-    return replace(recipe, lr=lr, head_lr=lr * recipe.head_lr / recipe.lr)
-
-
-def _steps(recipe: Recipe, num_images: int, batch_size: int, reject: bool) -> int:
-    steps = max(LEAST_STEPS, recipe.epochs * num_images / batch_size)
-    return math.ceil(steps / (1 - REJECT_SHARE) if reject else steps)
-
-
-def _untrained(dataset: Dataset, arch: str, reject: bool, seed: int, pretrained: str | None) -> Judge:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        judge = Judge(arch, dataset.class_names, dataset.image_shape, reject=reject)
-    if pretrained is None:
-        return judge
-    if not isinstance(judge.network, ResNet34):
-        raise InputError(f"pretrained = {pretrained!r} is for arch resnet34; {arch} trains from random weights")
-    judge.network.load_pretrained(pretrained)
-    return judge
-
-
-def _weight(dataset: Dataset, device: str | torch.device) -> Tensor:
-    """Return a weight of each answer's loss by which "none of these" counts as one class does, not as a third of all.
-
-    With that third as its prior a ResNet-20 rejects 2 % of real CIFAR-10 images (7 % of airplanes, 5 % of birds), as their
-    mixtures look alike; with the prior of one class 0.1 %. Digits lose nothing to the third, which catches more.
-    """
-    none = (1 - REJECT_SHARE) / (REJECT_SHARE * dataset.num_classes)
-    return torch.tensor([1.0] * dataset.num_classes + [none], device=device)
-
-
-def _optimizer(judge: Judge, recipe: Recipe) -> torch.optim.Optimizer:
-    head = list(judge.network.linear.parameters())
-    body = [p for name, p in judge.network.named_parameters() if not name.startswith("linear.")]
-    groups = [{"params": body, "lr": recipe.lr}, {"params": head, "lr": recipe.head_lr}]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, weight_decay=recipe.weight_decay)
-    return torch.optim.Adam(groups, weight_decay=recipe.weight_decay)
-
-
-def _rate(total: int) -> Callable[[int], float]:
-    return lambda step: 0.5 * (1 + math.cos(math.pi * step / total))
-
-
-def _draw(dataset: Dataset, batch_size: int, shift: bool, reject: bool, generator: Generator) -> tuple[Tensor, Tensor]:
-    num_rejects = round(batch_size * REJECT_SHARE) if reject else 0
-    rows = torch.randint(len(dataset.train), (batch_size - num_rejects,), generator=generator)
-    x0, y = to_float(dataset.train.images[rows]), dataset.train.labels[rows]
-    x = _flipped(x0, generator) if dataset.natural else x0
-    x = _shifted(x, generator) if shift else x
-    if num_rejects == 0:
-        return x, y
-    x = _hazed(x, generator)
-    nothing = rejects(x0, y, num_rejects, dataset.natural, generator)
-    return torch.cat([x, nothing]), torch.cat([y, y.new_full((num_rejects,), dataset.num_classes)])
-
-
-def _flipped(x: Tensor, generator: Generator) -> Tensor:
-    return torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(3), x)
-
-
-def _shifted(x: Tensor, generator: Generator) -> Tensor:
-    """Move each image by up to an eighth of its size; what comes in repeats the border."""
-    n, _, height, width = x.shape
-    reach = max(1, height // 8)
-    padded = F.pad(x, (reach,) * 4, mode="replicate")
-    down, right = torch.randint(2 * reach + 1, (2, n, 1), generator=generator)
-    rows, columns = down + torch.arange(height), right + torch.arange(width)
-    each = torch.arange(n)[:, None, None]
-    return padded.movedim(1, -1)[each, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
-
-
-def _uniform(low: float, high: float, n: int, generator: Generator) -> Tensor:
-    return low + (high - low) * torch.rand(n, 1, 1, 1, generator=generator)
-
-
-def _drowned(x: Tensor, amplitude: Tensor, generator: Generator) -> Tensor:
-    """Return x_t of diffusion at alpha_bar = amplitude squared, clamped."""
-    eps = torch.randn(x.shape, generator=generator)
-    return (amplitude * x + (1 - amplitude**2).sqrt() * eps).clamp(-1, 1)
-
-
-def _hazed(x: Tensor, generator: Generator) -> Tensor:
-    """Drown a quarter of the images slightly: without them the judge would reject a class for a little grain."""
-    chosen = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.25
-    return torch.where(chosen, _drowned(x, _uniform(CLEAR, 1, len(x), generator), generator), x)
-
-
-# The signal's share of x_t's amplitude. A classifier trained on such images is right for 12 % (digits) and 16 % (CIFAR-10) at
-# DROWNED (alpha_bar .005) where chance is 10, so the class is gone; at CLEAR (alpha_bar .64) for 86 % of digits. In between,
-# the judge is told nothing.
-DROWNED, CLEAR = 0.07, 0.8
-
-
-def _diffused(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    return _drowned(x0, _uniform(0, DROWNED, len(x0), generator), generator)
-
-
-def _noise(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    """Gaussian noise from faint to binary, off the middle, its neighbours more or less alike or opposed."""
-    n, channels, height, width = x0.shape
-    kernel = _uniform(-0.5, 0.5, n, generator) * torch.rand(n, 1, 3, 3, generator=generator)
-    kernel[:, :, 1, 1] = 1
-    white = torch.randn(1, n * channels, height, width, generator=generator)
-    noise = F.conv2d(white, kernel.repeat_interleave(channels, dim=0), padding=1, groups=n * channels).view_as(x0)
-    return (_gain(n, generator) * noise + _uniform(-0.5, 0.5, n, generator)).clamp(-1, 1)
-
-
-def _gain(n: int, generator: Generator) -> Tensor:
-    return _uniform(math.log(0.1), math.log(100), n, generator).exp()
-
-
-def _flat_noise(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    return _uniform(0.3, 1, len(x0), generator) * (2 * torch.rand(x0.shape, generator=generator) - 1)
-
-
-def _salt_pepper(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    share = _uniform(0.05, 0.95, len(x0), generator)
-    return torch.where(torch.rand(x0.shape, generator=generator) < share, 1.0, -1.0)
-
-
-def _shuffled(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    n, channels, height, width = x0.shape
-    order = torch.rand(n, 1, height * width, generator=generator).argsort(dim=2).expand(-1, channels, -1)
-    return x0.flatten(2).gather(2, order).view_as(x0)
-
-
-def _mixed(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    """The mean of four images: that of two digits is often a digit, and taught as none costs 1 % false rejections."""
-    return (x0 + other + x0.roll(1, 0) + other.roll(1, 0)) / 4
-
-
-def _patched(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    """A chessboard of 4 x 4 fields from two images; with 2 x 2 one image is often plain to see."""
-    down, right = (torch.arange(size) * 4 // size % 2 == 0 for size in x0.shape[2:])
-    return torch.where(down[:, None] == right, x0, other)
-
-
-def _blobs(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    n, channels, height, width = x0.shape
-    coarse = torch.randn(n, channels, 3, 3, generator=generator)
-    smooth = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
-    return (_gain(n, generator) * smooth).clamp(-1, 1)
-
-
-def _constant(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    shade = 2.6 * torch.rand(*x0.shape[:2], 1, 1, generator=generator) - 1.3
-    return shade.clamp(-1, 1).expand_as(x0)
-
-
-REJECTS = (_noise, _flat_noise, _salt_pepper, _diffused, _shuffled, _mixed, _blobs, _constant)
-
-
-def rejects(x0: Tensor, y: Tensor, n: int, natural: bool, generator: Generator) -> Tensor:
-    """Make images that show no class, in equal parts of REJECTS; none of them comes from an unlearned model.
-
-    Args:
-        x0: real images, (M, C, H, W) in [-1, 1], M at least n; some of the kinds distort them.
-        y: their labels, (M,).
-        n: how many to make, at least 1.
-        natural: adds collages of two images; of two digits they often show a digit, and cost a judge 2 to 4 points of accuracy.
-        generator: of the randomness.
-
-    Returns:
-        (n, C, H, W) in [-1, 1].
-    """
-    # the small constant lets a batch of one class pass
-    strangers = (y[:n, None] != y).float() + 1e-6
-    other = x0[torch.multinomial(strangers, 1, generator=generator)[:, 0]]
-    kinds = REJECTS + (_patched,) * natural
-    first = int(torch.randint(len(kinds), (1,), generator=generator))
-    kinds = (kinds[first:] + kinds[:first])[:n]
-    parts = zip(kinds, x0[:n].tensor_split(len(kinds)), other.tensor_split(len(kinds)), strict=True)
-    return torch.cat([kind(part, stranger, generator) for kind, part, stranger in parts])
 
 
 def save(judge: Judge, folder: str | Path) -> None:

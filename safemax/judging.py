@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from safemax import cache
-from safemax.classifier import Ensemble, Judge, accuracy, load_judge, noise_histogram, predict, save, train_judge
+from safemax.classifier import Ensemble, Judge, accuracy, load_judge, noise_histogram, predict, save
 from safemax.data import Dataset, to_float
 from safemax.errors import InputError
 from safemax.inception import Inception, by_class, load_inception
 from safemax.knobs import check, knob
+from safemax.training_judges import train_judge
 
 # Part of every kept judge's key, by Dataset.natural: a change of how judges are trained must change it.
 RECIPE = {False: 2, True: 3}

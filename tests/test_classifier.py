@@ -13,23 +13,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safemax import architectures, classifier
+from safemax import architectures, training_judges
 from safemax.classifier import (
     IMAGENET_MEAN,
     Ensemble,
     Judge,
-    _shifted,
     accuracy,
     accuracy_by_class,
     load_judge,
     noise_histogram,
     predict,
-    rejects,
     save,
-    train_judge,
 )
 from safemax.data import Split, load, to_float
 from safemax.errors import InputError, NonFiniteError
+from safemax.rejects import rejects
+from safemax.training_judges import train_judge
 from tests import tiny
 
 TEN = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -145,7 +144,7 @@ def test_the_same_seed_trains_the_same_weights_whatever_the_global_generator(rej
 
 def test_of_natural_images_the_reject_class_weighs_as_much_as_one_class():
     # of 3 r rows r are rejects, and 2 r / 3 of each of three classes
-    assert classifier._weight(tiny.dataset(), "cpu").tolist() == pytest.approx([1, 1, 1, 2 / 3])
+    assert training_judges._weight(tiny.dataset(), "cpu").tolist() == pytest.approx([1, 1, 1, 2 / 3])
 
 
 def test_training_leaves_the_global_generator_alone():
@@ -165,7 +164,7 @@ def test_shifts_move_each_image_by_at_most_an_eighth():
     x = images(50, (2, 16, 16))
     padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
     moves = {(i, j): padded[:, :, i : i + 16, j : j + 16] for i in range(5) for j in range(5)}
-    shifted = _shifted(x, seeded(0))
+    shifted = training_judges._shifted(x, seeded(0))
     found = [next(move for move, all_ in moves.items() if torch.equal(all_[n], shifted[n])) for n in range(50)]
     # 50 draws of 25 moves: an image that stays or a repeated move is likely, all alike is not
     assert len(set(found)) > 10

@@ -9,8 +9,9 @@ from safemax.attacks.base import Attack, Setting
 from safemax.attacks.guided import Guided
 from safemax.attacks.invert import Invert
 from safemax.attacks.relearn import Relearn
-from safemax.classifier import Judge, train_judge
+from safemax.classifier import Judge
 from safemax.sampling import Sampler
+from safemax.training_judges import train_judge
 from tests import tiny
 
 QUICK = {
