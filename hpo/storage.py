@@ -16,7 +16,7 @@ from pathlib import Path
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
-from sqlalchemy import text
+from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from safemax.errors import InputError
@@ -44,7 +44,7 @@ class Store:
         """Keep other coordinators from choosing trials meanwhile."""
         if not isinstance(self.storage, RDBStorage):
             return contextlib.nullcontext()
-        return _held(self.storage)
+        return _held(self.storage.engine, "choosing a trial")
 
 
 @contextmanager
@@ -106,12 +106,14 @@ def _database(address: str) -> RDBStorage:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             retry = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
-            return RDBStorage(
-                url,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                heartbeat_stale_trial_callback=retry,
-            )
+            # Two machines that make the tables at once fail, the one or the other.
+            with _held(create_engine(url, poolclass=NullPool), "making the tables"):
+                return RDBStorage(
+                    url,
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
+                    heartbeat_stale_trial_callback=retry,
+                )
     except ImportError as error:
         raise InputError(
             f"storage = {_no_password(address)} needs psycopg: pip install 'psycopg[binary]' ({error})"
@@ -122,9 +124,10 @@ def _database(address: str) -> RDBStorage:
 
 
 @contextmanager
-def _held(storage: RDBStorage) -> Iterator[None]:
-    with storage.engine.begin() as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _key("safemax: choosing a trial")})
+def _held(engine: Engine, what: str) -> Iterator[None]:
+    """Keep other coordinators from doing the same meanwhile."""
+    with engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _key(f"safemax: {what}")})
         yield
 
 

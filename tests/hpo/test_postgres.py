@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from hpo import storage, study
@@ -23,6 +25,18 @@ pytest.importorskip("psycopg", reason="needs a PostgreSQL driver: pip install 'p
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
     yield server.get_uri()
+    server.cleanup()
+
+
+def test_machines_that_open_a_fresh_database_at_once_all_get_in(tmp_path: Path) -> None:
+    server = pgserver.get_server(tmp_path)
+
+    def come(number: int) -> bool:
+        with storage.opened(server.get_uri(), "shared", Path("unused")) as store:
+            return isinstance(store.storage, RDBStorage)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(come, range(4)))
     server.cleanup()
 
 
