@@ -73,13 +73,14 @@ def ablation(points: pd.DataFrame, class_name: str) -> Figure:
         class_name: the forgotten class.
     """
     figure = Figure(figsize=(7.2, 3.1), dpi=110, layout="constrained")
-    panels = zip(figure.subplots(1, 2), (("ua", "UA_reject, %"), ("fid", "FID of retained classes")), strict=True)
-    for axis, (value, label) in panels:
+    left, right = figure.subplots(1, 2)
+    for axis, value, label in ((left, "ua", "UA_reject, %"), (right, "fid", "FID of retained classes")):
         for weighting, mine in points.groupby("weighting", sort=False):
             means = mine.groupby("lambda")[value].agg(["mean", "std"]).fillna(0)
             axis.errorbar(means.index, means["mean"], yerr=means["std"], marker="o", capsize=3, label=weighting)
         axis.set(xlabel="lambda", ylabel=label)
-    axis.legend(fontsize=8)
+    left.set_ylim(-5, 105)
+    right.legend(fontsize=8)
     figure.suptitle(f"forgotten: {class_name}", fontsize=9)
     return figure
 
