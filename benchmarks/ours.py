@@ -21,14 +21,14 @@ from safemax.data import load, parse_classes
 from safemax.knobs import check, knob
 
 METHOD = "expected_targets"
-# What is put in an ingredient's place; knobs of the method, but for the average, which is the trainer's.
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "without the zero target": {"zero_target": False},
-    "without the teacher's target": {"teacher_target": False},
-    "without drawing t by psi": {"draw_by_psi": False},
-    "without null rows": {"null_share": 0.0},
-    "with SAFEMax's retain weight": {"retain_weight": 3.072},
-    "without the average": {"ema": 0.0},
+# What is put in an ingredient's place: knobs of the method, settings of the training.
+ABLATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "without the zero target": ({"zero_target": False}, {}),
+    "without the teacher's target": ({"teacher_target": False}, {}),
+    "without drawing t by psi": ({"draw_by_psi": False}, {}),
+    "without null rows": ({"null_share": 0.0}, {}),
+    "with SAFEMax's retain weight": ({"retain_weight": 3.072}, {}),
+    "without the average": ({}, {"ema": 0.0}),
 }
 
 
@@ -67,10 +67,8 @@ def jobs_of(extent: Extent, classes: Sequence[int]) -> list[Job]:
         found.append(job("ours", METHOD, k, seed, knobs, training))
     for k in classes[: extent.ablated]:
         found.append(job("safemax, averaged", "safemax", k, 0, {}, {"steps": extent.beside, "ema": 0.98}))
-    for (name, less), k in product(ABLATIONS.items(), classes[: extent.ablated]):
-        own = {key: value for key, value in less.items() if key != "ema"}
-        how = {key: value for key, value in less.items() if key == "ema"}
-        found.append(job(name, METHOD, k, 0, knobs | own, training | how))
+    for (name, (more, how)), k in product(ABLATIONS.items(), classes[: extent.ablated]):
+        found.append(job(name, METHOD, k, 0, knobs | more, training | how))
     return found
 
 

@@ -24,8 +24,8 @@ ROOT = Path(__file__).parent.parent
 RETRIES = 3
 PATIENCE = 30.0  # seconds that a worker which is told to stop has for its checkpoint
 _FINAL = ("done", "pruned", "failed")
-_SETTINGS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-_SETTINGS["TQDM_MININTERVAL"] = "60"  # bars of several processes on one terminal tell nothing
+# One thread each; and bars of several processes on one terminal tell nothing.
+_SETTINGS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TQDM_MININTERVAL": "60"}
 
 Message = dict[str, Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
@@ -75,11 +76,12 @@ def test_a_run_that_goes_on_after_the_last_step_has_all_of_them(mlflow_store: Ml
 
 
 def test_a_run_that_is_stopped_keeps_the_file(mlflow_store: MlflowClient, tmp_path: Path) -> None:
-    try:
+    def job() -> None:
         with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
             run.keep(tmp_path)
             run.log({"loss/a": 1.0}, 10)
             raise Stopped
-    except Stopped:
-        pass
+
+    with pytest.raises(Stopped):
+        job()
     assert facts(Spool(tmp_path).read()) == [("loss/a", 1.0, 10)]
