@@ -12,7 +12,7 @@ from hpo import figures, objective
 from hpo.objective import QUALITIES
 from hpo.records import Records
 from hpo.request import Request
-from hpo.study import Books
+from hpo.study import Books, Lost
 from pipelines import tracking
 from pipelines.crew import Crew, Job, Message
 from safemax import checkpoint
@@ -43,12 +43,12 @@ class Course:
 
     @property
     def reference(self) -> figures.Point:
-        """Where the hypervolume begins: the class is as present as can be, and the base's distance to real images doubled."""
-        return 1.0, self.base[QUALITIES[self.request.search.quality]]
+        """Where the hypervolume begins: the class is as present as can be, and one unit of quality is lost (objective.unit)."""
+        return 1.0, objective.unit(self.base, self.request.search.quality)
 
     def follow(self) -> None:
         """Return when every trial is over; on a shared storage, other machines' too."""
-        self.run.log({"search/base_quality": self.reference[1]})
+        self.run.log({"search/base_quality": self.base[QUALITIES[self.request.search.quality]]})
         for n, volume in enumerate(figures.volumes(self.books.completed, self.reference), start=1):
             self.run.log({"search/hypervolume": volume}, n)  # of the runs that this one continues
         print(f"study {self.books.plan.name}: {self.books.over} of {self.books.plan.size} trials done", flush=True)
@@ -66,7 +66,19 @@ class Course:
         return Job(request, list(trial.user_attrs.get("deaths", [])))
 
     def _hear(self, job: Job, message: Message) -> bool:
-        number, kind = job.request["number"], message["kind"]
+        number = job.request["number"]
+        if not self.books.holds(number):
+            return True
+        try:
+            return self._heed(number, job, message)
+        except Lost:
+            reason = "this machine gave no sign for too long: another one runs the trial again"
+            self.records.fail(number, reason)
+            print(f"trial {number}: {reason}", flush=True)
+            return True
+
+    def _heed(self, number: int, job: Job, message: Message) -> bool:
+        kind = message["kind"]
         if kind == "report":
             probe = {"knowledge": message["knowledge"], "damage": message["damage"]}
             self.records.log(number, {f"probe/{key}": value for key, value in probe.items()}, message["percent"])
@@ -132,4 +144,4 @@ class Course:
                 checkpoint.clear(self._place(each.number) / "weights")
 
     def _place(self, number: int) -> Path:
-        return self._task.place(number)
+        return self._task.place(number, self.request.by_field(self.books.trials[number].params))

@@ -14,10 +14,10 @@ from hpo import figures, objective
 from hpo.course import Course
 from hpo.request import PREFERENCES, Request
 from hpo.study import Books
-from pipelines import registry, unlearn
+from pipelines import registry
+from pipelines.correction import Found, conclude
 from pipelines.crew import Crew, Job, Message
 from pipelines.process import Flag
-from pipelines.unlearn import Found
 from safemax.diffusion import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation import Evaluation
@@ -60,10 +60,10 @@ def finish(course: Course, stop: Flag, minutes: float) -> str:
         preface,
     )  # fmt: skip
     diffusion = Diffusion.load(request.base)
-    diffusion.denoiser.load_state_dict(objective.weights_of(request.task(), winner))
+    diffusion.denoiser.load_state_dict(objective.weights_of(request.task(), winner, request.by_field(values)))
     cost = {key: value for key, value in kept.items() if key.startswith("cost/")} | {"cost/search_minutes": minutes}
     correction = request.correction(values, evaluation)
-    address = unlearn.conclude(correction, course.run, diffusion, request.parent, stop, cost=cost, found=found)
+    address = conclude(correction, course.run, diffusion, request.parent, stop, cost=cost, found=found)
     course.books.study.set_user_attr(f"version of trial {winner}", address)
     return address
 

@@ -1,4 +1,4 @@
-"""One trial: the calls that pipelines/unlearn.py makes, on what a worker loads once, and the scores that are searched."""
+"""One trial: the calls that pipelines/correction.py makes, on what a worker loads once, and the scores that are searched."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ QUALITIES = {"fid": "retain/fid_judge", "kid": "retain/kid"}
 # A smaller probability says more of the tails of the judges' softmax than of the images. Without a floor the front fills with
 # trials that differ in the tenth digit after the point, each of them to be measured again.
 FLOOR = 1e-6
+_LEAST = 1e-9  # of a base that is the real images
 CHECKS = (50, 75)  # percent of a trial's steps at which it may be given up; earlier, a large lr has not settled
 _PROBED = 64  # forget rows, and as many retained ones, of the probe
 
@@ -70,9 +71,9 @@ class Task:
     folder: str
     prune: bool = True
 
-    def place(self, number: int) -> Path:
-        """Return a trial's folder."""
-        return Path(self.folder) / f"trial-{number:04d}"
+    def place(self, number: int, values: Mapping[str, Any]) -> Path:
+        """Return a trial's folder: its number for the eye, its values because a study of the same name may be begun anew."""
+        return Path(self.folder) / f"trial-{number:04d}-{cache.key(values)[:8]}"
 
 
 def scores(metrics: Mapping[str, float], base: Mapping[str, float], quality: str) -> dict[str, float]:
@@ -81,13 +82,14 @@ def scores(metrics: Mapping[str, float], base: Mapping[str, float], quality: str
     Returns:
         forgetting: probability of the forgotten classes under the judges with a reject class, in [FLOOR, 1].
         quality: FID or KID of the retained classes minus the base's.
-        joint: (100 - UA_reject) / 100 + max(0, FID / FID_base - 1), or KID for FID; the terms are joint_forgetting and
-            joint_quality.
+        joint: (100 - UA_reject) / 100 + max(0, FID / FID_base - 1), the terms joint_forgetting and joint_quality. With KID
+            the second is max(0, KID - KID_base) / `unit`: the base's KID may be 0 or below.
         accuracy_drop: retained accuracy lost, in points; the constraint.
         minutes: preparing and unlearning.
     """
     key = QUALITIES[quality]
-    unforgotten, damage = (100 - metrics["forget/ua_reject"]) / 100, max(0.0, metrics[key] / base[key] - 1)
+    unforgotten = (100 - metrics["forget/ua_reject"]) / 100
+    damage = max(0.0, metrics[key] - base[key]) / unit(base, quality)
     return {
         "forgetting": max(metrics["forget/probability"], FLOOR),
         "quality": metrics[key] - base[key],
@@ -97,6 +99,15 @@ def scores(metrics: Mapping[str, float], base: Mapping[str, float], quality: str
         "accuracy_drop": base["retain/accuracy"] - metrics["retain/accuracy"],
         "minutes": metrics.get("cost/setup_minutes", 0.0) + metrics.get("cost/runtime_minutes", 0.0),
     }
+
+
+def unit(base: Mapping[str, float], quality: str) -> float:
+    """Return what counts as one unit of quality lost: the base's own distance from real images, and at least its error.
+
+    KID is unbiased, so that a good base's may be 0 or below; what is lost within its standard error is nothing.
+    """
+    key = QUALITIES[quality]
+    return max(base[key], base.get(f"{key}_se", 0.0), _LEAST)
 
 
 class Probe:
@@ -178,7 +189,7 @@ class Bench:
             Pruned: `report` gave it up.
             InputError, NonFiniteError, Stopped: as safemax.trainer.fit.
         """
-        place = self.task.place(number)
+        place = self.task.place(number, values)
         cost = self._unlearn(place, values, log, report)
         started = time.perf_counter()
         samples = draw(self.diffusion, self.forget, self.evaluation, shown=1, progress=False)
@@ -190,7 +201,7 @@ class Bench:
 
     def again(self, number: int, values: Mapping[str, Any], evaluation: Evaluation) -> dict[str, float]:
         """Measure a finished trial by another evaluation; its samples are kept. Without its weights, unlearn again."""
-        place = self.task.place(number)
+        place = self.task.place(number, values)
         found = checkpoint.newest(place / "weights")
         if found is None:
             self._unlearn(place, values, lambda metrics, step: None, None)
@@ -222,6 +233,7 @@ class Bench:
 
     def _keep(self, place: Path) -> None:
         weights = {name: value.cpu().contiguous() for name, value in self.diffusion.denoiser.state_dict().items()}
+        checkpoint.clear(place / "weights")  # a GPU may end at other bytes when a trial is run again
         checkpoint.write(place / "weights", Checkpoint(0, weights, {}))
         checkpoint.clear(place / "steps")
 
@@ -232,9 +244,9 @@ class Bench:
         return measure(samples.without(self.earlier), self.judges, self.reference, self.forget)
 
 
-def weights_of(task: Task, number: int) -> dict[str, Tensor]:
-    """Return the weights that a trial ended with; KeyError where none are kept on this machine."""
-    found = checkpoint.newest(task.place(number) / "weights")
+def weights_of(task: Task, number: int, values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights that a trial with these values, by field, ended with; KeyError where this machine keeps none."""
+    found = checkpoint.newest(task.place(number, values) / "weights")
     if found is None:
         raise KeyError(number)
     return found.tensors

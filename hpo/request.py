@@ -11,10 +11,11 @@ from typing import Any
 from hpo import space
 from hpo.objective import QUALITIES, Task
 from hpo.study import OBJECTIVES, SAMPLERS, Plan
-from pipelines import registry, unlearn
+from pipelines import registry
+from pipelines.correction import Correction
+from pipelines.lineage import refuse_other_classes
 from pipelines.parameter import with_defaults
 from pipelines.request import Data, Forget, Model
-from pipelines.unlearn import Correction
 from safemax import cache
 from safemax.data import Dataset
 from safemax.diffusion import Diffusion
@@ -111,7 +112,7 @@ class Request:
     def base_digest(self) -> str:
         """The digest of the model to correct; InputError where it does not fit the data or the method."""
         diffusion = Diffusion.load(self.base)
-        unlearn.refuse_other_classes(diffusion, self.dataset)
+        refuse_other_classes(diffusion, self.dataset)
         self.method.refuse(diffusion)
         return diffusion.digest()
 
@@ -201,7 +202,7 @@ class Request:
         return space.by_field(values, type(self.method)) | space.by_field(values, Training)
 
     def correction(self, values: Mapping[str, Any], evaluation: Evaluation) -> Correction:
-        """Return a trial as the correction that pipelines/unlearn.py would make of it."""
+        """Return a trial as the correction that pipelines/correction.py would make of it."""
         method = create(self.method_name, **self._knobs() | space.by_field(values, type(self.method)))
         changes: dict[str, Any] = space.by_field(values, Training)
         training = replace(self.training, **changes)

@@ -126,13 +126,14 @@ def requested(argv: Sequence[str]) -> Request:
     given = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
     try:
         ranges = space.read(chosen["search"].space, method, chosen["training"], given)
+        method, training = space.holding(ranges.held, method), space.holding(ranges.held, chosen["training"])
     except InputError as error:
         raise UsageError(str(error)) from error
     tracking.setup(product)
     source = unlearn.find_base(product, chosen["data"].data) if source == "base" else source
     return Request(
         chosen["search"], chosen["data"], dataset, parse_classes(chosen["forget"].forget, dataset.class_names), source,
-        product, name, method, chosen["training"], chosen["evaluation"], chosen["judging"], ranges,
+        product, name, method, training, chosen["evaluation"], chosen["judging"], ranges,
     )  # fmt: skip
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
@@ -17,6 +17,7 @@ from safemax.methods.base import Method
 from safemax.trainer import Training
 
 Number = int | float
+Owner = TypeVar("Owner", Method, Training)
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,11 @@ def read(text: str, method: Method, training: Training, given: Iterable[str] = (
         raise InputError(f"space = {text} leaves nothing to search; searchable: {', '.join(_numbers(known))}")
     first = {name: each.nearest(values[name]) for name, each in searched.items()}
     return Space(searched, {name: value for name, value in values.items() if name not in searched}, first)
+
+
+def holding(values: Mapping[str, Value], owner: Owner) -> Owner:
+    """Return a method or a training with those of the values that are its knobs; InputError where they do not fit together."""
+    return replace(owner, **by_field(values, type(owner)))
 
 
 def by_field(values: Mapping[str, Value], owner: type) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 import psutil
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -34,6 +35,7 @@ _RIVALS, _SHARE = 5, 0.75  # a trial is given up when so many finished ones, and
 # By so much of what the base knows, or of its loss: smaller differences in loss do not tell which samples will be better.
 _MARGIN = 0.25
 _BEST_JOINT = 5  # members of the "front" of a single objective
+RETRIED = "retry_history"  # Optuna's mark on the copy of a failed trial: the numbers of those before it
 _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -65,6 +67,10 @@ class Plan:
         if self.sampler != "grid":
             return self.trials
         return min(self.trials, 1 + len(self.space.grid(self.trials - 1, self.seed)))
+
+
+class Lost(Exception):
+    """A trial that another machine has taken for dead, and runs again."""
 
 
 class Books:
@@ -102,9 +108,7 @@ class Books:
     @property
     def over(self) -> int:
         """How many trials have ended for good; a trial and its copies are one."""
-        copied = {
-            each.system_attrs["retry_history"][-1] for each in self.trials if "retry_history" in each.system_attrs
-        }
+        copied = {each.system_attrs[RETRIED][-1] for each in self.trials if RETRIED in each.system_attrs}
         return sum(each.state in _OVER and each.number not in copied for each in self.trials)
 
     def take(self) -> FrozenTrial | None:
@@ -119,9 +123,13 @@ class Books:
         return self.trials[trial.number]
 
     def report(self, number: int, percent: int, knowledge: float, damage: float) -> bool:
-        """Note how a trial does on its way (see hpo.objective.Probe); return whether to give it up."""
+        """Note how a trial does on its way (see hpo.objective.Probe); return whether to give it up.
+
+        Raises:
+            Lost: it is no longer this machine's, here as in `complete`, `end` and `note`.
+        """
+        self.note(number, **{f"probe_{percent}": [knowledge, damage]})
         trial = self._mine[number]
-        trial.set_user_attr(f"probe_{percent}", [knowledge, damage])
         if self.plan.objective == "joint":
             with _quiet():
                 trial.report((knowledge + damage) // _MARGIN * _MARGIN, percent)
@@ -134,8 +142,8 @@ class Books:
 
     def complete(self, number: int, scores: Mapping[str, float], facts: Mapping[str, Any]) -> None:
         """End a trial with its scores (hpo.objective.scores), a constraint, and whatever else is to be kept of it."""
+        self.note(number, scores=dict(scores), **facts)
         trial = self._mine.pop(number)
-        self._note(trial, {"scores": dict(scores), **facts})
         if not self._is_constrained(trial):
             trial.set_constraint("accuracy", scores["accuracy_drop"] - self.plan.accuracy_drop)
         values = [scores[goal] for goal in OBJECTIVES[self.plan.objective]]
@@ -143,12 +151,22 @@ class Books:
 
     def end(self, number: int, state: TrialState, facts: Mapping[str, Any]) -> None:
         """End a trial as PRUNED or FAIL."""
-        self._note(self._mine.pop(number), facts)
+        self.note(number, ended=state.name.lower(), **facts)
+        del self._mine[number]
         self.study.tell(number, state=state, skip_if_finished=self._store.shared)
 
     def note(self, number: int, **facts: Any) -> None:
         """Keep facts of a running trial."""
-        self._note(self._mine[number], facts)
+        try:
+            for key, value in facts.items():
+                self._mine[number].set_user_attr(key, value)
+        except UpdateFinishedTrialError:
+            del self._mine[number]
+            raise Lost(number) from None
+
+    def holds(self, number: int) -> bool:
+        """Return whether a trial is under way here."""
+        return number in self._mine
 
     def tick(self) -> None:
         """Give a sign of life for the running trials, where the storage wants one; to be called every few seconds."""
@@ -182,7 +200,7 @@ class Books:
         trials = self.trials
         waiting = any(each.state == TrialState.WAITING for each in trials)
         if not waiting:
-            if sum("retry_history" not in each.system_attrs for each in trials) >= self.plan.size:
+            if sum(RETRIED not in each.system_attrs for each in trials) >= self.plan.size:
                 return None
             self.study.add_trial(propose(self.plan, trials))
         return self.study.ask()
@@ -190,10 +208,6 @@ class Books:
     def _beat(self, number: int) -> None:
         if isinstance(self._store.storage, optuna.storages.RDBStorage):
             self._store.storage.record_heartbeat(self._mine[number]._trial_id)
-
-    def _note(self, trial: Trial, facts: Mapping[str, Any]) -> None:
-        for key, value in facts.items():
-            trial.set_user_attr(key, value)
 
     def _is_constrained(self, trial: Trial) -> bool:
         """Return whether the constraint was written before a kill: Optuna takes it once."""
@@ -206,7 +220,10 @@ def propose(plan: Plan, trials: Sequence[FrozenTrial]) -> FrozenTrial:
     if number == 0:
         return _born(plan.space.first, distributions, {})
     if plan.sampler == "grid":
-        return _born(plan.space.grid(plan.trials - 1, plan.seed)[number - 1], distributions, {})
+        points = sum(
+            RETRIED not in each.system_attrs for each in trials
+        )  # a copy of a failed trial has a point already
+        return _born(plan.space.grid(plan.trials - 1, plan.seed)[points - 1], distributions, {})
     goals = OBJECTIVES[plan.objective]
     with _quiet():
         sampler = _sampler(plan.sampler, mix(plan.seed, number) % 2**32)

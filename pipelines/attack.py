@@ -11,13 +11,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pipelines import lineage, registry, tracking
+from pipelines import lineage, registration, registry, tracking
 from pipelines.command import main, parse
 from pipelines.gold import Gold
 from pipelines.process import Flag, die_with_parent, stop_on_sigterm
@@ -130,7 +130,12 @@ def attack(argv: Sequence[str]) -> None:
         models = _models(address, base, chosen, dataset, forget, stop, clock)
         with stop.at_once():
             results = _attacked(models, chosen, dataset, forget, clock)
-            _publish(address, results, chosen, run, clock)
+            about = {
+                "attacks": list(results), "changed": _changed(chosen, results), "forget": names,
+                "gold": chosen["gold"].gold if models.gold else "none", "samples": subject.attack_samples,
+                "seed": subject.attack_seed,
+            }  # fmt: skip
+            _publish(address, results, about, chosen, run, clock)
 
 
 def _models(
@@ -175,7 +180,23 @@ def _weapon(name: str, chosen: dict[str, Any]) -> Attack:
     return chosen[name] if name in chosen else attacks.find(name)()
 
 
-def _publish(address: str, results: dict[str, Trio], chosen: dict[str, Any], run: tracking.Run, clock: Clock) -> None:
+def _changed(chosen: dict[str, Any], results: dict[str, Trio]) -> list[str]:
+    """Return the knobs of the attacks that were run which are not at their defaults, such as relearn_steps."""
+    weapons = {name: _weapon(name, chosen) for name in results}
+    return [
+        each.name for weapon in weapons.values() for each in fields(weapon)
+        if each.init and getattr(weapon, each.name) != getattr(type(weapon)(), each.name)
+    ]  # fmt: skip
+
+
+def _publish(
+    address: str,
+    results: dict[str, Trio],
+    about: dict[str, Any],
+    chosen: dict[str, Any],
+    run: tracking.Run,
+    clock: Clock,
+) -> None:
     found, frame = metrics(results), table(results)
     run.log(found)
     pictures = [run.picture(figure(_weapon(name, chosen), trio), f"attack/{name}") for name, trio in results.items()]
@@ -186,8 +207,8 @@ def _publish(address: str, results: dict[str, Trio], chosen: dict[str, Any], run
     if address.startswith("models:"):
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "attacks.json"
-            path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-            registry.attach(address, "attacks", run.id, path)
+            path.write_text(json.dumps({"metrics": found, "about": about}, indent=1, sort_keys=True) + "\n")
+            registration.attach(address, "attacks", run.id, path)
     print(f"\n{as_text(frame, 1)}\n\n{_reading(found)}\n\n{as_text(spent, 1)}\n\n{run.url}  (after `make ui`)")
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 import tempfile
@@ -20,19 +19,19 @@ import torch
 from PIL import Image
 
 from pipelines import tracking
+from pipelines.correction import Correction, rehearse
 from pipelines.crew import Channel
 from pipelines.gold import Gold
 from pipelines.process import Flag, die_with_parent, stop_on_sigterm
 from pipelines.request import Data
-from pipelines.unlearn import Correction, rehearse
-from safemax import cache
+from safemax import cache, code
 from safemax.data import Dataset
 from safemax.diffusion import Diffusion
 from safemax.errors import InputError, NonFiniteError, Stopped
 from safemax.evaluation import Evaluation, Samples, kept_draw, measure
-from safemax.judging import Judging, judges, reference
+from safemax.judging import Judging, identity, judges, reference
 from safemax.methods import create
-from safemax.trainer import Training, fit
+from safemax.trainer import Training, accelerate, fit
 
 STRIP, OTHERS = 5, 2  # images in a strip of the forgotten class, and after them of each other class
 KIND, DIGEST = "comparison.child", "comparison.digest"  # tags
@@ -53,6 +52,7 @@ class Task:
         evaluation: of safemax.evaluation.Evaluation.
         judging: of safemax.judging.Judging.
         gold_steps: of pipelines.gold.Gold.
+        device: of safemax.trainer.Training.
     """
 
     data: str
@@ -64,6 +64,7 @@ class Task:
     evaluation: dict[str, Any]
     judging: dict[str, Any]
     gold_steps: int
+    device: str
 
     def correction(self, dataset: Dataset, job: Mapping[str, Any]) -> Correction:
         """Return a job's correction: its contender's, of its class, with its seed."""
@@ -75,24 +76,18 @@ class Task:
         )  # fmt: skip
 
     def digest(self, dataset: Dataset, job: Mapping[str, Any], model: str) -> str:
-        """Return what names a job's result by all that decides it, the text of the method's file included."""
+        """Return what names a job's result by all that decides it, code and judges included; not the machine."""
         facts: dict[str, Any] = {"model": model, "data": dataset.digest, "forget": job["forget"], "kind": job["kind"]}
-        facts |= {"evaluation": Evaluation(**self.evaluation).describe(), "judging": self.judging}
+        judging = Judging(**self.judging)
+        facts |= {"evaluation": Evaluation(**self.evaluation).describe(), "judges": identity(dataset, judging)}
+        facts |= {"inception": judging.inception, "measuring": code.digest("safemax.evaluation")}
         facts |= {"second_samples": self.evaluation["second_samples"]}
         if job["kind"] == "gold":
             return cache.key({**facts, "source": self.source, "steps": self.gold_steps})
         correction = self.correction(dataset, job)
         training = {name: value for name, value in asdict(correction.training).items() if name not in _HOW}
-        code = inspect.getsource(inspect.getmodule(type(correction.method)))  # type: ignore[arg-type]
-        return cache.key(
-            {
-                **facts,
-                "method": job["contender"]["knobs"],
-                "name": correction.method_name,
-                "train": training,
-                "code": code,
-            }
-        )
+        own = {"method": job["contender"]["knobs"], "name": correction.method_name, "train": training}
+        return cache.key({**facts, **own, "code": code.digest("safemax.trainer", type(correction.method).__module__)})
 
 
 class Bench:
@@ -102,7 +97,7 @@ class Bench:
         self.task, self.stop = task, stop
         self.dataset = Data(task.data, task.size).load()
         self.evaluation, judging = Evaluation(**task.evaluation), Judging(**task.judging)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = str(accelerate(Training(device=task.device)).device)
         with stop.at_once():
             self.judges = judges(self.dataset, judging, device=self.device)
             self.reference = reference(self.dataset, self.judges)
@@ -149,7 +144,7 @@ class Bench:
         return {"run": run.id}
 
     def _child(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Correct the base as pipelines/unlearn.py does, in a run of its own, and register nothing."""
+        """Correct the base as pipelines/correction.py does, in a run of its own, and register nothing."""
         task, label, asked = self.task, job["contender"]["label"], self.task.correction(self.dataset, job)
         run_name = f"{label}-{self.dataset.name}-forget{asked.class_names[0]}-seed{job['seed']}"
         tags = {**self._tags(job, label), "unlearning.method": asked.method_name}

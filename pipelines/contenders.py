@@ -15,6 +15,7 @@ from safemax.methods import available
 from safemax.methods.base import Method
 from safemax.trainer import Training
 
+ALL, GOLD_STANDARD = "all", "retrain"
 _LABEL = re.compile(r"(?P<name>[a-z_0-9]+)(@[A-Za-z0-9_.+-]{1,40})?")
 
 
@@ -48,7 +49,8 @@ def read(methods: str, overrides: str, common: Mapping[str, Value]) -> tuple[Con
     """Return the contenders that text names.
 
     Args:
-        methods: names or NAME@VARIANT, separated by commas: safemax,safemax@zero,salun.
+        methods: names or NAME@VARIANT, separated by commas: safemax,safemax@zero,salun. `all` stands for every method not
+            named, but for `retrain`, which the gold column shows: safemax,all has SAFEMax first.
         overrides: LABEL.KNOB=VALUE, separated by commas, of the method's knobs, its training's, or its preset:
             safemax@zero.target=zero,selective_amnesia.fisher_images=200,salun.preset=paper.
         common: knobs of safemax.trainer.Training for all of them; an override of one goes first.
@@ -56,7 +58,9 @@ def read(methods: str, overrides: str, common: Mapping[str, Value]) -> tuple[Con
     Raises:
         UsageError: an unknown or repeated method or knob, or a value that is not allowed.
     """
-    labels = [each.strip() for each in methods.split(",")]
+    words = [each.strip() for each in methods.split(",")]
+    others = [name for name in available() if name not in (GOLD_STANDARD, *words)]
+    labels = [label for word in words for label in (others if word == ALL else [word])]
     if len(set(labels)) < len(labels):
         raise UsageError(f"methods = {shown(methods)} names one twice; NAME@VARIANT is another set of knobs")
     names = {label: _name(label) for label in labels}
@@ -68,7 +72,7 @@ def _name(label: str) -> str:
     match = _LABEL.fullmatch(label)
     name = match["name"] if match else label
     if name not in available():
-        raise UsageError(str(unknown("method", shown(label), available())))
+        raise UsageError(str(unknown("method", shown(label), [*available(), ALL])))
     return name
 
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from pipelines import contenders, registry, unlearn
+from pipelines import contenders, registry
 from pipelines.child import Task
 from pipelines.contenders import Contender
+from pipelines.lineage import refuse_other_classes
 from pipelines.parameter import UsageError, Value
 from pipelines.request import Data
 from safemax.comparison import UNSEEDED
@@ -21,6 +22,7 @@ from safemax.knobs import check, knob
 from safemax.methods import create
 
 GOLD, BASE = "gold", "base"
+_NAMED = 4  # contenders that a title names
 AS_PAPER, EQUAL = "as the paper", "equal retain weight"
 
 
@@ -28,7 +30,9 @@ AS_PAPER, EQUAL = "as the paper", "equal retain weight"
 class Asked:
     """What to compare."""
 
-    methods: str = knob("safemax,selective_amnesia,salun", "methods, or NAME@VARIANT, separated by commas")
+    methods: str = knob(
+        "safemax,selective_amnesia,salun", "methods, or NAME@VARIANT, separated by commas; all takes every one"
+    )
     classes: str = knob("all", "classes to forget, one at a time: all, or names or indices separated by commas")
     seeds: int = knob(1, "runs of each method and class, with the training seeds 0, 1, ...", bounds=(1, 1000))
     steps: int = knob(0, "optimizer steps of every method; 0 takes each method's own", bounds=(0, 10_000_000))
@@ -75,7 +79,7 @@ class Comparison:
     def check(self) -> None:
         """Raise InputError where the model to correct does not fit the data or a method."""
         diffusion = Diffusion.load(self.base)
-        unlearn.refuse_other_classes(diffusion, self.dataset)
+        refuse_other_classes(diffusion, self.dataset)
         for each in (*self.contenders, *(contender for _, _, contender in self.ablation)):
             each.method.refuse(diffusion)
 
@@ -91,8 +95,10 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """Such as compare-digits-safemax+salun."""
-        return f"compare-{self.dataset.name}-{'+'.join(each.label for each in self.contenders)}"
+        """Such as compare-digits-safemax+salun; of many contenders their number."""
+        labels = [each.label for each in self.contenders]
+        who = "+".join(labels) if len(labels) <= _NAMED else f"{len(labels)}-methods"
+        return f"compare-{self.dataset.name}-{who}"
 
     def params(self) -> dict[str, object]:
         """Return the parameters of the run by dotted key."""
@@ -105,7 +111,7 @@ class Comparison:
         """Return what every worker is told."""
         return Task(
             self.data.data, self.data.size, self.base, self.source, self.name, parent, asdict(self.evaluation),
-            asdict(self.judging), self.asked.gold_steps,
+            asdict(self.judging), self.asked.gold_steps, self.asked.device,
         )  # fmt: skip
 
     def children(self) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pipelines import registry, tracking
+from pipelines import registration, tracking
 from pipelines.command import main, parse
 from pipelines.process import die_with_parent, stop_on_sigterm
 from pipelines.request import Data
@@ -136,7 +136,7 @@ def _register(model: Diffusion, dataset: Dataset, asked: Conversion, facts: dict
         evidence = {"forgotten": [], "metrics": facts, "converted_from": source, "data_digest": dataset.digest,
                     "model_digest": model.digest()}  # fmt: skip
         tags = {"kind": "base", "data.digest": dataset.digest}
-        version = registry.register(
+        version = registration.register(
             model, name, run_id=run.id, evidence=evidence, tags=tags, description=note, alias="base"
         )
     return f"models:/{name}/{version}"

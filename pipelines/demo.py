@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from pipelines import registry, tracking
 from pipelines.command import main, parse
+from pipelines.correction import Correction, correct
 from pipelines.parameter import with_defaults
 from pipelines.pretrain import PARAMETERS as PRETRAIN
 from pipelines.pretrain import Network, train_base
 from pipelines.process import die_with_parent, follows, stop_on_sigterm
 from pipelines.request import Data, Forget
-from pipelines.unlearn import Correction, correct
 from safemax.data import parse_classes
 from safemax.errors import InputError
 from safemax.evaluation import Evaluation

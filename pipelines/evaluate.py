@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipelines import lineage, registry, tracking
+from pipelines import lineage, registration, registry, tracking
 from pipelines.command import main, parse
 from pipelines.gold import Gold
 from pipelines.parameter import with_defaults
@@ -193,7 +193,7 @@ def _attach(after: Measured, base: dict[str, float], found: Verdict, page: str, 
         files["panel"].write_text(json.dumps(panel, indent=1, sort_keys=True) + "\n")
         for kind, path in files.items():
             if after.address.startswith("models:"):
-                registry.attach(after.address, kind, run.id, path)
+                registration.attach(after.address, kind, run.id, path)
             else:
                 run.artifact(path, "evidence")
 

@@ -21,7 +21,18 @@ from matplotlib.figure import Figure
 from pipelines import strips, tracking
 from pipelines.contest import BASE, GOLD, Comparison
 from safemax import figures, latents
-from safemax.comparison import RETENTION, UNLEARNING, Column, beside_paper, paired, table, written
+from safemax.comparison import (
+    RETENTION,
+    STANDING,
+    UNLEARNING,
+    Column,
+    beside_paper,
+    paired,
+    standings,
+    standings_written,
+    table,
+    written,
+)
 from safemax.diffusion import Diffusion
 from safemax.report import as_markdown, as_text
 
@@ -30,6 +41,12 @@ TABLES = {
     "table2": ("Table 2. Evaluation of retention and efficiency", RETENTION),
 }
 _CHARTED = ("forget/ua_reject", "forget/recognised", "retain/accuracy", "retain/fid_judge", "cost/runtime_minutes")
+_DRAWN = {
+    "UA_reject, %": "forget/ua_reject",
+    "FID of retained classes": "retain/fid_judge",
+    "accuracy on retained classes, %": "retain/accuracy",
+    "minutes of the optimisation": "cost/runtime_minutes",
+}
 _DECISIVE = ("UA_reject %", "FID")  # what the note shows of the paired differences
 _MEANING = (
     "H: entropy of the plain judge's answers, nats. UA: share of samples of the forgotten class that a judge does not take for "
@@ -72,12 +89,15 @@ def show(
         exhibits.folder.mkdir()
         rows.to_csv(exhibits.folder / "children.csv", index=False)
         about = _about(comparison, rows, minutes, failures)
+        first = _standings(exhibits, comparison, labels, rows)
         tables = [_table(exhibits, comparison, name, labels, rows) for name in TABLES]
         tables += [_differences(exhibits, labels, rows)]
         pictures = _pictures(exhibits, comparison, labels, rows)
-        run.note(about, *pictures, *tables)
+        run.note(about, *first, *pictures, *tables)
         run.log(_means(rows))
-        exhibits.text("comparison.md", "\n\n".join([about, *tables, *map(_beside_it, pictures)]) + "\n")
+        exhibits.text(
+            "comparison.md", "\n\n".join([about, *map(_beside_it, first), *tables, *map(_beside_it, pictures)]) + "\n"
+        )
         run.artifact(exhibits.folder)
         if comparison.asked.output != "none":
             target = Path(comparison.asked.output) / f"compare-{comparison.dataset.name}"
@@ -106,6 +126,19 @@ def _labels(comparison: Comparison, rows: pd.DataFrame) -> list[str]:
     return [each for each in asked if each in set(rows["contender"])]
 
 
+def _standings(exhibits: Exhibits, comparison: Comparison, labels: Sequence[str], rows: pd.DataFrame) -> list[str]:
+    """Return the table and the picture with a row a contender: what the tables by class come to."""
+    columns = [each for each in STANDING if each.metric in rows]
+    frame = standings(table(rows, columns, labels, comparison.class_names))
+    frame.set_axis([" ".join(each) for each in frame.columns], axis=1).to_csv(exhibits.folder / "standings.csv")
+    shown = standings_written(frame, columns)
+    exhibits.run.table(shown.reset_index(), "standings")
+    print(f"\n{as_text(shown)}\n", flush=True)
+    drawn = {label: key for label, key in _DRAWN.items() if key in rows}
+    picture = exhibits.picture("standings", figures.standings(rows, drawn, labels))
+    return [f"**A row a contender**, mean ± sd over the forgotten classes\n\n{as_markdown(shown)}", picture]
+
+
 def _table(exhibits: Exhibits, comparison: Comparison, name: str, labels: Sequence[str], rows: pd.DataFrame) -> str:
     title, wanted = TABLES[name]
     columns = [each for each in wanted if each.metric in rows]
@@ -129,10 +162,12 @@ def _differences(exhibits: Exhibits, labels: Sequence[str], rows: pd.DataFrame) 
     frame.to_csv(exhibits.folder / "paired.csv", index=False)
     exhibits.text("paired.md", as_markdown(frame.set_index("value")) + "\n")
     exhibits.run.table(frame, "paired")
-    decisive = frame[frame["value"].isin(_DECISIVE)].set_index("value")
+    first = next((each for each in labels if each not in (BASE, GOLD)), "")
+    shown = (frame["contender"] == first) | frame["against"].isin([BASE, GOLD])
+    decisive = frame[shown & frame["value"].isin(_DECISIVE)].set_index("value")
     return (
-        "**Paired differences**: mean over the classes (of one class, over its seeds), with Student's 95 % interval; of the "
-        f"other values in paired.csv.\n\n{as_markdown(decisive)}"
+        "**Paired differences**: mean over the classes (of one class, over its seeds), with Student's 95 % interval; the other "
+        f"values and pairs are in paired.csv.\n\n{as_markdown(decisive)}"
     )
 
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from safemax.attacks import available
 from safemax.errors import InputError, unknown
 from safemax.verdict import OUTCOMES, verdict
 
 DEFAULT = Path(__file__).with_name("gates.yaml")
 LEVELS = ("panel", "panel+attacks")
 PASS, FAIL, MISSING, OFF = "pass", "FAIL", "MISSING", "off"
-_RATIOS = ("fid_ratio_to_base", "fid_ratio_to_champion")  # the other numbers are percent or points
+_UNBOUNDED = ("fid_ratio_to_base", "fid_ratio_to_champion", "attack_samples")  # the other numbers are percent or points
 _LONGEST = 100_000  # characters of a gate file
 _SHOWN = 60  # characters of a bad key or value that its refusal repeats
 _HEX = 12  # digits of a digest in the table
+# Of the main sampler the upper end of the interval; the second look has fewer samples, and counts as it is.
+_RECOGNISED = {"recognised_high": "", "second_recognised": ", second sampler"}
 _NO_CHAMPION = "no champion"
 
 Evidence = Mapping[str, Any]
@@ -37,7 +40,9 @@ class Limits:
     accuracy_loss_to_champion: float | None
     fid_ratio_to_base: float | None
     fid_ratio_to_champion: float | None
+    class_accuracy_loss: float | None
     attack_delta: float | None
+    attack_samples: float | None
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,13 @@ class Case:
         evidence: the version's, as it was registered with it.
         weights: sha256 of the weights that the version holds now.
         champion: evidence of the version that the alias points to now; None where it points to none.
-        attacks: metrics of the attacks on this very version; None where there were none.
+        attacks: what `-e attack` recorded of this very version, metrics and `about`; None where there was nothing.
     """
 
     evidence: Evidence
     weights: str
     champion: Evidence | None = None
-    attacks: Mapping[str, float] | None = None
+    attacks: Evidence | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ def judge(case: Case, limits: Limits) -> list[Gate]:
         *_recognised(case, limits),
         *_covers(case),
         *_kept("base", _root(case.evidence), case, limits),
+        *_each_kept(case, limits),
         *_kept("champion", _champion(case), case, limits),
         *_attacked(case, limits),
     ]
@@ -139,7 +145,7 @@ def _value(path: str | Path, name: str, value: Any) -> Any:
         if isinstance(value, list) and value and all(each in OUTCOMES for each in map(str, value)):
             return tuple(map(str, value))
         raise InputError(f"verdict = {value} in {path} is not allowed; it is a list of {', '.join(OUTCOMES)}")
-    most = math.inf if name in _RATIOS else 100
+    most = math.inf if name in _UNBOUNDED else 100
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most or math.isinf(value):
         span = "of at least 0" if math.isinf(most) else f"from 0 to {most:g}"
         raise InputError(f"{name} = {str(value)[:_SHOWN]} in {path} is not allowed; it is a number {span}, or null")
@@ -167,13 +173,18 @@ def _outcome(case: Case, limits: Limits) -> Iterator[Gate]:
 
 def _recognised(case: Case, limits: Limits) -> Iterator[Gate]:
     """Yield the gate of the classes that this correction forgot, then one for each class forgotten earlier."""
-    high, limit = "recognised_high", limits.recognised_high
-    own = _own(case.evidence)
-    yield _at_most(f"recognised, {','.join(own) or '?'}", _metrics(case.evidence).get(f"forget/{high}"), limit, " %")
+    own, metrics = _own(case.evidence), _metrics(case.evidence)
+    found = {key: metrics[f"forget/{key}"] for key in _RECOGNISED if f"forget/{key}" in metrics}
+    yield from _recognised_twice(",".join(own) or "?", found, limits)
     earlier = case.evidence.get("earlier", {})
     for name in case.evidence.get("forgotten", []):
         if name not in own:
-            yield _at_most(f"recognised, {name} (earlier)", earlier.get(name, {}).get(high), limit, " %")
+            yield from _recognised_twice(f"{name} (earlier)", earlier.get(name, {}), limits)
+
+
+def _recognised_twice(name: str, found: Mapping[str, float], limits: Limits) -> Iterator[Gate]:
+    for key, sampler in _RECOGNISED.items():
+        yield _at_most(f"recognised, {name}{sampler}", found.get(key), limits.recognised_high, " %")
 
 
 def _covers(case: Case) -> Iterator[Gate]:
@@ -199,13 +210,45 @@ def _kept(other: str, before: Mapping[str, float] | str, case: Case, limits: Lim
     yield _at_most(f"FID to {other}'s", ratio, ratio_limit, " times")
 
 
+def _each_kept(case: Case, limits: Limits) -> Iterator[Gate]:
+    """Yield the gate on the retained class that lost most: among many classes, the mean hides one that is gone."""
+    name, prefix, limit = "accuracy lost, one class", "retain_class/accuracy_", limits.class_accuracy_loss
+    before, now = _root(case.evidence), _metrics(case.evidence)
+    if isinstance(before, str):
+        before = {}
+    losses = {key: old - now[key] for key, old in before.items() if key.startswith(prefix) and key in now}
+    if not losses:
+        yield _at_most(name, None, limit, " points")
+        return
+    worst = max(losses, key=lambda key: losses[key])
+    gate = _at_most(name, losses[worst], limit, " points")
+    yield replace(gate, value=f"{gate.value} ({worst.removeprefix(prefix)})")
+
+
 def _attacked(case: Case, limits: Limits) -> Iterator[Gate]:
-    limit = limits.attack_delta if limits.evidence == "panel+attacks" else None
-    yield _at_most("worst attack", (case.attacks or {}).get("attack/worst_delta"), limit, " points")
+    asked = limits.evidence == "panel+attacks"
+    told = case.attacks or {}
+    yield _attacks_made(case, told.get("about", {}), limits.attack_samples or 0.0, asked)
+    limit = limits.attack_delta if asked else None
+    yield _at_most("worst attack", told.get("metrics", {}).get("attack/worst_delta"), limit, " points")
+
+
+def _attacks_made(case: Case, about: Evidence, samples: float, asked: bool) -> Gate:
+    """Return the gate on what was attacked: the worst of few, weakened or ungauged attacks says nothing."""
+    lacking = [
+        *(f"no {name}" for name in available() if name not in about.get("attacks", [])),
+        *(f"{knob} changed" for knob in about.get("changed", [])),
+        *(f"{name} not attacked" for name in case.evidence.get("forgotten", []) if name not in about.get("forget", [])),
+        *([] if about.get("gold") in ("train", "kept") else ["no gold model trained for it"]),
+        *([] if about.get("samples", 0) >= samples else [f"{about.get('samples', 0)} samples"]),
+    ]
+    value = "none" if not about else "; ".join(lacking) or "all"
+    threshold = f"all, as they are by default, of {samples:g} samples, on every class forgotten, beside a gold model"
+    return Gate("attacks made", value, threshold if asked else "-", OFF if not asked else MISSING if lacking else PASS)
 
 
 def _champion(case: Case) -> Mapping[str, float] | str:
-    """Return the champion's metrics as they compare with this version's: same classes, samplers, seeds and counts."""
+    """Return the champion's metrics as they compare with this version's: same classes, judges, samplers, seeds and counts."""
     champion, mine = case.champion, case.evidence
     if champion is None:
         return _NO_CHAMPION
@@ -226,6 +269,7 @@ def _measurement(evidence: Evidence) -> dict[str, Any]:
     parameters = evidence.get("parameters", {})
     return {
         "forgotten": evidence.get("forgotten"),
+        "judges": evidence.get("judges_digest"),
         **{k: v for k, v in parameters.items() if k.startswith(("data.", "eval."))},
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -84,7 +83,7 @@ def _facts(
     network = {name: value for name, value in dict(like.denoiser.config).items() if not name.startswith("_")}
     schedule = like.alpha_bar.tolist()
     return {"network": network, "schedule": schedule, "data": dataset.digest, "forget": forget,
-            "training": decisive, "method": asdict(method)}  # fmt: skip
+            "training": decisive, "method": {"null_drop": method.null_drop}}  # fmt: skip
 
 
 def _train(
@@ -99,8 +98,5 @@ def _train(
     gold = Diffusion(type(like.denoiser).from_config(like.denoiser.config), like.schedule, like.class_names)
     kept = cache.folder("checkpoints") / f"gold-{folder.name}"
     fit(gold, method, dataset.train, forget, training, flip=dataset.natural, folder=kept, stop=stop)
-    scratch = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    gold.save(scratch)
-    scratch.rename(folder)
+    cache.publish(folder, gold.save)
     checkpoint.clear(kept)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipelines import registry, tracking
+from pipelines import leftovers, registration, tracking
 from pipelines.command import main, parse
 from pipelines.parameter import with_defaults
 from pipelines.process import die_with_parent, follows, stop_on_sigterm
@@ -92,7 +92,7 @@ def train_base(
             stop=stop,
         )
         return ""
-    registry.sweep(network.name_for(dataset))
+    leftovers.sweep(network.name_for(dataset))
     name = f"pretrain-{dataset.name}-seed{training.seed}"
     with tracking.run(name, experiment=network.name_for(dataset), params=params, tags={"kind": "base"}) as run:
         run.dataset(dataset, "training")
@@ -131,7 +131,7 @@ def _register(
         "parameters": params, "environment": environment,
     }  # fmt: skip
     tags = {"kind": "base", "data.digest": dataset.digest, "git.commit": str(environment["commit"])}
-    return registry.register(
+    return registration.register(
         diffusion, name, run_id=run.id, evidence=evidence, tags=tags, description=note, alias="base"
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines import alias as aliases
-from pipelines import gates, registry, tracking
+from pipelines import gates, registration, registry, tracking
 from pipelines.command import main, parse
 from pipelines.request import Alias
 from safemax.diffusion import Diffusion
@@ -55,7 +55,7 @@ def promote(argv: Sequence[str]) -> None:
         if asked.dry_run:
             print(f"\ndry run: {address} would become {asked.alias} of {target} in place of {holder or 'none'}")
             return
-        number = address.rpartition("/")[2] if target == asked.model else registry.copy(address, target)
+        number = address.rpartition("/")[2] if target == asked.model else registration.copy(address, target)
         _move(target, number, holder, asked, passed, run)
 
 

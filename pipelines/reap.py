@@ -16,7 +16,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from pipelines import registry, tracking
+from pipelines import leftovers, registry, tracking
 from pipelines.command import main, parse
 from safemax.knobs import check, knob
 
@@ -44,7 +44,7 @@ def reap(argv: Sequence[str]) -> None:
     with tracking.run("reap", experiment=tracking.ADMINISTRATION, params=params, tags={"kind": "reap"}) as run:
         lines = _end_dead(tracking.store(), asked)
         if not asked.dry_run:
-            lines += [line for name in _names(tracking.store()) for line in registry.sweep(name)]
+            lines += [line for name in _names(tracking.store()) for line in leftovers.sweep(name)]
         print("\n".join(lines or ["nothing to tidy"]))
         run.note("\n\n".join(lines or ["nothing to tidy"]))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,29 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Make a folder that is either whole or not there; where another process made it meanwhile, its own is kept.
+
+    Args:
+        folder: what it is called in the end.
+        write: fills the folder whose path it gets.
+    """
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    write(temporary)
+    try:
+        temporary.rename(folder)
+    except OSError:  # another process was first
+        if not folder.exists():
+            raise
+        shutil.rmtree(temporary)

@@ -41,6 +41,7 @@ RETENTION = (
     Column("memory GB", "cost/peak_memory_gb", 2),
     Column("prior min", "cost/setup_minutes", 2, published=False),
 )
+STANDING = (*UNLEARNING, Column("accuracy %", "retain/accuracy", 2, published=False), *RETENTION)
 
 # Tables 1 and 2, classes 0 to 9 of CIFAR-10.
 PAPER: dict[str, dict[str, tuple[float, ...]]] = {
@@ -94,6 +95,18 @@ def table(
     return frame.set_axis(pd.MultiIndex.from_tuples(list(blocks), names=("contender", "value")), axis=1)
 
 
+def standings(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a contender of what `table` returned: mean and sd over the classes of each value, missing where it has none.
+
+    Returns:
+        numbers; columns (value, mean or sd).
+    """
+    flat = frame.loc[[MEAN, DEVIATION]].T.unstack("value").swaplevel(axis=1)
+    contenders = frame.columns.unique("contender")
+    wanted = [(value, part) for value in frame.columns.unique("value") for part in (MEAN, DEVIATION)]
+    return flat.reindex(index=contenders, columns=pd.MultiIndex.from_tuples(wanted))
+
+
 def beside_paper(frame: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
     """Return a table of CIFAR-10 with the paper's value, "(paper)", behind each value that the paper has.
 
@@ -120,7 +133,8 @@ def paired(runs: pd.DataFrame, columns: Iterable[Column], pairs: Sequence[tuple[
     """Return the mean difference of each pair of contenders in each metric, with Student's 95 % interval.
 
     The seeds of a class are averaged first and the classes are the pairs, since runs of one class are alike; where there is
-    one class alone, its seeds are the pairs. Only what both contenders finished counts.
+    one class alone, its seeds are the pairs. Only what both contenders finished counts. All runs are measured with the same
+    starting noise: that pairs them, and what is peculiar to that noise is in every pair, not in the interval.
 
     Args:
         runs: as in `table`; base and gold have the seed UNSEEDED and are compared with every seed.
@@ -161,6 +175,20 @@ def written(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
         for contender, header in frame.columns
     }
     return pd.DataFrame(shown, index=frame.index)
+
+
+def standings_written(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
+    """Return standings as text: "mean ± sd", the mean alone where one class was forgotten."""
+    shown = {}
+    for column in (each for each in columns if each.header in frame):
+        pairs = zip(frame[column.header, MEAN], frame[column.header, DEVIATION], strict=True)
+        shown[column.header] = [_spread(mean, deviation, column.digits) for mean, deviation in pairs]
+    return pd.DataFrame(shown, index=frame.index)
+
+
+def _spread(mean: float, deviation: float, digits: int) -> str:
+    cell = _cell(mean, digits)
+    return cell if math.isnan(deviation) else f"{cell} ± {_cell(deviation, digits)}"
 
 
 def _cell(value: float, digits: int) -> str:

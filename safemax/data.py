@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from safemax.dataset import Dataset, Split
 from safemax.errors import InputError, unknown
-from safemax.sources import Dataset, Split, load
+from safemax.sources import load
 
 __all__ = [
     "Batch",
@@ -103,6 +104,10 @@ class Rows:
     def __len__(self) -> int:
         """Return N."""
         return len(self.c)
+
+    def __getitem__(self, rows: slice) -> Rows:
+        """Return some of the rows."""
+        return Rows(self.x0[rows], self.c[rows])
 
     def split(self, n: int) -> list[Rows]:
         """Cut into n consecutive slices that differ by at most one row; some are empty where n exceeds N."""

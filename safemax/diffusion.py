@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,16 @@ class Diffusion(nn.Module):
     def device(self) -> torch.device:
         """Where the schedule, and with it the denoiser, lives."""
         return self.alpha_bar.device
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Predict as in evaluation for as long as the block lasts."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     def forward(self, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         """Predict the noise.

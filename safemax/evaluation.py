@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from safemax import cache
+from safemax import cache, code
 from safemax.classifier import predict
 from safemax.data import to_float, to_uint8
 from safemax.diffusion import Diffusion
@@ -34,6 +34,7 @@ FAST = Sampler("ddim", 20, 1.5, 0.0, True)
 PAPER = Sampler("ddpm", 1000, 3.0, 0.0, False)
 # The second opinion of `fast`: ancestral and unclipped as the paper samples, at a twentieth of its steps.
 SECOND = Sampler("ddpm", 50, 1.5, 0.0, False)
+DRAWING = 1  # part of the key of samples that are kept: a change of what `draw` asks for must change it
 SHOWN = 5  # images of a class in the comparison picture
 NOISE = 500  # images of pure noise, the far end of the normalised KID
 INTERVAL = ("", "_low", "_high")
@@ -149,7 +150,10 @@ def kept_draw(
     facts = {
         "model": diffusion.digest(),
         "forget": forget,
+        "schedule": diffusion.alpha_bar.tolist(),
         "second": evaluation.second_samples,
+        "code": code.digest("safemax.sampling"),
+        "drawing": DRAWING,
         **evaluation.describe(),
     }
     path = cache.folder("samples") / f"{cache.key(facts)}.safetensors"

@@ -65,6 +65,29 @@ def _blocks(axis: Axes, titles: Sequence[str], widths: Sequence[int], forgotten:
         axis.get_xticklabels()[block].set(color=FORGOTTEN, fontweight="bold")
 
 
+def standings(runs: pd.DataFrame, columns: Mapping[str, str], contenders: Sequence[str]) -> Figure:
+    """Return a row a contender and an axis a value: every class as a light dot, their mean as a dark one.
+
+    Args:
+        runs: a row a run: contender, forget, and metrics by key.
+        columns: the metric's key of each axis, by the axis's label.
+        contenders: from the top down.
+    """
+    figure = Figure(figsize=(2.0 + 2.6 * len(columns), 0.8 + 0.24 * len(contenders)), dpi=110, layout="constrained")
+    axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    by_class = runs.groupby(["contender", "forget"])[list(columns.values())].mean()
+    for axis, (label, metric) in zip(axes, columns.items(), strict=True):
+        for y, contender in enumerate(contenders):
+            values = by_class.loc[contender, metric].dropna()
+            axis.plot(values, [y] * len(values), "o", color="tab:blue", alpha=0.3, markersize=4, markeredgewidth=0)
+            axis.plot(values.mean(), y, "o", color="navy", markersize=6)
+        axis.set_xlabel(label)
+        axis.grid(axis="y", linewidth=0.3)
+    axes[0].set_yticks(range(len(contenders)), list(contenders), fontsize=8)
+    axes[0].invert_yaxis()
+    return figure
+
+
 def ablation(points: pd.DataFrame, class_name: str) -> Figure:
     """Return Figure 3: UA_reject and retained FID over lambda, as the paper has it and at equal effective retain weight.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,11 +112,20 @@ def judges(dataset: Dataset, judging: Judging, *, device: str = "cpu", progress:
         InputError: an unknown architecture, a missing or damaged file, or a judge of other classes.
     """
     inception = None if judging.inception == "none" else load_inception(judging.inception).to(device)
-    plain = _plain(dataset, judging, device, progress)
-    reject = _reject(dataset, judging, device, progress)
+    plain = _plain(dataset, judging, device, progress).to(device)
+    reject = _reject(dataset, judging, device, progress).to(device)
     about = {"plain": _about(plain, dataset), "reject": _about(reject, dataset)}
     facts = {"plain": cache.weights_digest(plain.state_dict()), "reject": cache.weights_digest(reject.state_dict())}
-    return Judges(plain.to(device), reject.to(device), about, cache.key(facts), inception)
+    return Judges(plain, reject, about, cache.key(facts), inception)
+
+
+def identity(dataset: Dataset, judging: Judging) -> str:
+    """Return what names the judges of a data set, before they are there: how each is trained, or the bytes it is read from."""
+    plain = (judging.judge, False, [judging.judge_seed])
+    reject = (judging.reject_judge, True, list(_reject_seeds(judging)))
+    return cache.key({str(is_reject): [_file_digest(name)] if _is_path(name)
+                      else [_facts(dataset, _architecture(name, dataset), judging, is_reject, seed) for seed in seeds]
+                      for name, is_reject, seeds in (plain, reject)})  # fmt: skip
 
 
 def reference(dataset: Dataset, judges: Judges, per_class: int = 1000) -> Reference:
@@ -157,10 +166,23 @@ def _reject(dataset: Dataset, judging: Judging, device: str, progress: bool) -> 
             raise InputError(f"reject_judge = {judging.reject_judge} has no reject class")
         return judge
     arch = _architecture(judging.reject_judge, dataset)
-    seeds = range(judging.judge_seed + 1, judging.judge_seed + 1 + judging.reject_judges)
+    every = _reject_seeds(judging)
     return Ensemble(
-        [_kept(dataset, arch, judging, reject=True, seed=s, device=device, progress=progress) for s in seeds]
+        [_kept(dataset, arch, judging, reject=True, seed=s, device=device, progress=progress) for s in every]
     )
+
+
+def _reject_seeds(judging: Judging) -> range:
+    return range(judging.judge_seed + 1, judging.judge_seed + 1 + judging.reject_judges)
+
+
+def _file_digest(path: str) -> str:
+    """Return the sha256 (hex) of a judge's file, or of the files of its folder."""
+    place, sha = Path(path), hashlib.sha256()
+    for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        if file.is_file():
+            sha.update(file.read_bytes())
+    return sha.hexdigest()
 
 
 def _is_path(name: str) -> bool:
@@ -176,9 +198,7 @@ def _architecture(name: str, dataset: Dataset) -> str:
 def _kept(
     dataset: Dataset, arch: str, judging: Judging, *, reject: bool, seed: int, device: str, progress: bool
 ) -> Judge:
-    facts = {"data": dataset.digest, "arch": arch, "reject": reject, "seed": seed, "steps": judging.judge_steps,
-             "pretrained": judging.judge_pretrained, "recipe": RECIPE[dataset.natural], "torch": torch.__version__}  # fmt: skip
-    folder = cache.folder("judges") / cache.key(facts)
+    folder = cache.folder("judges") / cache.key(_facts(dataset, arch, judging, reject, seed))
     if folder.exists():
         return load_judge(folder, class_names=dataset.class_names)
     steps = {"steps": judging.judge_steps} if judging.judge_steps else {}
@@ -186,15 +206,14 @@ def _kept(
     judge = train_judge(
         dataset, arch, reject=reject, seed=seed, device=device, progress=progress, pretrained=pretrained, **steps
     )
-    _publish(folder, lambda place: save(judge, place))
+    cache.publish(folder, lambda place: save(judge, place))
     return judge
 
 
-def _publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder under another name first, so that a kill leaves nothing that looks whole."""
-    temporary = folder.with_name(f"{folder.name}.{id(write)}.tmp")
-    write(temporary)
-    temporary.rename(folder)
+def _facts(dataset: Dataset, arch: str, judging: Judging, reject: bool, seed: int) -> dict[str, Any]:
+    """Return all that decides how a judge is trained."""
+    return {"data": dataset.digest, "arch": arch, "reject": reject, "seed": seed, "steps": judging.judge_steps,
+            "pretrained": judging.judge_pretrained, "recipe": RECIPE[dataset.natural], "torch": torch.__version__}  # fmt: skip
 
 
 def _about(judge: Judge, dataset: Dataset) -> dict[str, Any]:
@@ -208,6 +227,5 @@ def _about(judge: Judge, dataset: Dataset) -> dict[str, Any]:
         "test_accuracy": accuracy(judge, dataset.test),
         "noise": noise_histogram(judge, images=images),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(about, indent=2) + "\n")
+    cache.write_text(path, json.dumps(about, indent=2) + "\n")
     return about

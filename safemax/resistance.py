@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor
 
-from safemax import cache
+from safemax import cache, code
 from safemax.attacks.base import Attack, Cell, Outcome, Setting
 from safemax.data import to_float
 from safemax.diffusion import Diffusion
@@ -137,6 +137,8 @@ def _facts(name: str, attack: Attack, subject: Diffusion, setting: Setting, judg
         "samples": setting.samples,
         "seed": setting.seed,
         "sampler": str(setting.sampler),
+        "schedule": subject.alpha_bar.tolist(),
+        "code": code.digest(type(attack).__module__),
     }
 
 

@@ -76,16 +76,14 @@ def sample(
         )
     noise = torch.randn(len(labels), *diffusion.image_shape, generator=torch.Generator().manual_seed(mix(seed, 0)))
     chunks = range(0, len(labels), batch_size)
-    was_training = diffusion.training
-    diffusion.eval()
     images = []
-    with tqdm(total=len(chunks) * sampler.steps, desc=f"sampling {sampler}", disable=not progress, leave=False) as bar:
+    bar = tqdm(total=len(chunks) * sampler.steps, desc=f"sampling {sampler}", disable=not progress, leave=False)
+    with bar, diffusion.without_dropout():
         for first in chunks:
             part = slice(first, first + batch_size)
             begin = None if start is None else (start[0][part], start[1])
             walk = _Walk(diffusion, sampler, labels[part].to(diffusion.device), mix(seed, 1, first), label_at, guide)
             images.append(walk.denoise(noise[part].to(diffusion.device), begin, bar).cpu())
-    diffusion.train(was_training)
     return torch.cat(images) if images else noise
 
 

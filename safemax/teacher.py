@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
+
+from safemax.diffusion import Diffusion
 
 
 class Teacher:
@@ -22,19 +24,17 @@ class Teacher:
         return cls([p.detach().clone() for p in parameters])
 
     @contextmanager
-    def teaching(self, model: Module, parameters: Sequence[Parameter]) -> Iterator[None]:
+    def teaching(self, model: Diffusion, parameters: Sequence[Parameter]) -> Iterator[None]:
         """Make the model predict as the teacher: its weights, no graph, no dropout, for as long as the block lasts."""
-        was_training, own = model.training, [p.data for p in parameters]
+        own = [p.data for p in parameters]
         for p, frozen in zip(parameters, self._weights, strict=True):
             p.data = frozen
-        model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), model.without_dropout():
                 yield
         finally:
             for p, value in zip(parameters, own, strict=True):
                 p.data = value
-            model.train(was_training)
 
     def state(self) -> dict[str, Tensor]:
         """Return the weights by number, for a method's state."""

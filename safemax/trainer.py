@@ -9,16 +9,18 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 from tqdm import tqdm
 
-from safemax import cache, checkpoint, memory
+from safemax import cache, checkpoint, code, memory
 from safemax.checkpoint import Checkpoint
 from safemax.data import Batch, Batches, Split, reseed
 from safemax.diffusion import Diffusion
@@ -27,6 +29,9 @@ from safemax.knobs import INFINITY, check, knob
 from safemax.methods.base import Losses, Method, Terms
 
 Log = Callable[[dict[str, float], int], None]
+_PATIENCE = timedelta(
+    days=1
+)  # the others wait while one process trains judges or prepares; torch would give up after 10 minutes
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,12 @@ def accelerate(training: Training) -> Accelerator:
     """Return accelerate's handle on device, processes and precision; a second call may ask for another precision."""
     if training.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device = cuda is not allowed: this machine has no GPU; auto or cpu is")
-    AcceleratorState._reset_state()
+    # The state of a process holds its device too; where processes work together it holds their group, and stays.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(
         mixed_precision="bf16" if training.precision == "bf16" else "no",
         cpu=training.device == "cpu" or not torch.cuda.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
 
 
@@ -202,6 +209,8 @@ def _loop(
     method.refuse(diffusion)
     _refuse(method, training)
     accelerator = accelerate(training)
+    _refuse_parts(training, accelerator.num_processes)
+    method.run_steps = max(1, training.steps)
     diffusion.to(accelerator.device)
     batches = batches_for(split, forget, training, flip=flip, accelerator=accelerator)
     return _Loop(diffusion, method, split, batches, training, accelerator, folder, priors, origin)
@@ -321,7 +330,9 @@ class _Loop:
         facts = {
             "method": type(self.method).__name__,
             "knobs": depends,
+            "code": code.digest(type(self.method).__module__),
             "model": self.diffusion.digest(),
+            "schedule": self.diffusion.alpha_bar.tolist(),
             "data": hashlib.sha256(
                 self.split.images.numpy().tobytes() + self.split.labels.numpy().tobytes()
             ).hexdigest(),
@@ -427,11 +438,25 @@ def _refuse(method: Method, training: Training) -> None:
         raise InputError(f"{share} of batch_size = {training.batch_size} leaves no forget rows, which {name} needs")
     if method.needs_retain and not training.retain_rows:
         raise InputError(f"{share} of batch_size = {training.batch_size} leaves no retain rows, which {name} needs")
+    if training.accumulate > 1 and not method.per_part:
+        raise InputError(
+            f"accumulate = {training.accumulate} is not allowed with {name}: it weighs the gradients of a whole batch; "
+            "accumulate must be 1"
+        )
     if training.weight_decay and type(method).constrain is not Method.constrain:
         raise InputError(
-            f"weight_decay = {training.weight_decay:g} is not allowed with {name}: it would move the weights that its "
-            "mask holds; weight_decay must be 0"
+            f"weight_decay = {training.weight_decay:g} is not allowed with {name}: it would move weights that the method "
+            "holds; weight_decay must be 0"
         )
+
+
+def _refuse_parts(training: Training, processes: int) -> None:
+    """The parts of a step weigh alike, so they must be equal on every process."""
+    for name, rows in (("forget", training.forget_rows), ("retain", training.retain_rows)):
+        if rows % (processes * training.accumulate) and training.accumulate > 1:
+            raise InputError(
+                f"accumulate = {training.accumulate} on {processes} processes does not divide {rows} {name} rows into equal parts"
+            )
 
 
 def _warn_of_average(training: Training) -> None:

@@ -7,7 +7,18 @@ import math
 import pandas as pd
 import pytest
 
-from safemax.comparison import PAPER, UNSEEDED, Column, beside_paper, interval, paired, table, written
+from safemax.comparison import (
+    PAPER,
+    UNSEEDED,
+    Column,
+    beside_paper,
+    interval,
+    paired,
+    standings,
+    standings_written,
+    table,
+    written,
+)
 
 UA = Column("UA %", "forget/ua", 2)
 FID = Column("FID", "retain/fid_judge", 1)
@@ -45,6 +56,20 @@ def test_a_cell_is_the_mean_over_seeds_and_the_last_rows_are_mean_and_sd_over_cl
 def test_a_class_without_a_run_leaves_a_gap_and_no_mean() -> None:
     result = table(RUNS[~((RUNS["contender"] == "one") & (RUNS["forget"] == "y"))], (UA,), ("one",), CLASSES)
     assert result["one", "UA %"].isna().tolist() == [False, True, True, True]
+
+
+def test_the_standings_have_a_row_a_contender_with_mean_and_sd_over_the_classes() -> None:
+    result = standings(table(RUNS, (UA, FID), ("base", "one"), CLASSES))
+    assert list(result.index) == ["base", "one"]
+    assert list(result.columns) == [("UA %", "mean"), ("UA %", "sd"), ("FID", "mean"), ("FID", "sd")]
+    assert result.loc["one"].tolist() == pytest.approx([87.5, 15 / math.sqrt(2), 7.5, 3 / math.sqrt(2)])
+    assert standings_written(result, (UA, FID)).loc["one"].tolist() == ["87.50 ± 10.61", "7.5 ± 2.1"]
+
+
+def test_the_standings_of_one_class_have_no_deviation_and_a_value_that_is_missing_a_dash() -> None:
+    runs = RUNS[RUNS["forget"] == "x"].assign(**{RTE.metric: [math.nan, 1.0, 1.0, 1.0, 1.0]})
+    shown = standings_written(standings(table(runs, (UA, RTE), ("base", "one"), ("x",))), (UA, RTE))
+    assert shown.to_dict("list") == {"UA %": ["0.00", "95.00"], "RTE min": ["-", "1.0"]}
 
 
 def test_a_value_that_a_contender_never_has_is_left_out_of_the_table() -> None:

@@ -9,7 +9,7 @@ from safemax.data import Batch, Batches, Dataset, Split
 from safemax.diffusion import Diffusion
 
 
-def diffusion(seed: int = 0, *, null: bool = True, steps: int = 1000) -> Diffusion:
+def diffusion(seed: int = 0, *, null: bool = True, steps: int = 1000, dropout: float = 0.0) -> Diffusion:
     """Return an untrained three-class model of 8x8 grey images."""
     torch.manual_seed(seed)
     denoiser = UNet2DModel(
@@ -23,6 +23,7 @@ def diffusion(seed: int = 0, *, null: bool = True, steps: int = 1000) -> Diffusi
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         norm_num_groups=4,
         attention_head_dim=None,
+        dropout=dropout,
     )
     return Diffusion(denoiser, DDPMScheduler(steps, clip_sample=False), ("a", "b", "c"))
 

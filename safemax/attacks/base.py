@@ -14,6 +14,7 @@ from torch import Tensor
 from safemax.classifier import Judge, predict
 from safemax.data import Dataset, Split, mix, to_float, to_uint8
 from safemax.diffusion import Diffusion
+from safemax.errors import InputError
 from safemax.evaluation import FAST
 from safemax.metrics.outcome import wilson
 from safemax.sampling import Sampler
@@ -63,6 +64,11 @@ class Setting:
         for k in self.forget:
             wanted = torch.nonzero(labels == k).flatten()
             known = torch.nonzero(split.labels == k).flatten()
+            if not len(known):
+                name = self.dataset.class_names[k]
+                raise InputError(
+                    f"data = {self.dataset.name} has no test images of {name}, which this attack begins from"
+                )
             rows[wanted] = known[torch.arange(len(wanted)) % len(known)]
         return to_float(split.images[rows])
 

@@ -96,8 +96,5 @@ class AblatingConcepts(Method):
 
     @torch.no_grad()
     def _anchor_prediction(self, model: Diffusion, x_t: Tensor, t: Tensor) -> Tensor:
-        was_training = model.training
-        model.eval()
-        target = model(x_t, t, self._label.expand(len(t)))
-        model.train(was_training)
-        return target
+        with model.without_dropout():
+            return model(x_t, t, self._label.expand(len(t)))

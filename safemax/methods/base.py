@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -38,6 +38,10 @@ class Method(ABC):
         presets: named dicts of knobs; `paper` is faithful to the official code where the default mends a known fault.
         needs_null, needs_forget, needs_retain: what a model and a data set must offer, checked before any work.
         shared: the prior is the same for every forget class.
+        per_part: what the method does with a batch's gradients it may do with each part of a batch (`accumulate`).
+
+    Attributes:
+        run_steps: optimizer steps of the run, told by the trainer before `prepare`; 1 before that.
     """
 
     paper: ClassVar[str]
@@ -47,6 +51,9 @@ class Method(ABC):
     needs_forget: ClassVar[bool] = True
     needs_retain: ClassVar[bool] = True
     shared: ClassVar[bool] = False
+    per_part: ClassVar[bool] = True
+
+    run_steps: int = field(default=1, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check(self)

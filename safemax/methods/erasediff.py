@@ -51,6 +51,7 @@ class EraseDiff(Method):
     """
 
     paper: ClassVar[str] = "Wu et al., arXiv:2401.05779; BOME: Liu et al., arXiv:2209.08709"
+    per_part: ClassVar[bool] = False
     training: ClassVar[dict[str, object]] = {"steps": 288, "batch_size": 256, "lr": 1e-4}
     presets: ClassVar[dict[str, dict[str, object]]] = {
         "paper": {"weighting": "constant", "one_adam": True, "forget_null_drop": 0.1, "retain_null_drop": 0.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -35,10 +36,11 @@ class ExpectedTargets(Method):
     Equation 3 regresses on fresh noise, whose mean, zero, has the same expected gradient (methods: ||eps||^2 has no cross
     term); the retain loss regresses on the noise of x_t, whose mean given x_t is what the model predicted before. So forget
     rows aim at zero, and retain rows at the frozen model's own prediction, null label included. Where nothing is to change
-    the gradient is then exactly zero, and Adam, which scales every gradient to a step, walks no weight at random. Steps t of
-    forget rows are drawn from psi instead of weighted by it. One pass without a graph more than SAFEMax, on the retain rows;
-    one copy of the weights. So little moves the retained classes that the forget rows can be given a hundredth of the weight,
-    and what Adam's last steps still disturb, a short average takes out (benchmarks/ours.py measures each ingredient).
+    the gradient is then exactly zero (dropout, another noise, is off in both models), and Adam, which scales every gradient
+    to a step, walks no weight at random. Steps t of forget rows are drawn from psi instead of weighted by it. One pass
+    without a graph more than SAFEMax, on the retain rows; one copy of the weights. So little moves the retained classes
+    that the forget rows can be given a hundredth of the weight, and what Adam's last steps still disturb, a short average
+    takes out (benchmarks/ours.py measures each ingredient).
     """
 
     paper: ClassVar[str] = "This project; builds on SAFEMax (Spartalis et al., 2025) and Rao-Blackwell (methods.md 4.4)"
@@ -70,7 +72,8 @@ class ExpectedTargets(Method):
         x_retain, t_retain, c_retain, target = self._retained(model, retain)
         aim = torch.zeros_like(forget.x0) if self.zero_target else torch.randn_like(forget.x0)
         x_t, t, c = torch.cat([x_forget, x_retain]), torch.cat([t_forget, t_retain]), torch.cat([forget.c, c_retain])
-        error = (model(x_t, t, c) - torch.cat([aim, target])).square().mean((1, 2, 3))
+        with model.without_dropout() if self.teacher_target else nullcontext():
+            error = (model(x_t, t, c) - torch.cat([aim, target])).square().mean((1, 2, 3))
         yield {
             "forget": (weight * error[: len(forget)]).mean(),
             "retain": self.retain_weight * error[len(forget) :].mean(),

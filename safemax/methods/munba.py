@@ -48,11 +48,12 @@ class MUNBa(Method):
     of retain rows, and on forget rows the prediction for the next class; both are means over pixels there too, and the
     solution does not depend on their scales. Its expression for a_f cancels for nearly orthogonal gradients and adds
     1e-8 to products of six gradient norms; the closed form used here does neither. Two backwards a step instead of
-    three, one stored gradient. The official lr of 1e-5 fine-tunes Stable Diffusion; the lr of the DDPM family (SA,
+    three, and the two gradients stored. The official lr of 1e-5 fine-tunes Stable Diffusion; the lr of the DDPM family (SA,
     SalUn) is the default here.
     """
 
     paper: ClassVar[str] = "Wu and Harandi, arXiv:2411.15537"
+    per_part: ClassVar[bool] = False
     training: ClassVar[dict[str, object]] = {"steps": 1000, "batch_size": 256, "lr": 1e-4}
 
     forget_null_drop: float = knob(0.0, "share of forget rows and targets given the null label", bounds=(0, 1))

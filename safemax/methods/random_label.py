@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,11 +37,8 @@ def imitation_loss(
 
 @torch.no_grad()
 def _predict(model: Diffusion, x_t: Tensor, t: Tensor, c: Tensor, dropout: bool) -> Tensor:
-    was_training = model.training
-    model.train(was_training and dropout)
-    target = model(x_t, t, c)
-    model.train(was_training)
-    return target
+    with nullcontext() if dropout else model.without_dropout():
+        return model(x_t, t, c)
 
 
 def anchors(model: Diffusion, batches: Callable[[int], Batch], rule: str) -> Tensor:

@@ -26,14 +26,15 @@ class RestrictedGradient(Method):
     The official code trains an EDM: the squared error of each pixel of the predicted image is cut at `ceiling` = 0.1.
     The prediction x0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar) turns an error of eps into sqrt((1 - abar) / abar) of
     it, so here the squared error of eps is cut at ceiling abar_t / (1 - abar_t); EDM's own weighting of noise levels is
-    left to ours. Both losses are means over pixels, as there. Its retain set of 50 images a class, swept in full each
-    step, gives every step diverse classes; retain rows drawn over all classes do so here. No clipping, as there (clip
-    1e6).
+    left to ours. Both losses are means over pixels; there they are sums, which Adam without a clip does not see. Its
+    retain set of 50 images a class, swept in full each step, gives every step diverse classes; retain rows drawn over
+    all classes do so here. No clipping, as there (clip 1e6).
     """
 
     paper: ClassVar[str] = (
         "Ko et al., Boosting Alignment for Post-Unlearning Text-to-Image Generative Models, arXiv:2412.07808"
     )
+    per_part: ClassVar[bool] = False
     training: ClassVar[dict[str, object]] = {"steps": 781, "batch_size": 128, "lr": 1e-5, "clip": 1e6}
 
     ceiling: float = knob(

@@ -42,7 +42,7 @@ class Scissorhands(Method):
     All losses are means over pixels, as there. That code ranks all weights but draws anew only those of two
     self-attention blocks of Stable Diffusion, at g = 8.5, and stops after 79 steps of lr 2e-5, since nothing bounds
     -L_forget; here all that rank are drawn anew at the g = 3 of the DDPM family, and a forget row beyond `cap` is left
-    alone (preset `paper`: none).
+    alone (preset `paper`: none). The trainer's clip of 1 holds in the repair, where the official code has none.
     """
 
     paper: ClassVar[str] = "Wu and Harandi, arXiv:2401.06187"

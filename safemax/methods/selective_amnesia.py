@@ -31,7 +31,8 @@ class SelectiveAmnesia(Method):
     of 1 binds at nearly every step, under the mean almost never; `pixel_sum` (preset `paper`) descends the sum itself.
 
     For F the official code feeds images in [0, 1] to a network trained on [-1, 1] and drops a tenth of the labels;
-    `paper` does so, over all replay images and t, drawn ancestrally in 1,000 unclipped steps at g = 3. It trains on
+    `paper` does so, over all replay images and t, drawn ancestrally in 1,000 unclipped steps at g = 3. Its images pass
+    through PNG files whose range is stretched to 0..255 one by one; ours are clamped, in `paper` too. It trains on
     128 + 128 rows, mirrored at random (never here), and samples from an average of 0.9999, which keeps 13.5 % of the
     old weights (train ema = 0.9999; none by default).
 

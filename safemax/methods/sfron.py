@@ -49,6 +49,7 @@ class SFRon(Method):
     """
 
     paper: ClassVar[str] = "Huang et al., arXiv:2409.19732"
+    per_part: ClassVar[bool] = False
     training: ClassVar[dict[str, object]] = {"steps": 150, "batch_size": 256, "lr": 1e-4}
     presets: ClassVar[dict[str, dict[str, object]]] = {"paper": {"hold": False, "forget_null_drop": 0.1}}
 
@@ -61,7 +62,9 @@ class SFRon(Method):
     )
     retain_weight: float = knob(3072.0, "coefficient of the retain loss (official: 1 x 3072)", bounds=(0, 1e9))
     decay_steps: int = knob(
-        150, "steps after which the forget coefficient is 0 (official: all 150)", bounds=(1, 10_000_000)
+        0,
+        "steps after which the forget coefficient is 0; 0 takes the run's (official: all 150)",
+        bounds=(0, 10_000_000),
     )
     power: float = knob(0.5, "a row of loss l is weighted by 1 / l^power (official: 0.5)", bounds=(0, 10))
     threshold: float = knob(
@@ -87,6 +90,7 @@ class SFRon(Method):
     def prepare(self, model: Diffusion, batches: Callable[[int], Batch]) -> None:
         """Estimate both Fisher informations and keep the mask."""
         model.eval()
+        self._done = 0
         steps = range(self.fisher_batches)
         forget = self._fisher(model, (batches(step).forget for step in steps))
         retain = self._fisher(model, (batches(step).retain for step in steps))
@@ -146,7 +150,7 @@ class SFRon(Method):
         t, eps = model.times(len(rows)), torch.randn_like(rows.x0)
         eps_pred = model(model.diffuse(rows.x0, t, eps), t, model.drop_labels(rows.c, self.forget_null_drop))
         loss = (eps_pred - eps).square().mean((1, 2, 3))
-        decay = (1 + math.cos(math.pi * min(self._done / self.decay_steps, 1))) / 2
+        decay = (1 + math.cos(math.pi * min(self._done / (self.decay_steps or self.run_steps), 1))) / 2
         yield {"forget": -self.forget_weight * decay * (adaptive_weights(loss, self.power) * loss).mean()}
 
     def _fisher(self, model: Diffusion, batches: Iterable[Rows]) -> Gradient:

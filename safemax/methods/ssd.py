@@ -13,6 +13,7 @@ from safemax import gradients
 from safemax.anchors import classes
 from safemax.data import Batch, Rows
 from safemax.diffusion import Diffusion
+from safemax.gradients import Gradient
 from safemax.knobs import knob
 from safemax.methods.base import Method, Terms
 
@@ -36,8 +37,9 @@ class SSD(Method):
 
     Importance is the mean over batches of the squared batch gradient, as in the official code. A denoiser's gradient
     depends on t and eps far more than a classifier's on anything, so each batch's gradient is averaged over several
-    draws of them. The gradient over all data weighs forget and retain rows by their share of the classes, taken to be
-    balanced. Training steps, 0 by default, repair the retained classes by fine-tuning; the source has none.
+    draws of them. A batch of all data has the forget class's share of forget rows, classes taken to be balanced: what
+    few rows leave to chance belongs to I_D. Training steps, 0 by default, repair the retained classes by fine-tuning;
+    the source has none.
     """
 
     paper: ClassVar[str] = "Foster et al., arXiv:2308.07707"
@@ -63,26 +65,35 @@ class SSD(Method):
     def prepare(self, model: Diffusion, batches: Callable[[int], Batch]) -> None:
         """Measure both importances and dampen the weights in place."""
         model.eval()
+        forget, whole = self.importances(model, batches)
+        with torch.no_grad():
+            for p, i_f, i_d in zip(model.parameters(), forget, whole, strict=True):
+                p.mul_(dampening(i_f, i_d, self.alpha, self.lmbda))
+
+    def importances(self, model: Diffusion, batches: Callable[[int], Batch]) -> tuple[Gradient, Gradient]:
+        """Return I_f and I_D of every weight, both times the same factor: of batches of n forget rows and of n of all data."""
         weights = list(model.parameters())
         forget, whole = ([torch.zeros_like(p) for p in weights] for _ in range(2))
         share = len(classes(batches)[0]) / model.num_classes
         for step in range(self.importance_batches):
             batch = batches(step)
-            of_forget, of_retain = (self._gradient(model, rows) for rows in (batch.forget, batch.retain))
-            of_all = torch._foreach_lerp(of_retain, of_forget, share)
-            torch._foreach_addcmul_(forget, of_forget, of_forget)
-            torch._foreach_addcmul_(whole, of_all, of_all)
-        with torch.no_grad():
-            for p, i_f, i_d in zip(weights, forget, whole, strict=True):
-                p.mul_(dampening(i_f, i_d, self.alpha, self.lmbda))
+            n = min(len(batch.forget), len(batch.retain))
+            own = max(1, round(share * n))
+            shared, rest = self._gradient(model, batch.forget[:own]), self._gradient(model, batch.forget[own:n])
+            others = self._gradient(model, batch.retain[: n - own])
+            for total, added in ((forget, rest), (whole, others)):
+                gradient = torch._foreach_lerp(added, shared, own / n)
+                torch._foreach_addcmul_(total, gradient, gradient)
+        return forget, whole
 
     def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
         """Denoise the retain rows."""
         yield {"retain": model.denoising_loss(batch.retain.x0, batch.retain.c)}
 
-    def _gradient(self, model: Diffusion, rows: Rows) -> list[Tensor]:
+    def _gradient(self, model: Diffusion, rows: Rows) -> Gradient:
         weights = list(model.parameters())
         total = [torch.zeros_like(p) for p in weights]  # a sum: the factor of a mean cancels in I_D / I_f
         for _ in range(self.importance_draws):
-            torch._foreach_add_(total, gradients.of(model.denoising_loss(rows.x0, rows.c), weights))
+            if len(rows):
+                torch._foreach_add_(total, gradients.of(model.denoising_loss(rows.x0, rows.c), weights))
         return total

@@ -40,7 +40,8 @@ def kid(x: Tensor, y: Tensor, *, subsets: int = 100, subset_size: int = 1000, se
     """Return KID, the mean of mmd2 over random subsets, and its standard error.
 
     The subsets overlap, so their spread over sqrt(subsets) would say nothing about new samples. With m of n rows a subset, the
-    delete-a-group jackknife scales the spread by sqrt(m / (n - m)); at m = n / 2 it is the spread itself.
+    delete-a-group jackknife scales the spread by sqrt(m / (n - m)); of each side apart, the other's subset fixed, since the
+    sides differ in n.
 
     Args:
         x: features, (N, D), four rows or more.
@@ -57,11 +58,14 @@ def kid(x: Tensor, y: Tensor, *, subsets: int = 100, subset_size: int = 1000, se
     """
     if min(len(x), len(y)) < FEWEST or not (x.isfinite().all() and y.isfinite().all()):
         raise InputError(f"features of {len(x)} and {len(y)} rows; KID needs {FEWEST} or more of each, all finite")
-    n = min(len(x), len(y))
-    m = min(subset_size, n // 2)
+    m = min(subset_size, min(len(x), len(y)) // 2)
     generator = torch.Generator().manual_seed(seed)
     draws = [mmd2(_subset(x, m, generator), _subset(y, m, generator)) for _ in range(subsets)]
-    return statistics.mean(draws), statistics.stdev(draws) * math.sqrt(m / (n - m))
+    fixed_x, fixed_y, few = _subset(x, m, generator), _subset(y, m, generator), max(2, subsets // 2)
+    of_x = [mmd2(_subset(x, m, generator), fixed_y) for _ in range(few)]
+    of_y = [mmd2(fixed_x, _subset(y, m, generator)) for _ in range(few)]
+    sides = ((of_x, len(x)), (of_y, len(y)))
+    return statistics.mean(draws), math.sqrt(sum(statistics.variance(each) * m / (n - m) for each, n in sides))
 
 
 def _subset(x: Tensor, m: int, generator: torch.Generator) -> Tensor:

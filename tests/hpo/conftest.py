@@ -24,7 +24,7 @@ Build = Callable[..., Request]
 
 
 @pytest.fixture(scope="session")
-def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, base and caches, made once."""
     root = tmp_path_factory.mktemp("hpo")
     dataset = tiny.dataset()
@@ -42,12 +42,12 @@ def _write(folder: Path, split: Split) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_request(_shared: Path) -> Build:
+def tiny_request(shared_folder: Path) -> Build:
     """Build a request; keywords change its Search, `steps` and `forget_samples` its training and evaluation."""
 
     def build(*, steps: int = 4, forget_samples: int = 6, **search: Any) -> Request:
         given: dict[str, Any] = {"trials": 3, "accuracy_drop": 100.0, "final_samples": 2, "prune": False, **search}
-        data = Data(data=str(_shared / "data"))
+        data = Data(data=str(shared_folder / "data"))
         training = Training(steps=steps, batch_size=8, device="cpu")
         evaluation = Evaluation(
             protocol="custom", sampler_steps=2, forget_samples=forget_samples, retain_samples=6, second_samples=5
@@ -55,14 +55,14 @@ def tiny_request(_shared: Path) -> Build:
         method, asked = create("safemax"), replace(Search(), **given)
         ranges = space.read(asked.space, method, training, ("steps", "retain_weight"))
         judging = Judging(judge_steps=5, reject_judges=1)
-        names = (str(_shared / "base"), "tiny-ddpm", "safemax")
+        names = (str(shared_folder / "base"), "tiny-ddpm", "safemax")
         return Request(asked, data, data.load(), (0,), *names, method, training, evaluation, judging, ranges)
 
     return build
 
 
 @pytest.fixture
-def hpo_cache(_shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def hpo_cache(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache that the tests of a search share: judges, base samples; each study has a name of its own."""
-    monkeypatch.setenv("SAFEMAX_CACHE", str(_shared / "cache"))
-    return _shared / "cache"
+    monkeypatch.setenv("SAFEMAX_CACHE", str(shared_folder / "cache"))
+    return shared_folder / "cache"

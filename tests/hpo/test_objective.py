@@ -47,6 +47,16 @@ def values_of(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith("cost/")}
 
 
+@pytest.mark.parametrize("of_base", [0.0, -0.02, 0.1])
+def test_a_kid_that_is_lost_counts_in_units_of_the_bases_error_where_the_base_has_none_to_speak_of(
+    of_base: float,
+) -> None:
+    base = {**BASE, "retain/kid": of_base, "retain/kid_se": 0.25}
+    intact, ruined = (scores({**base, "retain/kid": of_base + lost}, base, "kid") for lost in (0.0, 50.0))
+    assert intact["joint_quality"] == 0
+    assert ruined["joint_quality"] == pytest.approx(50 / 0.25)
+
+
 def test_scores_are_what_the_issue_states() -> None:
     after = {
         **BASE,
@@ -166,10 +176,26 @@ def test_a_trial_keeps_its_weights_and_a_picture_and_drops_its_checkpoints(
 ) -> None:
     made = bench(tiny_request(), tmp_path)
     made.trial(7, VALUES, silent, never)
-    weights = objective.weights_of(made.task, 7)
+    weights = objective.weights_of(made.task, 7, VALUES)
     assert all(torch.equal(value, weights[name]) for name, value in made.diffusion.denoiser.state_dict().items())
-    assert (tmp_path / "trial-0007" / "samples.png").exists()
-    assert checkpoint.newest(tmp_path / "trial-0007" / "steps") is None
+    assert (made.task.place(7, VALUES) / "samples.png").exists()
+    assert checkpoint.newest(made.task.place(7, VALUES) / "steps") is None
+
+
+def test_a_trial_of_another_study_of_the_same_name_leaves_nothing_to_one_with_other_values(
+    hpo_cache: Path, tmp_path: Path, tiny_request: Build
+) -> None:
+    other = {**VALUES, "lr": 1e-5}
+    whole = bench(tiny_request(), tmp_path / "whole").trial(0, other, silent, never)
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 2
+
+    with pytest.raises(Stopped):
+        bench(tiny_request(), tmp_path / "again", stop).trial(0, VALUES, silent, never)
+    assert values_of(bench(tiny_request(), tmp_path / "again").trial(0, other, silent, never)) == values_of(whole)
 
 
 def test_a_finished_trial_is_measured_again_with_its_weights_or_without(
@@ -179,9 +205,9 @@ def test_a_finished_trial_is_measured_again_with_its_weights_or_without(
     made, more = bench(request, tmp_path), Evaluation(**objective.settings(request.evaluation, 2))
     made.trial(0, VALUES, silent, never)
     with_weights = made.again(0, VALUES, more)
-    shutil.rmtree(tmp_path / "trial-0000")
+    shutil.rmtree(made.task.place(0, VALUES))
     assert made.again(0, VALUES, more) == with_weights
-    assert checkpoint.newest(tmp_path / "trial-0000" / "weights") is not None
+    assert checkpoint.newest(made.task.place(0, VALUES) / "weights") is not None
 
 
 def test_the_final_evaluation_has_other_seeds_and_more_samples(tiny_request: Build) -> None:

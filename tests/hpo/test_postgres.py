@@ -14,7 +14,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from hpo import storage, study
-from hpo.study import Books, Plan
+from hpo.study import Books, Lost, Plan
 from tests.hpo.test_study import PLAN, books, go_on, rows, scored
 
 pgserver = pytest.importorskip("pgserver", reason="needs a PostgreSQL server: pip install pgserver")
@@ -147,6 +147,28 @@ def test_a_trial_that_outlives_no_machine_fails_after_three_more_tries(
     assert [each.system_attrs.get("retry_history", []) for each in trials[:5]] == [[], [0], [0, 1], [0, 1, 2], []]
     assert [each.state for each in trials[:4]] == [TrialState.FAIL] * 4
     assert sum(each.state == TrialState.COMPLETE for each in trials) == 7
+
+
+def test_a_machine_that_was_taken_for_dead_learns_that_its_trial_is_not_its_own(
+    address: str, plan: Plan, impatient: None
+) -> None:
+    for tell in (
+        lambda mine, number: mine.report(number, 50, 0.5, 0.0),
+        lambda mine, number: mine.note(number, deaths=["SIGKILL"]),
+        lambda mine, number: mine.end(number, TrialState.PRUNED, {}),
+        lambda mine, number: mine.complete(number, scored(mine.trials[number]), {}),
+    ):
+        with machine(address, plan) as (silent, _), machine(address, plan) as (other, _):
+            trial = silent.take()
+            assert trial is not None
+            time.sleep(2.5)
+            go_on(other, 1)  # the copy
+            assert silent.holds(trial.number)
+            with pytest.raises(Lost):
+                tell(silent, trial.number)
+            assert not silent.holds(trial.number)
+            assert other.trials[trial.number].state == TrialState.FAIL
+            assert other.over == len([each for each in other.trials if each.state == TrialState.COMPLETE])
 
 
 def test_a_machine_that_gives_signs_of_life_keeps_its_trial(address: str, plan: Plan, impatient: None) -> None:

@@ -189,7 +189,9 @@ def test_the_winner_alone_is_registered_with_study_trial_knobs_and_evidence(sear
 
 def test_the_registered_weights_are_those_that_the_trial_measured_again_had(searched: Searched) -> None:
     (version,) = searched.client.search_model_versions("")
-    weights = objective.weights_of(searched.request.task(), int(version.tags["search.trial"]))
+    number = int(version.tags["search.trial"])
+    values = searched.request.by_field(trials_of(searched.request)[number].params)
+    weights = objective.weights_of(searched.request.task(), number, values)
     registered = Diffusion.load(registry.resolve(searched.address)).denoiser.state_dict()
     assert all((registered[name] == value).all() for name, value in weights.items())
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from hpo import space
+from hpo.search import requested
 from hpo.space import Range, Space
 from safemax.errors import InputError
 from safemax.knobs import knobs
@@ -74,6 +77,19 @@ def test_a_value_holds_a_knob() -> None:
     found = read("steps=150,retain_weight=3")
     assert set(found.ranges) == {"lambda", "lr"}
     assert (found.held["steps"], found.held["retain_weight"]) == (150, 3.0)
+
+
+def test_a_held_value_is_what_method_and_training_have(shared_folder: Path, mlflow_store: MlflowClient) -> None:
+    words = {
+        "space": "steps=150,retain_weight=0.5,lambda=2",
+        "data": shared_folder / "data",
+        "model": shared_folder / "base",
+    }
+    request = requested([f"--{name}={value}" for name, value in words.items()] + ["--forget=a"])
+    task, made = request.task(), request.correction({"lr": 1e-3}, request.evaluation)
+    assert (task.training["steps"], task.knobs["retain_weight"], task.knobs["lmbda"]) == (150, 0.5, 2.0)
+    assert (made.training.steps, made.training.lr) == (150, 1e-3)
+    assert (made.params()["method.retain_weight"], made.params()["method.lambda"]) == (0.5, 2.0)
 
 
 @pytest.mark.parametrize(

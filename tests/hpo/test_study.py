@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import storage
 from hpo.space import Range, Space
-from hpo.study import SAMPLERS, Books, Plan, dominates, propose, warn_of_population
+from hpo.study import RETRIED, SAMPLERS, Books, Plan, dominates, propose, warn_of_population
 from safemax.errors import InputError
 
 SPACE = Space({"x": Range(0.0, 4.0), "n": Range(1, 64, log=True, whole=True)}, {}, {"x": 1.0, "n": 8})
@@ -223,6 +224,19 @@ def test_a_grid_ends_with_its_last_point(tmp_path: Path) -> None:
         # 13 points are left beside the defaults, so three levels of each of two knobs fit.
         assert plan.size == len(opened.trials) == 10
         assert len({tuple(each.params.values()) for each in opened.trials[1:]}) == 9
+
+
+def test_a_grid_gives_the_copy_of_a_failed_trial_no_point_of_its_own(tmp_path: Path) -> None:
+    plan = replace(PLAN, sampler="grid")
+    with books(tmp_path, plan) as opened:
+        go_on(opened, 100)
+        trials = opened.trials
+        failed, *_, last = trials
+        copy = optuna.create_trial(
+            state=TrialState.COMPLETE, params=failed.params, distributions=failed.distributions, values=[0.0, 0.0],
+            system_attrs={RETRIED: [0]},
+        )  # fmt: skip
+        assert propose(plan, [*trials[:-1], copy]).params == last.params
 
 
 def test_nsga2_warns_where_its_first_population_takes_most_of_the_trials() -> None:

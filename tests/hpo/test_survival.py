@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import optuna
 import psutil
 import pytest
 from mlflow import MlflowClient
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.request import Request
+from hpo.study import RETRIED
 from pipelines.crew import ROOT
 from tests.hpo.conftest import Build
 from tests.hpo.test_search import killed, trials_of, workers
@@ -63,6 +66,25 @@ def until_trials(asked: Request, n: int) -> None:
     while len(trials_of(asked)) < n:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def shared(address: str) -> list[FrozenTrial]:
+    """Return the trials of the study `shared`, none where it is not there yet."""
+    try:
+        return optuna.load_study(study_name="shared", storage=address.replace("://", "+psycopg://", 1)).trials
+    except (KeyError, SQLAlchemyError):
+        return []
+
+
+def until_it_runs_one(address: str, process: subprocess.Popen[bytes]) -> int:
+    """Wait until a machine has a trial under way and return the trial's number."""
+    deadline = time.monotonic() + 240
+    while True:
+        for each in shared(address):
+            if each.state == TrialState.RUNNING and f"/{process.pid}/" in each.user_attrs.get("owner", ""):
+                return each.number
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 @pytest.fixture
@@ -124,7 +146,7 @@ def test_two_machines_that_share_a_database_finish_a_study_though_one_dies(
 ) -> None:
     pgserver = pytest.importorskip("pgserver", reason="needs a PostgreSQL server: pip install pgserver")
     pytest.importorskip("psycopg", reason="needs a PostgreSQL driver: pip install 'psycopg[binary]'")
-    asked = tiny_request(trials=10, steps=10)
+    asked = tiny_request(trials=16, steps=60)
     server = pgserver.get_server(tmp_path / "postgres")
     address = server.get_uri()
     apart("one")
@@ -132,9 +154,15 @@ def test_two_machines_that_share_a_database_finish_a_study_though_one_dies(
     apart("two")
     helper = start(asked, f"--storage={address}", "--study=shared")
     with ended(leader), ended(helper):
-        time.sleep(30)
+        number = until_it_runs_one(address, helper)
         helper.kill()
-        assert leader.wait(300) == 0
+        assert leader.wait(400) == 0
+    ended_by = {
+        each.user_attrs["owner"].split("/")[1] for each in shared(address)
+        if each.state == TrialState.COMPLETE and number in (each.number, *each.system_attrs.get(RETRIED, []))
+    }  # fmt: skip
+    assert ended_by == {str(leader.pid)}
+    assert sum(each.state == TrialState.COMPLETE for each in shared(address)) == 16
     (version,) = mlflow_store.search_model_versions("")
     assert version.tags["search.study"] == "shared"
     server.cleanup()

@@ -43,6 +43,14 @@ def test_retained_classes_pull_at_no_weight_before_the_model_has_moved():
     assert terms["retain"].item() == 0
 
 
+def test_nor_do_they_where_the_network_has_dropout_and_is_in_training():
+    model = tiny.diffusion(dropout=0.5).train()
+    (terms,) = prepared(model).losses(model, tiny.batch())
+    assert gradient_of(terms["retain"], model).abs().max() == 0
+    assert terms["forget"].item() > 0
+    assert model.training
+
+
 def test_drawn_and_weighted_steps_have_the_same_expected_loss():
     # With eps_pred = t / T at every pixel and target 0 the forget loss is E[psi(t) (t/T)^2], whichever way t is drawn.
     model = tiny.diffusion()

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
+from safemax.data import Batch, Rows
+from safemax.diffusion import Diffusion
 from safemax.methods.ssd import SSD, dampening
 from safemax.trainer import Training, fit
 from tests import tiny
@@ -29,13 +33,60 @@ def test_dampening_never_enlarges() -> None:
 
 
 def test_the_forgotten_labels_embedding_is_dampened_and_the_others_are_not() -> None:
-    # A forget row's gradient enters that of all data by the share 1/3, so on the embedding of label 0, which retain rows
-    # never touch, I_f / I_D is 9 exactly: above alpha = 5, and dampened to 1/9. Labels 1 and 2 have I_f = 0.
-    before, after = dampened(alpha=5.0)
+    # Retain rows never touch the embedding of label 0, and forget rows no other's. Labels 1 and 2 have I_f = 0.
+    before, after = dampened(alpha=1.0)
     model = tiny.diffusion()
     (i,) = [i for i, (name, _) in enumerate(model.named_parameters()) if "class_embedding" in name]
-    torch.testing.assert_close(after[i][0], before[i][0] / 9, rtol=1e-3, atol=1e-7)
+    assert (after[i][0].norm() / before[i][0].norm()).item() < 0.5
     assert torch.equal(after[i][1:], before[i][1:])
+
+
+class Given:
+    """Batches that a test has made, of three classes of which the first is forgotten."""
+
+    forget_classes, retain_classes = (0,), (1, 2)
+
+    def __init__(self, make: Callable[[int], Batch]) -> None:
+        self.make = make
+
+    def __call__(self, step: int) -> Batch:
+        return self.make(step)
+
+
+class OfPixels(SSD):
+    """Its gradient is the mean of the rows' first pixels, so that importances can be had by hand."""
+
+    def _gradient(self, model: Diffusion, rows: Rows) -> list[torch.Tensor]:
+        value = rows.x0[:, 0, 0, 0].mean() if len(rows) else torch.zeros(())
+        return [value.expand_as(p) for p in model.parameters()]
+
+
+def test_a_batch_of_all_data_has_the_forget_classes_share_of_forget_rows() -> None:
+    # 3 classes, so 2 of 6 rows are forget rows. Forget pixels 1 2 3 4 5 6, mean 3.5; all data: 1, 2 and retain pixels 0 3 6 9,
+    # mean 21 / 6 = 3.5. Second batch: 6 5 4 3 2 1, and 6, 5 with 0 0 0 0: mean 11 / 6.
+    def rows(c: int, *pixels: float) -> Rows:
+        x0 = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+        return Rows(x0, torch.full((len(pixels),), c))
+
+    made = [
+        Batch(rows(0, 1, 2, 3, 4, 5, 6), rows(1, 0, 3, 6, 9, 100, 100)),
+        Batch(rows(0, 6, 5, 4, 3, 2, 1), rows(1, 0, 0, 0, 0, 100, 100)),
+    ]
+    forget, whole = OfPixels(importance_batches=2).importances(tiny.diffusion(), Given(lambda step: made[step]))
+    assert forget[0].max().item() == pytest.approx(3.5**2 + 3.5**2)
+    assert whole[0].max().item() == pytest.approx(3.5**2 + (11 / 6) ** 2)
+
+
+def test_where_chance_rules_a_weight_of_the_class_alone_counts_as_many_times_as_the_class_is_rare() -> None:
+    # Row gradients of mean 0 and variance V: I_f = V / n, and I_D = (k / n)^2 V / k = k V / n^2, so that I_f / I_D = n / k = 3.
+    torch.manual_seed(0)
+
+    def noise(step: int) -> Batch:
+        labels = torch.zeros(6, dtype=torch.int64)
+        return Batch(Rows(torch.randn(6, 1, 1, 1), labels), Rows(torch.zeros(6, 1, 1, 1), labels))
+
+    forget, whole = OfPixels(importance_batches=4000).importances(tiny.diffusion(), Given(noise))
+    assert (forget[0] / whole[0]).max().item() == pytest.approx(3, rel=0.1)
 
 
 def test_an_alpha_beyond_every_ratio_leaves_the_model_alone() -> None:

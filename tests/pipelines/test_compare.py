@@ -112,12 +112,14 @@ def test_tables_figures_and_note_are_on_the_run(first, mlflow_module_store):
         "table1.png",
         "table2.csv",
         "paired.csv",
+        "standings.csv",
+        "standings.png",
         "children.csv",
         "comparison.md",
     } <= names
     assert {"figure1.png", "figure2.png", "figure3.png", "figure3.csv", "forgotten-a.png", "forgotten-c.png"} <= names
     note = first.data.tags["mlflow.note.content"]
-    for part in ("Table 1", "Table 2", "Paired differences", "Figure 1", "Figure 2", "Figure 3"):
+    for part in ("A row a contender", "Table 1", "Table 2", "Paired differences", "Figure 1", "Figure 2", "Figure 3"):
         assert part in note
     assert "(paper)" not in note  # the paper has no such data
     assert "&path=pictures/comparison/figure2.png)" in note
@@ -128,7 +130,7 @@ def test_tables_figures_and_note_are_on_the_run(first, mlflow_module_store):
 def test_the_page_in_the_folder_that_was_asked_for_links_the_pictures_beside_it(first, place):
     folder = Path(place) / "results" / "compare-tiny"
     linked = re.findall(r"!\[.*?\]\((.*?)\)", (folder / "comparison.md").read_text())
-    assert linked == ["figure1.png", "figure2.png", "figure3.png"]
+    assert linked == ["standings.png", "figure1.png", "figure2.png", "figure3.png"]
     assert all((folder / name).is_file() for name in linked)
 
 

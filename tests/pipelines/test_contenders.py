@@ -6,6 +6,7 @@ import pytest
 
 from pipelines.contenders import read
 from safemax.errors import InputError
+from safemax.methods import available
 
 
 def test_each_contender_has_its_own_training_where_nothing_else_is_asked() -> None:
@@ -29,6 +30,12 @@ def test_a_variant_has_knobs_of_its_own() -> None:
     plain, zero = read("safemax,safemax@zero", "safemax@zero.target=zero", {})
     assert (plain.method.target, zero.method.target) == ("independent", "zero")
     assert (zero.label, zero.name) == ("safemax@zero", "safemax")
+
+
+def test_all_takes_every_method_that_is_not_named_but_the_gold_standard() -> None:
+    labels = [each.label for each in read("salun,safemax@zero,all", "", {})]
+    assert labels[:2] == ["salun", "safemax@zero"]
+    assert sorted(labels) == sorted([*(set(available()) - {"retrain"}), "safemax@zero"])
 
 
 def test_a_preset_is_an_override_that_a_knob_goes_before() -> None:

@@ -14,6 +14,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
+from pipelines import correction as correction_module
 from pipelines import demo as demo_module
 from pipelines import evaluate as evaluate_module
 from pipelines import registry
@@ -92,7 +93,7 @@ def test_a_chained_correction_trains_on_nothing_that_was_forgotten_earlier(demo_
         seen.append(sorted(split.labels.unique().tolist()))
         raise Stopped
 
-    monkeypatch.setattr(unlearn_module, "fit", fit)
+    monkeypatch.setattr(correction_module, "fit", fit)
     for model in ("models:/digits-ddpm/1", "models:/digits-ddpm/2"):
         with pytest.raises(Stopped):
             unlearn_module.unlearn([f"--model={model}", "--forget=8", "--steps=2", "--batch-size=8", *EVALUATION])
@@ -139,7 +140,7 @@ def test_evaluate_sets_two_models_side_by_side(demo_store, capsys):
 
 def test_a_crash_leaves_a_failed_run_and_no_version(demo_store, monkeypatch):
     before = registry.find("digits-ddpm", "candidate")
-    monkeypatch.setattr(unlearn_module, "fit", lambda *a, **k: (_ for _ in ()).throw(NonFiniteError("step 1")))
+    monkeypatch.setattr(correction_module, "fit", lambda *a, **k: (_ for _ in ()).throw(NonFiniteError("step 1")))
     with pytest.raises(NonFiniteError):
         unlearn_module.unlearn(["--forget=5", "--steps=2", "--batch-size=8", *EVALUATION])
     assert runs(demo_store)[0].info.status == "FAILED"

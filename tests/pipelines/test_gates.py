@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipelines import gates
 from pipelines.gates import Case
 from safemax.errors import InputError
-from tests.pipelines.versions import BASE, FORGOTTEN, evidence
+from tests.pipelines.versions import BASE, FORGOTTEN, attacked, evidence
 
 LIMITS = gates.read()
 
@@ -23,7 +23,7 @@ def refused(case: Case, **limits: Any) -> list[str]:
     return gates.refusals(gates.judge(case, dataclasses.replace(LIMITS, **limits)))
 
 
-def case(champion: dict[str, Any] | None = None, attacks: dict[str, float] | None = None, **changes: Any) -> Case:
+def case(champion: dict[str, Any] | None = None, attacks: dict[str, Any] | None = None, **changes: Any) -> Case:
     return Case(evidence(**changes), "w", champion, attacks)
 
 
@@ -46,14 +46,14 @@ def test_the_base_cannot_be_promoted() -> None:
 
 def test_the_base_under_another_name_cannot_be_promoted() -> None:
     untouched = {key.replace("/", "_", 1): value for key, value in BASE.items()}
-    assert refused(case(**untouched)) == ["verdict", "recognised, a"]
+    assert refused(case(**untouched)) == ["verdict", "recognised, a", "recognised, a, second sampler"]
 
 
 def test_a_correction_of_the_wrong_class_cannot_be_promoted() -> None:
     still = dict(
         forget_recognised=98.0, forget_recognised_high=98.9, forget_rejected=1.0, forget_second_recognised=97.0
     )
-    assert refused(case(**still)) == ["verdict", "recognised, a"]
+    assert refused(case(**still)) == ["verdict", "recognised, a", "recognised, a, second sampler"]
 
 
 def test_a_collapsed_model_cannot_be_promoted() -> None:
@@ -94,9 +94,24 @@ def test_evidence_that_is_not_there_refuses(key: str) -> None:
 def test_a_class_forgotten_earlier_is_tested_again() -> None:
     chained = case(forget="b", earlier=("a",))
     assert refused(chained) == []
-    facts = {**chained.evidence, "earlier": {"a": {"recognised_high": 62.0}}}
+    facts = {**chained.evidence, "earlier": {"a": {"recognised_high": 62.0, "second_recognised": 0.0}}}
     assert refused(Case(facts, "w")) == ["recognised, a (earlier)"]
-    assert refused(Case({**facts, "earlier": {}}, "w")) == ["recognised, a (earlier)"]
+    twice = ["recognised, a (earlier)", "recognised, a (earlier), second sampler"]
+    assert refused(Case({**facts, "earlier": {}}, "w")) == twice
+
+
+def test_a_class_forgotten_earlier_is_tested_by_the_second_sampler_too() -> None:
+    earlier = {"a": {"recognised_high": 0.8, "second_recognised": 100.0}}
+    facts = {**evidence(forget="b", earlier=("a",)), "earlier": earlier}
+    assert refused(Case(facts, "w")) == ["recognised, a (earlier), second sampler"]
+
+
+def test_a_retained_class_that_is_gone_refuses_whatever_the_mean() -> None:
+    facts = evidence()
+    facts["metrics"] = {**facts["metrics"], "retain_class/accuracy_c": 0.0}
+    assert refused(Case(facts, "w")) == ["accuracy lost, one class"]
+    shown = {gate.name: gate.value for gate in gates.judge(Case(facts, "w"), LIMITS)}
+    assert shown["accuracy lost, one class"] == "99.9 points (c)"
 
 
 def test_a_chain_is_held_to_the_base_that_it_began_with_not_to_its_last_link() -> None:
@@ -128,14 +143,35 @@ def test_a_champion_that_was_measured_otherwise_cannot_be_compared_and_refuses()
     champion = evidence(weights="champion")
     champion["parameters"] = {**champion["parameters"], "eval.sampler": "ddpm-1000"}
     assert refused(case(champion)) == ["accuracy lost to champion", "FID to champion's"]
+    champion = evidence(weights="champion") | {"judges_digest": "others"}
+    assert refused(case(champion)) == ["accuracy lost to champion", "FID to champion's"]
     assert refused(case(champion), accuracy_loss_to_champion=None, fid_ratio_to_champion=None) == []
 
 
 def test_attacks_are_asked_for_by_the_evidence_level() -> None:
     level = {"evidence": "panel+attacks"}
-    assert refused(case(), **level) == ["worst attack"]
-    assert refused(case(attacks={"attack/worst_delta": 41.0}), **level) == ["worst attack"]
-    assert refused(case(attacks={"attack/worst_delta": 12.0}), **level) == []
+    assert refused(case(), **level) == ["attacks made", "worst attack"]
+    assert refused(case(attacks=attacked(41.0)), **level) == ["worst attack"]
+    assert refused(case(attacks=attacked(12.0)), **level) == []
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"attacks": ["weights"]}, "no guided"),
+        ({"changed": ["relearn_steps"]}, "relearn_steps changed"),
+        ({"forget": ["b"]}, "a not attacked"),
+        ({"gold": "models:/tiny-ddpm@base"}, "no gold model trained for it"),
+        ({"gold": "none"}, "no gold model trained for it"),
+        ({"samples": 10}, "10 samples"),
+    ],
+)
+def test_few_weak_or_ungauged_attacks_do_not_pass_for_attacks(about: dict[str, Any], said: str) -> None:
+    made = case(attacks=attacked(-10.0, **about))
+    assert refused(made, evidence="panel+attacks") == ["attacks made"]
+    assert refused(made) == []
+    shown = {gate.name: gate.value for gate in gates.judge(made, dataclasses.replace(LIMITS, evidence="panel+attacks"))}
+    assert said in shown["attacks made"]
 
 
 @given(

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipelines import alias, gates, registry, tracking
+from pipelines import alias, gates, leftovers, registration, registry, tracking
 from pipelines import promote as promote_module
 from pipelines.command import main
 from pipelines.promote import promote
@@ -19,7 +19,7 @@ from pipelines.rollback import rollback
 from safemax.diffusion import Diffusion
 from safemax.errors import InputError
 from tests import tiny
-from tests.pipelines.versions import NAME, register
+from tests.pipelines.versions import NAME, attacked, register
 
 MODEL = f"--model={NAME}"
 
@@ -86,7 +86,7 @@ def test_the_base_cannot_become_the_champion(mlflow_store: MlflowClient) -> None
     run_id = mlflow_store.create_run("0").info.run_id
     diffusion = tiny.diffusion()
     facts = {"forgotten": [], "metrics": {"cost/runtime_minutes": 1.0}, "model_digest": diffusion.digest()}
-    registry.register(diffusion, NAME, run_id=run_id, evidence=facts, tags={}, description="", alias="base")
+    registration.register(diffusion, NAME, run_id=run_id, evidence=facts, tags={}, description="", alias="base")
     with pytest.raises(InputError, match="refused by: .*classes forgotten"):
         promote([MODEL, "--version=base"])
 
@@ -194,16 +194,16 @@ def test_attacks_are_read_from_the_run_that_made_them_on_this_very_version(
     strict.write_text("evidence: panel+attacks\n")
     attack = mlflow_store.create_run("0").info.run_id
     asked = [MODEL, "--version=1", f"--gates={strict}"]
-    with pytest.raises(InputError, match="refused by: worst attack"):
+    with pytest.raises(InputError, match="refused by: attacks made; worst attack"):
         promote(asked)
-    found.write_text(json.dumps({"attack/worst_delta": 8.0}))
-    registry.attach(f"models:/{NAME}/1", "attacks", attack, found)
+    found.write_text(json.dumps(attacked(8.0)))
+    registration.attach(f"models:/{NAME}/1", "attacks", attack, found)
     promote(asked)
     stolen = mlflow_store.get_model_version(NAME, "1").tags["evidence.attacks"]
     mlflow_store.set_model_version_tag(NAME, "2", "evidence.attacks", stolen)
     with pytest.raises(InputError, match="measured on other files"):
         promote([MODEL, "--version=2", f"--gates={strict}"])
-    found.write_text(json.dumps({"attack/worst_delta": 0.0}))
+    found.write_text(json.dumps(attacked(0.0)))
     mlflow_store.log_artifact(attack, str(found), "evidence")
     with pytest.raises(InputError, match="has changed since it was recorded"):
         promote(asked)
@@ -224,7 +224,7 @@ def test_a_copy_outlives_its_source_and_the_sweep(mlflow_store: MlflowClient) ->
     register(mlflow_store)
     promote([MODEL, "--version=1", "--to=prod-ddpm"])
     mlflow_store.delete_model_version(NAME, "1")
-    registry.sweep(NAME)
+    leftovers.sweep(NAME)
     assert len(mlflow_store.search_logged_models(["0"])) == 1
     registry.resolve("models:/prod-ddpm@champion")
 

@@ -25,6 +25,7 @@ import yaml
 from mlflow import MlflowClient
 from PIL import Image
 
+from pipelines import correction as correction_module
 from pipelines import demo as demo_module
 from pipelines import registry, serving
 from pipelines import unlearn as unlearn_module
@@ -180,9 +181,9 @@ def test_the_default_gates_refuse_the_base_a_wrong_class_and_a_collapsed_model(
     unlearn_module.unlearn(["--forget=0", "--steps=40", "--lr=0.02", "--retain-samples=50", "--previews=0"])
     with pytest.raises(InputError, match="refused by: .*accuracy lost to base"):
         promote([])
-    real = unlearn_module.fit
+    real = correction_module.fit
     monkeypatch.setattr(
-        unlearn_module, "fit", lambda model, method, split, forget, training, **given: real(
+        correction_module, "fit", lambda model, method, split, forget, training, **given: real(
             model, method, split, (7,), training, **given)
     )  # fmt: skip
     unlearn_module.unlearn(["--forget=0", "--steps=150", "--retain-samples=50", "--previews=0"])

@@ -20,7 +20,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from pipelines import registry, tracking
+from pipelines import leftovers, registration, registry, tracking
 from safemax import manifest
 from safemax.diffusion import Diffusion
 from safemax.errors import InputError
@@ -32,7 +32,7 @@ EVIDENCE = {"forgotten": ["a"], "metrics": {"forget/ua": 99.6, "cost/runtime_min
 
 def register(run_id: str, *, seed: int = 0, **changes: Any) -> str:
     given = {"evidence": EVIDENCE, "tags": {"method": "safemax"}, "description": "| UA |", "alias": "candidate"}
-    return registry.register(tiny.diffusion(seed), NAME, run_id=run_id, **{**given, **changes})
+    return registration.register(tiny.diffusion(seed), NAME, run_id=run_id, **{**given, **changes})
 
 
 def new_run(client: MlflowClient) -> str:
@@ -235,11 +235,11 @@ def test_a_kill_at_any_call_leaves_no_half_version_and_the_next_attempt_makes_on
             register(run_id)
     for each in versions(mlflow_store):
         registry.resolve(f"models:/{NAME}/{each.version}")  # visible means whole
-    registry.sweep(NAME)
+    leftovers.sweep(NAME)
     assert bool(mlflow_store.search_registered_models()) == bool(versions(mlflow_store))
     assert len(mlflow_store.search_logged_models(["0"])) == len(versions(mlflow_store))
     assert register(run_id) == "1"
-    assert registry.sweep(NAME) == []
+    assert leftovers.sweep(NAME) == []
     assert registry.find(NAME, "candidate") == f"models:/{NAME}/1"
     assert len(versions(mlflow_store)) == len(mlflow_store.search_logged_models(["0"])) == 1
 
@@ -262,21 +262,21 @@ def test_sweep_says_what_it_removed_and_spares_a_living_run(
         for run_id in (dead, alive.id):
             with pytest.raises(Killed):
                 register(run_id)
-        (line,) = registry.sweep(NAME)
+        (line,) = leftovers.sweep(NAME)
     assert dead in line
 
 
 def test_sweep_leaves_other_peoples_models_alone(mlflow_store: MlflowClient) -> None:
     mlflow_store.create_logged_model("0", NAME)
-    assert registry.sweep(NAME) == []
+    assert leftovers.sweep(NAME) == []
 
 
 def test_sweep_leaves_a_name_that_somebody_gave_a_description_or_tags(mlflow_store: MlflowClient) -> None:
     mlflow_store.create_registered_model(NAME, description="the first version comes tomorrow")
-    assert registry.sweep(NAME) == []
+    assert leftovers.sweep(NAME) == []
     mlflow_store.create_registered_model("other")
     mlflow_store.set_registered_model_tag("other", "team", "vision")
-    assert registry.sweep("other") == []
+    assert leftovers.sweep("other") == []
 
 
 def test_sweep_goes_on_where_a_model_is_not_ours_to_delete(
@@ -291,7 +291,7 @@ def test_sweep_goes_on_where_a_model_is_not_ours_to_delete(
         raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
 
     monkeypatch.setattr(MlflowClient, "delete_logged_model", forbidden)
-    assert registry.sweep(NAME) == []
+    assert leftovers.sweep(NAME) == []
 
 
 def _register(uri: str, folder: str, run_id: str, fatal: int) -> None:
@@ -343,7 +343,7 @@ def test_processes_that_register_at_once_and_are_killed_make_one_whole_version_a
     assert len(mlflow_store.search_logged_models(["0"])) > len(versions(mlflow_store))  # it was in the middle
     for run_id in runs:
         register(run_id)
-    registry.sweep(NAME)
+    leftovers.sweep(NAME)
     made = whole(mlflow_store)
     assert sorted(each.run_id for each in made) == sorted(runs)
     assert sorted(int(each.version) for each in made) == list(range(1, number + 1))

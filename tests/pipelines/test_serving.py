@@ -32,7 +32,7 @@ from mlflow.pyfunc import scoring_server
 from PIL import Image
 from starlette.testclient import TestClient
 
-from pipelines import registry, serving
+from pipelines import registration, serving
 from safemax.data import to_uint8
 from safemax.errors import InputError
 from safemax.sampling import Sampler, sample
@@ -46,7 +46,7 @@ ADDRESS = "models:/tiny-ddpm@candidate"
 def version(mlflow_module_store: MlflowClient) -> Path:
     """A registered version that has forgotten class a; its files in the store."""
     run_id = mlflow_module_store.create_run("0").info.run_id
-    registry.register(
+    registration.register(
         tiny.diffusion(),
         "tiny-ddpm",
         run_id=run_id,

@@ -6,7 +6,8 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from pipelines import registry
+from pipelines import registration
+from safemax.attacks import available
 from tests import tiny
 
 NAME = "tiny-ddpm"
@@ -24,6 +25,7 @@ BASE = {
     "forget/second_precision": 0.9,
     "pixels/constant": 0.0,
     "retain/accuracy": 99.8,
+    "retain_class/accuracy_c": 99.9,
     "retain/fid_judge": 7.4,
 }
 FORGOTTEN = {
@@ -39,9 +41,17 @@ FORGOTTEN = {
     "forget/second_recognised": 0.0,
     "forget/second_precision": 0.0,
     "retain/accuracy": 99.3,
+    "retain_class/accuracy_c": 98.0,
     "retain/fid_judge": 8.7,
 }
-NO_MORE = {"recognised": 0.0, "recognised_high": 0.76}
+NO_MORE = {"recognised": 0.0, "recognised_high": 0.76, "second_recognised": 0.0}
+# Six attacks as `-e attack` records them.
+ATTACKED = {"attacks": list(available()), "changed": [], "forget": ["a"], "gold": "train", "samples": 80, "seed": 0}
+
+
+def attacked(worst: float, **about: Any) -> dict[str, Any]:
+    """Return the record of attacks whose worst is so many points beyond the gold model, with facts about them changed."""
+    return {"metrics": {"attack/worst_delta": worst}, "about": ATTACKED | about}
 
 
 def evidence(
@@ -67,4 +77,4 @@ def register(client: MlflowClient, seed: int = 0, *, name: str = NAME, alias: st
     client.set_terminated(run_id, "FINISHED")
     diffusion = tiny.diffusion(seed)
     facts = evidence(**{"weights": diffusion.digest(), **changes})
-    return registry.register(diffusion, name, run_id=run_id, evidence=facts, tags={}, description="", alias=alias)
+    return registration.register(diffusion, name, run_id=run_id, evidence=facts, tags={}, description="", alias=alias)
