@@ -92,6 +92,12 @@ def paired(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found).set_index("variant")
 
 
+def _beside_ablations(frame: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of ours that the ablations compare with: of the same classes and seed."""
+    same = frame[(frame["variant"] == "ours") & (frame["seed"] == 0) & frame["class"].isin(classes)]
+    return same.assign(variant="ours, as in the ablations")
+
+
 def benchmark(argv: Sequence[str]) -> None:
     """Run and write the table."""
     extent = parse("python -m benchmarks.ours", __doc__ or "", {"extent": Extent}, argv)["extent"]
@@ -99,11 +105,12 @@ def benchmark(argv: Sequence[str]) -> None:
     classes = [c for name in extent.classes.split(",") for c in parse_classes(name, names)]
     jobs = jobs_of(extent, classes)
     frame = pd.DataFrame(rows(jobs, extent.workers))
+    frame = pd.concat([frame, _beside_ablations(frame, [names[k] for k in classes[: extent.ablated]])])
     remark = (
         f"{len(classes)} classes, {extent.seeds} seeds; {extent.forget_samples} forget and 900 retained samples each by "
         f"{jobs[0].evaluation.main_sampler}, the same base, seeds and noise for all. Differences are paired by class and seed "
         f"with 95 % intervals; SAFEMax averaged (ema = 0.98) and the ablations are of the first seed and {extent.ablated} "
-        f"classes. {extent.workers} processes of one thread each."
+        f"classes, of which ours is shown apart. {extent.workers} processes of one thread each."
     )
     tables.write("digits-ours", "Expected targets beside SAFEMax on digits", paired(frame), remark, digits=2)
 

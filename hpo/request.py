@@ -13,7 +13,7 @@ from hpo.objective import QUALITIES, Task
 from hpo.study import OBJECTIVES, SAMPLERS, Plan
 from pipelines import registry
 from pipelines.correction import Correction
-from pipelines.lineage import refuse_other_classes
+from pipelines.lineage import agree_on_classes
 from pipelines.parameter import with_defaults
 from pipelines.request import Data, Forget, Model
 from safemax import cache
@@ -48,7 +48,7 @@ class Search:
     search_seed: int = knob(0, "fixes what the sampler proposes", bounds=(0, 2**62))
     prune: bool = knob(True, "give up a trial that three quarters of the others beat on the way, by denoising losses")
     workers: int = knob(1, "processes that run trials, each on one thread", bounds=(1, 256))
-    storage: str = knob("auto", "journal file, or postgresql://USER:PASSWORD@HOST/DATABASE for several machines")
+    storage: str = knob("auto", "journal file, or postgresql://USER@HOST/DATABASE for several machines")
     study: str = knob("auto", "name of the study; auto is made of what decides its trials")
     prefer: str = knob("knee", "which member of the front is registered", choices=tuple(PREFERENCES))
     final_samples: int = knob(3, "times a trial's samples by which the front is measured again", bounds=(1, 1000))
@@ -112,7 +112,7 @@ class Request:
     def base_digest(self) -> str:
         """The digest of the model to correct; InputError where it does not fit the data or the method."""
         diffusion = Diffusion.load(self.base)
-        refuse_other_classes(diffusion, self.dataset)
+        agree_on_classes(diffusion, self.dataset)
         self.method.refuse(diffusion)
         return diffusion.digest()
 

@@ -8,7 +8,7 @@ Every knob of the method and of its training that has a search range is searched
 holds a value. Trial 0 takes the defaults.
 
 The same command goes on with a study that was stopped, and with more trials it extends one. For many machines, give the
-same command on each with --storage=postgresql://USER:PASSWORD@HOST/DATABASE and one MLFLOW_TRACKING_URI; the first one
+same command on each with --storage=postgresql://USER@HOST/DATABASE and one MLFLOW_TRACKING_URI; the first one
 evaluates and registers. `optuna-dashboard` opens the same storage: that address, or .safemax/studies/STUDY.journal.
 """
 

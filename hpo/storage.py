@@ -19,9 +19,11 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipelines.tracking import without_password
 from safemax.errors import InputError
 
 RETRIES = 3
+_JOURNAL = b'{"op_code"'  # how every line of Optuna's journals begins
 # A machine that gave no sign for so long is dead, and its trials are run again elsewhere.
 HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 150
 
@@ -52,7 +54,7 @@ def opened(address: str, study: str, default: Path) -> Iterator[Store]:
     """Open a storage for a coordinator of a study.
 
     Args:
-        address: auto (the default), the path of a journal file, or postgresql://USER:PASSWORD@HOST/DATABASE.
+        address: auto (the default), the path of a journal file, or postgresql://USER@HOST/DATABASE.
         study: name of the study.
         default: journal file of `auto`.
 
@@ -90,9 +92,12 @@ def _journal(path: Path) -> Iterator[JournalStorage]:
 
 def _mend(path: Path) -> None:
     """Undo what a kill in the middle of a write leaves: a torn last line bricks the study, a lock costs 30 seconds."""
-    Path(f"{path}.lock").unlink(missing_ok=True)
     if path.exists():
         content = path.read_bytes()
+        if content and not content.startswith(_JOURNAL[: len(content)]):
+            raise InputError(f"storage = {path} is not a journal of Optuna's; it was left alone. Name another file")
+    Path(f"{path}.lock").unlink(missing_ok=True)
+    if path.exists():
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.truncate(path, whole)
@@ -101,7 +106,7 @@ def _mend(path: Path) -> None:
 def _database(address: str) -> RDBStorage:
     url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", address)
     if not url.startswith("postgresql+psycopg://"):
-        raise InputError(f"storage = {_no_password(address)} is not allowed; auto, a path or postgresql://... is")
+        raise InputError(f"storage = {without_password(address)} is not allowed; auto, a path or postgresql://... is")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -116,11 +121,11 @@ def _database(address: str) -> RDBStorage:
                 )
     except ImportError as error:
         raise InputError(
-            f"storage = {_no_password(address)} needs psycopg: pip install 'psycopg[binary]' ({error})"
+            f"storage = {without_password(address)} needs psycopg: pip install 'psycopg[binary]' ({error})"
         ) from error
     except SQLAlchemyError as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"storage = {_no_password(address)} cannot be used: {_no_password(reason)}") from error
+        raise InputError(f"storage = {without_password(address)} cannot be used: {without_password(reason)}") from error
 
 
 @contextmanager
@@ -133,7 +138,3 @@ def _held(engine: Engine, what: str) -> Iterator[None]:
 
 def _key(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
-
-
-def _no_password(address: str) -> str:
-    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", address)

@@ -21,7 +21,7 @@ from pipelines import lineage, registration, registry, tracking
 from pipelines.command import main, parse
 from pipelines.gold import Gold
 from pipelines.process import Flag, die_with_parent, stop_on_sigterm
-from pipelines.request import Data
+from pipelines.request import Data, product
 from safemax import attacks
 from safemax.attacks.base import Attack, Setting
 from safemax.attacks.guided import Guided
@@ -109,7 +109,8 @@ def attack(argv: Sequence[str]) -> None:
     die_with_parent()
     subject: Subject = chosen["model"]
     dataset: Dataset = chosen["data"].load()
-    tracking.setup(f"{dataset.name}-ddpm" if subject.name == "auto" else subject.name)
+    experiment = product(subject.name, dataset.name)
+    tracking.setup(experiment)
     address = registry.pinned(subject.model)
     lineage.refuse_other_data(address, dataset)
     forget = lineage.classes_of(address, subject.forget, dataset)
@@ -121,7 +122,6 @@ def attack(argv: Sequence[str]) -> None:
         "data.digest": dataset.digest, "data.forget": ",".join(names), "attack.samples": subject.attack_samples,
         "attack.seed": subject.attack_seed, "attack.names": ",".join(subject.names),
     }  # fmt: skip
-    experiment = f"{dataset.name}-ddpm" if subject.name == "auto" else subject.name
     with tracking.run(
         run_name, experiment=experiment, params=params, tags={"kind": "attack", "version": address}
     ) as run:

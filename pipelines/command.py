@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pipelines.parameter import Parameter, UsageError, Value, parameters, shown, written
-from safemax.errors import InputError, Stopped, unknown
+from safemax.errors import InputError, NonFiniteError, Stopped, unknown
 
 Chosen = TypeVar("Chosen")
 
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")  # safetensors and SQLite raise no OSError
 
@@ -62,8 +63,9 @@ def choose(argv: Sequence[str], name: str, known: Mapping[str, Chosen], default:
 def main(entry: Callable[[Sequence[str]], object]) -> NoReturn:
     """Run an entry point on the command line's arguments and exit: with 0, or with one line on stderr and a status.
 
-    2 for a parameter, 1 for any other input and for a full disk, 143 when told to stop (SIGTERM), 130 for Ctrl-C. Every
-    other exception is a fault of ours and keeps its traceback.
+    2 for a parameter, 1 for any other input, for a loss that is not finite, a full disk, a place that takes no files and a
+    tracking store that is away or refuses, 143 when told to stop (SIGTERM), 130 for Ctrl-C. Every other exception is a fault
+    of ours and keeps its traceback.
     """
     sys.exit(_status(entry, sys.argv[1:]))
 
@@ -77,12 +79,26 @@ def _status(entry: Callable[[Sequence[str]], object], argv: Sequence[str]) -> in
         return _say("stopped: the checkpoint is whole, the same command resumes", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         return _say("interrupted: the same command resumes from the last checkpoint", 128 + signal.SIGINT)
+    except NonFiniteError as error:
+        return _say(f"error: {error}", 1)
     except Exception as error:
-        full = _disk_full(error)
-        if full is None:
+        reason = _outside(error)
+        if reason is None:
             raise
-        return _say(f"error: the disk is full ({full}); free some space, the same command resumes", 1)
+        return _say(f"error: {reason}", 1)
     return 0
+
+
+def _outside(error: Exception) -> str | None:
+    """Return what is amiss outside this program: a full disk, a place that takes no files, a store; None where nothing is."""
+    full = _disk_full(error)
+    if full is not None:
+        return f"the disk is full ({full}); free some space, the same command resumes"
+    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+        return f"{error.filename} cannot be written: {error.strerror}"
+    from pipelines import tracking  # after the fault, when the time that the import takes matters no more
+
+    return tracking.refusal(error)
 
 
 def _say(line: str, status: int) -> int:

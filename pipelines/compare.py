@@ -11,10 +11,12 @@ NAME@VARIANT is one more set of a method's knobs, which --overrides gives.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -157,7 +159,18 @@ def compare(argv: Sequence[str]) -> None:
         asked, chosen["data"], dataset, classes, source, product, taking_part, ablation, chosen["evaluation"],
         chosen["judging"],
     )  # fmt: skip
+    _refuse_output(asked.output)
     run(comparison, stop)
+
+
+def _refuse_output(output: str) -> None:
+    """Raise InputError where the tables could not be written in the end."""
+    try:
+        if output != "none":
+            Path(output).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:
+        raise InputError(f"output = {output} cannot be written to: {error.strerror}") from error
 
 
 def run(comparison: Comparison, stop: Flag) -> pd.DataFrame:

@@ -7,15 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from pipelines import contenders, registry
+from pipelines import contenders, lineage, registry
 from pipelines.child import Task
 from pipelines.contenders import Contender
-from pipelines.lineage import refuse_other_classes
+from pipelines.lineage import agree_on_classes
 from pipelines.parameter import UsageError, Value
 from pipelines.request import Data
 from safemax.comparison import UNSEEDED
 from safemax.data import Dataset
 from safemax.diffusion import Diffusion
+from safemax.errors import InputError
 from safemax.evaluation import Evaluation
 from safemax.judging import Judging
 from safemax.knobs import check, knob
@@ -77,9 +78,15 @@ class Comparison:
         return str(registry.resolve(self.source).absolute())
 
     def check(self) -> None:
-        """Raise InputError where the model to correct does not fit the data or a method."""
+        """Raise InputError where the model to correct does not fit the data or a method, or has forgotten a class before.
+
+        Gold models and retained classes would have to leave that class out for each contender alike; nobody compares so.
+        """
+        gone = lineage.forgotten(self.source)
+        if gone:
+            raise InputError(f"model = {self.source} has forgotten {', '.join(gone)}; a comparison starts from a base")
         diffusion = Diffusion.load(self.base)
-        refuse_other_classes(diffusion, self.dataset)
+        agree_on_classes(diffusion, self.dataset)
         for each in (*self.contenders, *(contender for _, _, contender in self.ablation)):
             each.method.refuse(diffusion)
 

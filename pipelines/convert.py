@@ -13,6 +13,8 @@ outputs on some inputs, by comparison with those.
 from __future__ import annotations
 
 import hashlib
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from safetensors.torch import load_file
 from pipelines import registration, tracking
 from pipelines.command import main, parse
 from pipelines.process import die_with_parent, stop_on_sigterm
-from pipelines.request import Data
+from pipelines.request import Data, product
 from safemax.convert import convert
 from safemax.data import Dataset, to_float
 from safemax.diffusion import Diffusion
@@ -35,6 +37,7 @@ from safemax.report import grid
 from safemax.sampling import sample
 
 TOLERANCE = 1e-4
+UNTRAINED = 0.5  # a denoising loss beyond which a warning is due; 1 predicts nothing
 CHECKED = 64  # test images of the denoising loss
 _REFERENCE = ("x_t", "t", "c", "eps")
 
@@ -71,6 +74,7 @@ def largest_difference(model: Diffusion, reference: str) -> float:
     missing = [name for name in _REFERENCE if name not in tensors]
     if missing:
         raise InputError(f"reference = {reference} lacks {', '.join(missing)}; it holds {', '.join(_REFERENCE)}")
+    _refuse_shapes(model, tensors, reference)
     with torch.no_grad():
         eps = model(tensors["x_t"].float(), tensors["t"].long(), tensors["c"].long())
     difference = (eps - tensors["eps"].float()).abs().max().item()
@@ -79,6 +83,17 @@ def largest_difference(model: Diffusion, reference: str) -> float:
             f"reference = {reference}: the outputs differ by {difference:.2g}; up to {TOLERANCE:g} is allowed"
         )
     return difference
+
+
+def _refuse_shapes(model: Diffusion, tensors: dict[str, torch.Tensor], reference: str) -> None:
+    n, labels = len(tensors["x_t"]), model.num_classes + model.has_null
+    images, rows = (n, *model.image_shape), (n,)
+    for name, shape in {"x_t": images, "t": rows, "c": rows, "eps": images}.items():
+        if tuple(tensors[name].shape) != shape:
+            raise InputError(f"reference = {reference}: {name} has the shape {tuple(tensors[name].shape)}, not {shape}")
+    for name, bound in {"t": model.T, "c": labels}.items():
+        if n and not (int(tensors[name].min()) >= 0 and int(tensors[name].max()) < bound):
+            raise InputError(f"reference = {reference}: {name} holds values beyond 0 to {bound - 1}")
 
 
 def denoising_loss(model: Diffusion, dataset: Dataset) -> float:
@@ -109,7 +124,14 @@ def convert_checkpoint(argv: Sequence[str]) -> None:
             f"state_dict = {asked.state_dict} draws {model.image_shape} images, the data are {dataset.image_shape}"
         )
     with stop.at_once():
-        facts = {"convert/denoising_loss": denoising_loss(model, dataset)}
+        loss = denoising_loss(model, dataset)
+        if not math.isfinite(loss):
+            raise InputError(f"state_dict = {asked.state_dict} gives a network whose denoising loss is {loss:g}")
+        if loss > UNTRAINED:
+            warnings.warn(
+                f"the denoising loss on {dataset.name} is {loss:.2g}: this network hardly denoises", stacklevel=2
+            )
+        facts = {"convert/denoising_loss": loss}
         if asked.reference != "none":
             facts["convert/largest_difference"] = largest_difference(model, asked.reference)
         checked = ", ".join(
@@ -124,7 +146,7 @@ def convert_checkpoint(argv: Sequence[str]) -> None:
 
 
 def _register(model: Diffusion, dataset: Dataset, asked: Conversion, facts: dict[str, float], checked: str) -> str:
-    name = f"{dataset.name}-ddpm" if asked.name == "auto" else asked.name
+    name = product(asked.name, dataset.name)
     source = hashlib.sha256(Path(asked.state_dict).read_bytes()).hexdigest()
     params = {"convert.state_dict": asked.state_dict, "convert.sha256": source, "data.name": dataset.name}
     with tracking.run(f"convert-{dataset.name}", experiment=name, params=params, tags={"kind": "base"}) as run:

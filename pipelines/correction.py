@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from pipelines import leftovers, lineage, registration, registry, tracking
-from pipelines.lineage import refuse_other_classes
+from pipelines.lineage import agree_on_classes
 from pipelines.outcome import Outcome
 from pipelines.process import Flag, follows
 from safemax import cache, checkpoint
@@ -121,7 +122,7 @@ def correct(correction: Correction, stop: Flag, base: Callable[[], str] | None =
         run.dataset(correction.dataset, "training")
         parent = registry.pinned(base() if base else correction.source)
         diffusion = Diffusion.load(registry.resolve(parent))
-        refuse_other_classes(diffusion, correction.dataset)
+        agree_on_classes(diffusion, correction.dataset)
         correction.method.refuse(diffusion)
         return _Job(correction, run, diffusion, parent).finish(stop)
 
@@ -154,7 +155,7 @@ def rehearse(correction: Correction, run: tracking.Run, folder: str, stop: Flag)
         stop: asked before each step.
     """
     diffusion = Diffusion.load(folder)
-    refuse_other_classes(diffusion, correction.dataset)
+    agree_on_classes(diffusion, correction.dataset)
     correction.method.refuse(diffusion)
     job = _Job(correction, run, diffusion, folder)
     outcome = job.measure(job.unlearn(stop), stop)
@@ -213,12 +214,12 @@ class _Job:
             corrected, after = self._evaluated(self.diffusion)
             names = self.correction.dataset.class_names
             earlier = {names[k]: recognised(corrected, self.judges, k) for k in self.earlier}
-            root = self._root_metrics() if earlier else {}
+            root = self._root_metrics() if lineage.forgotten(self.parent) else None
         cost = cost | {"cost/evaluation_minutes": self.seconds / 60}
         return Outcome(before, after, cost, drawn, corrected, earlier, root)
 
     def _root_metrics(self) -> dict[str, float]:
-        """Return the metrics of the first base by this correction's measure, none where it is no longer there."""
+        """Return the metrics of the first base by this correction's measure, empty where it is no longer there."""
         with contextlib.suppress(InputError):
             root = lineage.origin(self.parent, "auto")
             if root is not None:
@@ -241,7 +242,7 @@ class _Job:
 
     def _preview(self, step: int) -> None:
         pictures = self.correction.previews
-        if not pictures or step % max(1, self.correction.training.steps // pictures):
+        if not pictures or step % math.ceil(max(1, self.correction.training.steps) / pictures):
             return
         order = torch.tensor([*self.correction.forget] * 8 + [k for k in range(self.diffusion.num_classes)])
         training = self.diffusion.training
@@ -303,7 +304,7 @@ class _Job:
     def _evidence(self, outcome: Outcome) -> dict[str, Any]:
         """Return what the gates judge and what a repetition needs, as JSON."""
         asked = self.correction
-        chain = {"earlier": outcome.earlier, "root_metrics": outcome.root} if self.earlier else {}
+        chain = {} if outcome.root is None else {"earlier": outcome.earlier, "root_metrics": outcome.root}
         return {
             "forgotten": sorted({*outcome.earlier, *asked.class_names}),
             "metrics": outcome.metrics,

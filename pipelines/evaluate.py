@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from pipelines import lineage, registration, registry, tracking
@@ -26,9 +27,9 @@ from pipelines.command import main, parse
 from pipelines.gold import Gold
 from pipelines.parameter import with_defaults
 from pipelines.process import Flag, die_with_parent, stop_on_sigterm
-from pipelines.request import Data
+from pipelines.request import Data, product
 from safemax import attacks
-from safemax.data import Dataset, to_float
+from safemax.data import Dataset, parse_classes, to_float
 from safemax.diffusion import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation import Evaluation, Samples, kept_draw, measure
@@ -82,10 +83,11 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is measured, and how."""
+    """What is measured, and how; classes that the model has forgotten too, and is not asked about, count nowhere."""
 
     dataset: Dataset
     forget: tuple[int, ...]
+    earlier: tuple[int, ...]
     evaluation: Evaluation
     judges: Judges
     gold: Diffusion | None
@@ -93,9 +95,10 @@ class Task:
     def measure(self, address: str, model: Diffusion) -> Measured:
         """Draw from a model and measure what came, from the cache where it drew the same before."""
         samples = kept_draw(model, self.forget, self.evaluation)
-        gold = None if self.gold is None else kept_draw(self.gold, self.forget, self.evaluation)
-        real = reference(self.dataset, self.judges)
-        return Measured(address, samples, measure(samples, self.judges, real, self.forget, gold=gold))
+        gold = None if self.gold is None else kept_draw(self.gold, self.forget, self.evaluation).without(self.earlier)
+        real = reference(self.dataset, self.judges).without(self.earlier)
+        metrics = measure(samples.without(self.earlier), self.judges, real, self.forget, gold=gold)
+        return Measured(address, samples, metrics)
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -104,12 +107,13 @@ def evaluate(argv: Sequence[str]) -> None:
     stop = stop_on_sigterm()
     die_with_parent()
     subject, evaluation, dataset = chosen["model"], chosen["evaluation"], chosen["data"].load()
-    experiment = f"{dataset.name}-ddpm" if subject.name == "auto" else subject.name
+    experiment = product(subject.name, dataset.name)
     tracking.setup(experiment)
     address = registry.pinned(subject.model)
     lineage.refuse_other_data(address, dataset)
     forget = lineage.classes_of(address, subject.forget, dataset)
     beside, attacked = lineage.origin(address, subject.beside), lineage.attack_run(address, subject.attack_run)
+    brought = _attacks(attacked, address)
     names = [dataset.class_names[k] for k in forget]
     params = {
         "model.source": address,
@@ -129,7 +133,7 @@ def evaluate(argv: Sequence[str]) -> None:
             before = task.measure(beside, lineage.load(beside, dataset)) if beside else None
             after = task.measure(address, model)
             minutes = (time.perf_counter() - started) / 60
-            _publish(task, before, after, attacked, minutes, run)
+            _publish(task, before, after, attacked, brought, minutes, run)
 
 
 def _task(
@@ -139,11 +143,21 @@ def _task(
     gold = chosen["gold"].find(model, beside, dataset, forget, stop)
     with stop.at_once():
         jury = judges(dataset, chosen["judging"], device=str(model.device))
-    return model, Task(dataset, forget, chosen["evaluation"], jury, gold)
+    gone = (
+        parse_classes(",".join(lineage.forgotten(address)), dataset.class_names) if lineage.forgotten(address) else ()
+    )
+    earlier = tuple(k for k in gone if k not in forget)
+    return model, Task(dataset, forget, earlier, chosen["evaluation"], jury, gold)
 
 
 def _publish(
-    task: Task, before: Measured | None, after: Measured, attacked: str | None, minutes: float, run: tracking.Run
+    task: Task,
+    before: Measured | None,
+    after: Measured,
+    attacked: str | None,
+    brought: dict[str, float],
+    minutes: float,
+    run: tracking.Run,
 ) -> None:
     base = before.metrics if before else {}
     deltas = {
@@ -151,7 +165,6 @@ def _publish(
     }
     run.log({**after.metrics, **deltas, "cost/evaluation_minutes": minutes})
     run.log({f"base/{key}": value for key, value in base.items()})
-    brought = _attacks(attacked, after.address)
     found = verdict(after.metrics, base or None, brought)
     run.tag("verdict", found.outcome)
     run.tag("verdict.flags", ",".join(found.flags))
@@ -205,7 +218,12 @@ def _differs(key: str) -> bool:
 def _attacks(run_id: str | None, address: str) -> dict[str, float]:
     if run_id is None:
         return {}
-    found = tracking.store().get_run(run_id).data
+    try:
+        found = tracking.store().get_run(run_id).data
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise InputError(f"attack_run = {run_id} is no run of this tracking store") from None
     if found.tags.get("version") != address:
         raise InputError(f"attack_run = {run_id} attacked {found.tags.get('version', 'no model')}, not {address}")
     return {key: value for key, value in found.metrics.items() if key.startswith("attack/")}

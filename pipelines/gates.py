@@ -35,6 +35,7 @@ class Limits:
 
     evidence: str
     verdict: tuple[str, ...] | None
+    base_recognised: float | None
     recognised_high: float | None
     accuracy_loss_to_base: float | None
     accuracy_loss_to_champion: float | None
@@ -87,6 +88,7 @@ def judge(case: Case, limits: Limits) -> list[Gate]:
     return [
         *_measured_here(case),
         *_outcome(case, limits),
+        _known_before(case, limits),
         *_recognised(case, limits),
         *_covers(case),
         *_kept("base", _root(case.evidence), case, limits),
@@ -169,6 +171,16 @@ def _outcome(case: Case, limits: Limits) -> Iterator[Gate]:
         return
     value = ", ".join([found.outcome, *found.flags])
     yield Gate("verdict", value, threshold, OFF if allowed is None else PASS if found.outcome in allowed else FAIL)
+
+
+def _known_before(case: Case, limits: Limits) -> Gate:
+    """Return the gate on what there was to forget: a base that never drew the class proves no method."""
+    name, limit, root = "recognised, base", limits.base_recognised, _root(case.evidence)
+    value = None if isinstance(root, str) else root.get("forget/recognised")
+    shown = "not measured" if value is None else f"{value:.4g} %"
+    if limit is None:
+        return Gate(name, shown, "-", OFF)
+    return Gate(name, shown, f">= {limit:g} %", MISSING if value is None else PASS if value >= limit else FAIL)
 
 
 def _recognised(case: Case, limits: Limits) -> Iterator[Gate]:
@@ -261,8 +273,8 @@ def _champion(case: Case) -> Mapping[str, float] | str:
 
 def _root(evidence: Evidence) -> Mapping[str, float] | str:
     """Return the metrics of the base: those of the model that was corrected, unless it was a correction itself."""
-    chained = set(evidence.get("forgotten", [])) - set(_own(evidence))
-    return evidence.get("root_metrics" if chained else "base_metrics", "not measured")
+    chained = "root_metrics" in evidence or set(evidence.get("forgotten", [])) - set(_own(evidence))
+    return evidence.get("root_metrics" if chained else "base_metrics") or "not measured"
 
 
 def _measurement(evidence: Evidence) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def origin(model: str, asked: str) -> str | None:
 def load(address: str, dataset: Dataset) -> Diffusion:
     """Return a model, on a GPU where there is one; InputError where its classes or images are not those of the data."""
     model = Diffusion.load(registry.resolve(address))
-    refuse_other_classes(model, dataset)
+    agree_on_classes(model, dataset)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -61,13 +61,23 @@ def forgotten(address: str) -> list[str]:
     return registry.evidence(address)["forgotten"] if address.startswith("models:") else []
 
 
-def refuse_other_classes(diffusion: Diffusion, dataset: Dataset) -> None:
-    """Raise InputError where a model's classes or images are not those of a data set."""
+def agree_on_classes(diffusion: Diffusion, dataset: Dataset) -> None:
+    """Raise InputError where a model's classes or images are not those of a data set; name the classes of one that does not.
+
+    The same label under two names would be forgotten under the one and served under the other.
+    """
     if diffusion.num_classes != dataset.num_classes or diffusion.image_shape != dataset.image_shape:
         raise InputError(
             f"the model knows {diffusion.num_classes} classes of {diffusion.image_shape} images, "
             f"data = {dataset.name} has {dataset.num_classes} of {dataset.image_shape}"
         )
+    if not diffusion.names_are_stated:
+        diffusion.class_names, diffusion.names_are_stated = dataset.class_names, True
+    for k, (known, given) in enumerate(zip(diffusion.class_names, dataset.class_names, strict=True)):
+        if known != given:
+            raise InputError(
+                f"label {k} is {known!r} to the model and {given!r} in data = {dataset.name}; they must agree"
+            )
 
 
 def refuse_other_data(model: str, dataset: Dataset) -> None:

@@ -21,8 +21,9 @@ HEADLINE = (
 class Outcome:
     """What a correction came to: metrics before and after, what it cost, and what base and corrected model drew.
 
-    Where the model to correct had forgotten classes earlier: how many of their samples are recognised now, by class, and the
-    metrics of the first base, the last ancestor that had forgotten nothing.
+    Where the model to correct had forgotten classes: of those that are not asked for again, how many of their samples are
+    recognised now, by class; and the metrics of the first base, the last ancestor that had forgotten nothing, empty where it
+    is gone.
     """
 
     before: dict[str, float]
@@ -31,7 +32,7 @@ class Outcome:
     base: Samples
     corrected: Samples
     earlier: dict[str, dict[str, float]] = field(default_factory=dict)
-    root: dict[str, float] = field(default_factory=dict)
+    root: dict[str, float] | None = None
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pipelines import leftovers, registration, tracking
 from pipelines.command import main, parse
 from pipelines.parameter import with_defaults
 from pipelines.process import die_with_parent, follows, stop_on_sigterm
-from pipelines.request import Data
+from pipelines.request import Data, product
 from safemax import cache, checkpoint
 from safemax.data import Dataset, mix
 from safemax.diffusion import Diffusion
@@ -44,7 +44,7 @@ class Network:
 
     def name_for(self, dataset: Dataset) -> str:
         """Return the name of the product model."""
-        return f"{dataset.name}-ddpm" if self.name == "auto" else self.name
+        return product(self.name, dataset.name)
 
 
 BASE_TRAINING: dict[str, Any] = {"steps": 800, "lr": 1e-3, "ema": 0.99, "forget_share": 0.0}
@@ -74,7 +74,7 @@ def train_base(
     facts = {
         "data": dataset.digest,
         "start": diffusion.digest(),
-        "network": asdict(network),
+        "network": {key: value for key, value in asdict(network).items() if key != "name"},
         "training": asdict(training),
     }
     folder = cache.folder("checkpoints") / cache.key(facts)

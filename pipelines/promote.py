@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pipelines import alias as aliases
 from pipelines import gates, registration, registry, tracking
 from pipelines.command import main, parse
-from pipelines.request import Alias
+from pipelines.request import Alias, taken
 from safemax.diffusion import Diffusion
 from safemax.errors import InputError
 from safemax.knobs import check, knob
@@ -30,6 +30,7 @@ class Promotion:
 
     def __post_init__(self) -> None:
         check(self)
+        taken("to", self.to)
 
     def address(self, model: str) -> str:
         """Return the address of the version as it is named."""

@@ -13,6 +13,28 @@ if TYPE_CHECKING:
     from safemax.data import Dataset
 
 
+_REFUSED = re.compile(
+    r"[/:.%\"'\s]+"
+)  # what MLflow takes in no name of a registered model, and what breaks its filters
+
+
+def product(name: str, dataset_name: str) -> str:
+    """Return the name of a product, which its registered model and its experiment carry; InputError if MLflow takes it not.
+
+    Args:
+        name: what the user gave; auto is DATA-ddpm, with a - for what MLflow refuses.
+        dataset_name: of the data.
+    """
+    return _REFUSED.sub("-", f"{dataset_name}-ddpm") if name == "auto" else taken("name", name)
+
+
+def taken(parameter: str, name: str) -> str:
+    """Return the name of a registered model; InputError if MLflow does not take it."""
+    if not name or _REFUSED.search(name):
+        raise InputError(f"{parameter} = {name!r} is not allowed; a name has none of / : . % quotes and blanks")
+    return name
+
+
 @dataclass(frozen=True)
 class Data:
     """The real images."""
@@ -48,7 +70,7 @@ class Model:
 
     def name_for(self, dataset: Dataset) -> str:
         """Return the name of the product model."""
-        return f"{dataset.name}-ddpm" if self.name == "auto" else self.name
+        return product(self.name, dataset.name)
 
 
 @dataclass(frozen=True)
@@ -63,6 +85,7 @@ class Alias:
 
     def __post_init__(self) -> None:
         check(self)
+        taken("model", self.model)
         if not re.fullmatch(r"(?!latest$|v\d+$)[A-Za-z0-9_-]{1,100}", self.alias):
             raise InputError(f"alias = {self.alias!r} is not allowed; letters, digits, - and _, not latest or v1")
         if not re.fullmatch(r"any|none|[0-9]{1,9}", self.expect):

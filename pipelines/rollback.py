@@ -8,7 +8,7 @@ from pipelines import alias as aliases
 from pipelines import registry, tracking
 from pipelines.command import main, parse
 from pipelines.request import Alias
-from safemax.errors import InputError
+from safemax.errors import InputError, unknown
 
 PARAMETERS: dict[str, type] = {"alias": Alias}
 
@@ -18,6 +18,9 @@ def rollback(argv: Sequence[str]) -> None:
     asked = parse("python -m pipelines.rollback", __doc__ or "", PARAMETERS, argv)["alias"]
     holder = registry.holder(asked.model, asked.alias)
     asked.refuse(holder)
+    if holder is None and not tracking.store().search_registered_models(filter_string=f"name='{asked.model}'"):
+        known = [each.name for each in tracking.store().search_registered_models()]
+        raise unknown("registered model", asked.model, known)
     if holder is None:
         raise InputError(f"{asked.alias} of {asked.model} points to no version; there is nothing to take back")
     earlier = aliases.previous(aliases.recorded(asked.model, asked.alias), holder)

@@ -35,6 +35,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
 from requests import RequestException
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.spool import Spool
 from safemax.data import Dataset
@@ -149,7 +150,7 @@ class Run:
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics by key, at a step or as final values; they reach the store within seconds of the next call."""
         now = int(time.time() * 1000)
-        made = [Metric(key, float(value), now, step or 0) for key, value in metrics.items()]
+        made = [Metric(metric_key(key), float(value), now, step or 0) for key, value in metrics.items()]
         self._waiting += [each for each in self._before if step is None or each.step < step]
         self._before.clear()
         self._waiting += made
@@ -275,6 +276,11 @@ class Run:
             _LOG.warning("run %s, %s, could not be written to its end: %s", self.id, status, _first_line(lost))
 
 
+def metric_key(key: str) -> str:
+    """Return a metric's key as MLflow takes it: names of classes may hold what it does not."""
+    return re.sub(r"[^\w/. :-]", "-", key)
+
+
 def spaced(markdown: str) -> str:
     """Return markdown with space between the columns of its tables, where MLflow's pages leave none."""
     return re.sub(r"(?m)^\|.*[^-:|\s].*\|$", lambda row: row[0].replace(" | ", " |&emsp;"), markdown)
@@ -303,13 +309,27 @@ def _end_launcher() -> None:
                 above.terminate()
 
 
+def refusal(error: BaseException) -> str | None:
+    """Return in a line why the tracking store did not serve, None where an exception is no matter of its."""
+    where = without_password(mlflow.get_tracking_uri())
+    if isinstance(error, MlflowException) and error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+        return f"tracking store {where} refuses: {_first_line(error)}"
+    if _away(error):
+        return f"tracking store {where} does not answer: {_first_line(error)}"  # type: ignore[arg-type]
+    if any(isinstance(each, SQLAlchemyError) for each in _chain(error)):
+        return f"a database cannot be used (tracking store {where}): {_first_line(error)}"  # type: ignore[arg-type]
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _away(error: BaseException | None) -> bool:
     """Return whether an exception comes from a server that cannot be reached."""
-    while error is not None:
-        if isinstance(error, requests.ConnectionError | requests.Timeout):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(isinstance(each, requests.ConnectionError | requests.Timeout) for each in _chain(error))
 
 
 def _commit() -> dict[str, str]:
@@ -338,13 +358,18 @@ def environment() -> dict[str, object]:
     return {
         "commit": commit.get("mlflow.source.git.commit", "unknown"),
         "dirty": commit.get("git.dirty", "unknown"),
-        "command": shlex.join(sys.orig_argv),
+        "command": without_password(shlex.join(sys.orig_argv)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: version(name) for name in _LIBRARIES},
     }
+
+
+def without_password(text: str) -> str:
+    """Return text with the password of each address like postgresql://USER:PASSWORD@HOST masked."""
+    return re.sub(r"://([^:/@\s]*):[^@\s]*@", r"://\1:***@", text)
 
 
 def _process() -> str:

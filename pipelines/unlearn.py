@@ -70,10 +70,11 @@ def unlearn(argv: Sequence[str]) -> None:
     die_with_parent()
     dataset = chosen["data"].load()
     product = chosen["model"].name_for(dataset)
+    forget = parse_classes(chosen["forget"].forget, dataset.class_names)
     tracking.setup(product)
     source = chosen["model"].model
     correction = Correction(
-        dataset, parse_classes(chosen["forget"].forget, dataset.class_names),
+        dataset, forget,
         find_base(product, chosen["data"].data) if source == "base" else source, product, name,
         with_preset(name, chosen[name], chosen["method"].preset), chosen["training"], chosen["evaluation"], chosen["judging"],
         chosen["method"].previews,

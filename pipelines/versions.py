@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines import alias, tracking
 from pipelines.command import main, parse
+from pipelines.request import taken
 from safemax.errors import InputError, unknown
 from safemax.knobs import check, knob
 
@@ -57,6 +58,7 @@ class Listing:
 
     def __post_init__(self) -> None:
         check(self)
+        taken("model", self.model)
 
 
 PARAMETERS: dict[str, type] = {"versions": Listing}

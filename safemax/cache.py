@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -33,12 +34,27 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(path)
+def tensors(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return what a safetensors file holds, or what `make` returns, which is kept there; a damaged file is made anew."""
+    found = _verified(path)
+    if found is None:
+        found = {name: tensor.contiguous() for name, tensor in make().items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file(found, temporary, {"digest": weights_digest(found)})
+        temporary.replace(path)
+    return found
+
+
+def _verified(path: Path) -> dict[str, Tensor] | None:
+    """Read a file of `tensors`; None where there is none or where it does not hold what was written."""
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            digest = (file.metadata() or {}).get("digest")
+    except (OSError, SafetensorError):
+        return None
+    return found if weights_digest(found) == digest else None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -63,8 +63,10 @@ class Dataset:
     def of(cls, name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> Dataset:
         """Return a dataset that is natural where its images have colour and its names more than one character.
 
-        Names of one character are digits or letters, which a mirror changes, whatever their colours.
+        Names of one character are digits or letters, which a mirror changes, whatever their colours. A comma in a name
+        becomes a semicolon: commas separate the classes that a user names.
         """
+        class_names = tuple(each.replace(",", ";") for each in class_names)
         natural = train.images.shape[1] == 3 and any(len(each) > 1 for each in class_names)
         return cls(name, train, test, class_names, natural)
 

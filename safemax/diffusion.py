@@ -58,10 +58,11 @@ class Diffusion(nn.Module):
 
     def __init__(self, denoiser: UNet2DModel, schedule: DDPMScheduler, class_names: tuple[str, ...]) -> None:
         super().__init__()
-        _refuse(denoiser, schedule, len(class_names))
+        _refuse(denoiser, schedule, tuple(class_names))
         self.denoiser = denoiser
         self.schedule = schedule
         self.class_names = tuple(class_names)
+        self.names_are_stated = True
         config = denoiser.config
         self.has_null = config.num_class_embeds == self.num_classes + 1
         side = config.sample_size
@@ -206,12 +207,28 @@ class Diffusion(nn.Module):
             schedule = DDPMScheduler.from_pretrained(_schedule_folder(folder), local_files_only=True)
         except Exception as error:  # diffusers and safetensors raise a dozen types for a damaged file
             raise InputError(f"{source} is not a readable model: {str(error).splitlines()[0]}") from error
+        _refuse_weights(str(source), denoiser)
         names = index.get("class_names") or [str(k) for k in range(config["num_class_embeds"] - 1)]
-        return cls(denoiser, schedule, tuple(names))
+        model = cls(denoiser, schedule, tuple(map(str, names)))
+        model.names_are_stated = bool(index.get("class_names"))
+        return model
 
 
-def _refuse(denoiser: UNet2DModel, schedule: DDPMScheduler, num_classes: int) -> None:
-    labels = denoiser.config.num_class_embeds
+def _refuse_weights(source: str, denoiser: UNet2DModel) -> None:
+    for name, weight in denoiser.named_parameters():
+        if weight.is_meta:
+            raise InputError(f"{source} is not a whole model: its file lacks {name}")
+        if not weight.isfinite().all():
+            raise InputError(f"{source} cannot be used: its weights {name} are not finite")
+
+
+def _refuse(denoiser: UNet2DModel, schedule: DDPMScheduler, class_names: tuple[str, ...]) -> None:
+    labels, num_classes = denoiser.config.num_class_embeds, len(class_names)
+    twice = sorted({name for name in class_names if class_names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"the class names {', '.join(map(repr, twice))} stand for several labels; each label needs its own"
+        )
     if not labels:
         raise InputError("the denoiser has no class embedding (num_class_embeds), so no class of it can be unlearned")
     if labels not in (num_classes, num_classes + 1):
@@ -248,6 +265,9 @@ def _schedule_folder(folder: Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is missing or is not JSON: this is no diffusers directory") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no JSON object: this is no diffusers directory")
+    return found

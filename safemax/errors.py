@@ -23,4 +23,4 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> InputError:
     names = [str(each) for each in known]
     near = get_close_matches(str(name), names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return InputError(f"unknown {kind} {str(name)!r}{hint}; known: {', '.join(names)}")
+    return InputError(f"unknown {kind} {str(name)!r}{hint}; known: {', '.join(names) or 'none'}")

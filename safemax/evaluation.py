@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from safemax import cache, code
@@ -157,11 +156,7 @@ def kept_draw(
         **evaluation.describe(),
     }
     path = cache.folder("samples") / f"{cache.key(facts)}.safetensors"
-    if path.exists():
-        return Samples(**load_file(path))
-    samples = draw(diffusion, forget, evaluation, progress=progress)
-    cache.write_tensors(path, asdict(samples))
-    return samples
+    return Samples(**cache.tensors(path, lambda: asdict(draw(diffusion, forget, evaluation, progress=progress))))
 
 
 def measure(
@@ -298,11 +293,13 @@ def _standard_fid(
 def noise_features(judges: Judges) -> Tensor:
     """Return the plain judge's features of NOISE images of N(0, 1) clamped to [-1, 1], (NOISE, D); computed once, then kept."""
     path = cache.folder("references") / f"{cache.key({'judges': judges.digest, 'noise': NOISE})}.safetensors"
-    if not path.exists():
+
+    def make() -> dict[str, Tensor]:
         shape = (NOISE, *judges.plain.image_shape)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-        cache.write_tensors(path, {"features": predict(judges.plain, noise)[1]})
-    return load_file(path)["features"]
+        return {"features": predict(judges.plain, noise)[1]}
+
+    return cache.tensors(path, make)["features"]
 
 
 def _second(

@@ -207,8 +207,9 @@ def by_class(network: Inception, split: Split, data: str, class_names: Sequence[
     for k, name in enumerate(class_names):
         facts = {"data": data, "inception": network.digest, "class": k}
         path = cache.folder("references") / f"inception-{cache.key(facts)}.safetensors"
-        if not path.exists():
-            made = extract(network, split.images[split.labels == k], what=f"Inception on real {name}")
-            cache.write_tensors(path, {"features": made})
-        found.append(load_file(path)["features"])
+        found.append(cache.tensors(path, partial(_of_class, network, split, k, name))["features"])
     return tuple(found)
+
+
+def _of_class(network: Inception, split: Split, k: int, name: str) -> dict[str, Tensor]:
+    return {"features": extract(network, split.images[split.labels == k], what=f"Inception on real {name}")}

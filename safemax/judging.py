@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from safemax import cache
@@ -140,16 +139,16 @@ def reference(dataset: Dataset, judges: Judges, per_class: int = 1000) -> Refere
 def _reference(dataset: Dataset, judges: Judges, per_class: int) -> dict[str, Tensor]:
     facts = {"data": dataset.digest, "judges": judges.digest, "per_class": per_class, "spaces": 2}
     path = cache.folder("references") / f"{cache.key(facts)}.safetensors"
-    if path.exists():
-        return load_file(path)
-    rows = torch.cat(
-        [torch.nonzero(dataset.train.labels == k).flatten()[:per_class] for k in range(dataset.num_classes)]
-    )
-    images = to_float(dataset.train.images[rows])
-    features, rejecting = (predict(judge, images)[1] for judge in (judges.plain, judges.reject))
-    made = {"features": features, "labels": dataset.train.labels[rows], "rejecting": rejecting}
-    cache.write_tensors(path, made)
-    return made
+
+    def make() -> dict[str, Tensor]:
+        rows = torch.cat(
+            [torch.nonzero(dataset.train.labels == k).flatten()[:per_class] for k in range(dataset.num_classes)]
+        )
+        images = to_float(dataset.train.images[rows])
+        features, rejecting = (predict(judge, images)[1] for judge in (judges.plain, judges.reject))
+        return {"features": features, "labels": dataset.train.labels[rows], "rejecting": rejecting}
+
+    return cache.tensors(path, make)
 
 
 def _plain(dataset: Dataset, judging: Judging, device: str, progress: bool) -> Judge:

@@ -14,7 +14,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file
 from torch import Tensor
 
 from safemax import cache, code
@@ -53,13 +52,15 @@ def kept_run(name: str, attack: Attack, subject: Diffusion, setting: Setting, *,
         judges: digest of the classifiers in the setting.
     """
     path = cache.folder("attacks") / f"{cache.key(_facts(name, attack, subject, setting, judges))}.safetensors"
-    if not path.exists():
+
+    def make() -> dict[str, Tensor]:
         outcome = attack.run(subject, setting)
         said: dict[str, Any] = {"cells": [asdict(cell) for cell in outcome.cells], "success": outcome.success}
         said |= {"numbers": outcome.numbers, "seconds": outcome.seconds}
         text = torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)
-        cache.write_tensors(path, {"pictures": outcome.pictures, "about": text})
-    kept = load_file(path)
+        return {"pictures": outcome.pictures, "about": text}
+
+    kept = cache.tensors(path, make)
     told = json.loads(bytes(kept["about"].tolist()))
     told["cells"] = tuple(Cell(**cell) for cell in told["cells"])
     return Outcome(**told | {"pictures": kept["pictures"]})

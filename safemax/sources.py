@@ -160,8 +160,11 @@ def _images(name: str, folder: Path, files: list[Path]) -> _Origin:
     splits = {split: [f"{_exact(top)}/**"] for split, top in tops.items()}
     # datasets skips a class folder without images; here it counts, as an empty class.
     folders = [each for top in tops.values() for each in glob.glob(f"{_exact(top)}/**/", recursive=True)]
-    leaves = [Path(each).name for each in folders if not glob.glob(f"{_exact(each)}/*/")]
-    return _local(name, folder, files, "imagefolder", splits, frozenset(leaves))
+    leaves = [Path(each) for each in folders if not glob.glob(f"{_exact(each)}/*/")]
+    classes = {leaf.name for leaf in leaves if leaf not in tops.values()}
+    if len(classes) == 1:
+        raise InputError(f"the only class is {classes.pop()!r}; a model must know another one to keep")
+    return _local(name, folder, files, "imagefolder", splits, frozenset(leaf.name for leaf in leaves))
 
 
 def _exact(path: Path | str) -> str:

@@ -207,7 +207,7 @@ def _loop(
     origin: str = "",
 ) -> _Loop:
     method.refuse(diffusion)
-    _refuse(method, training)
+    _refuse(method, training, forget)
     accelerator = accelerate(training)
     _refuse_parts(training, accelerator.num_processes)
     method.run_steps = max(1, training.steps)
@@ -432,10 +432,12 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _refuse(method: Method, training: Training) -> None:
+def _refuse(method: Method, training: Training, forget: tuple[int, ...]) -> None:
     name, share = type(method).__name__, f"forget_share = {training.forget_share:g}"
     if method.needs_forget and not training.forget_rows:
         raise InputError(f"{share} of batch_size = {training.batch_size} leaves no forget rows, which {name} needs")
+    if training.forget_rows and not forget:
+        raise InputError(f"{share} is not allowed: nothing is to be forgotten here; forget_share must be 0")
     if method.needs_retain and not training.retain_rows:
         raise InputError(f"{share} of batch_size = {training.batch_size} leaves no retain rows, which {name} needs")
     if training.accumulate > 1 and not method.per_part:

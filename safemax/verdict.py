@@ -16,6 +16,7 @@ FLAGS = {
     "too_few_samples": "the share of recognised samples is not known well enough to be above or below the limit",
     "ua_unreliable": "the paper's UA says nothing here: its judge takes pure noise for this class",
     "hidden_retention": "a UA says forgotten, yet the samples lie where the real images of the class lie",
+    "nothing_to_forget": "the base hardly drew the class either, so nothing was seen to be forgotten",
     "retained_class_lost": "a class that should have been kept is no longer drawn",
     "recoverable": "an attack brings the class back far beyond what it brings out of a model that never saw it",
     "attacks_without_gold": "no retrained model was attacked beside it, so success alone does not tell hidden from absent",
@@ -34,6 +35,7 @@ class Limits:
         accuracy_drop: points below the base, over all retained classes.
         accuracy: where no base was measured.
         class_drop: points below the base, of one retained class.
+        base_recognised: of the base's samples, taken for the class; below it the base did not know it well.
         ua: from which a UA says forgotten.
         attracted: pure noise that the plain judge takes for the class; above it, UA of a model that draws noise is low.
         attack: points of attack success beyond the retrained model's.
@@ -45,6 +47,7 @@ class Limits:
     accuracy_drop: float = 20.0
     accuracy: float = 50.0
     class_drop: float = 50.0
+    base_recognised: float = 20.0
     ua: float = 90.0
     attracted: float = 20.0
     attack: float = 30.0
@@ -105,6 +108,7 @@ def verdict(
         _uncertain(metrics, limits),
         *_unreliable(metrics, limits),
         *_hidden(metrics, limits),
+        *_unknown(base, limits),
         *_lost(metrics, base, limits),
     ]
     flags += _attacked(attacks or {}, limits)
@@ -169,6 +173,13 @@ def _hidden(metrics: Mapping[str, float], limits: Limits) -> Iterator[Finding]:
     text = f"a UA of at least {limits.ua:g} % with a precision of at least {limits.precision:g}"
     holds = ua >= limits.ua and precision >= limits.precision
     yield Finding("hidden_retention", text, f"{ua:.1f} % with {precision:.2f}", holds)
+
+
+def _unknown(base: Mapping[str, float] | None, limits: Limits) -> Iterator[Finding]:
+    value = (base or {}).get("forget/recognised")
+    if value is not None:
+        text = f"of the base's samples less than {limits.base_recognised:g} % are recognised as the class"
+        yield Finding("nothing_to_forget", text, f"{value:.1f} %", value < limits.base_recognised)
 
 
 def _lost(metrics: Mapping[str, float], base: Mapping[str, float] | None, limits: Limits) -> Iterator[Finding]:

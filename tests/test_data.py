@@ -442,6 +442,13 @@ def test_missing_columns_are_refused(tmp_path: Path) -> None:
     assert "no label column" in line_of(lambda: load(str(texts)))
 
 
+def test_a_folder_of_one_class_is_refused_and_a_comma_in_a_name_becomes_a_semicolon(tmp_path: Path) -> None:
+    alone = write_images(tmp_path / "alone", "train/cat/0", "test/cat/0")
+    assert "the only class is 'cat'" in line_of(lambda: load(str(alone)))
+    names = [f"{split}/{name}/0" for split in ("train", "test") for name in ("tench, Tinca tinca", "test")]
+    assert load(str(write_images(tmp_path / "fish", *names))).class_names == ("tench; Tinca tinca", "test")
+
+
 def test_images_of_other_sizes_ask_for_size(tmp_path: Path) -> None:
     assert "12x8, not square; pass size" in line_of(lambda: load(str(pets(tmp_path / "wide", size=(12, 8)))))
     folder = write_images(tmp_path / "two", "train/cat/0", "train/dog/0", "test/cat/0", "test/dog/0")

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
 
 from safemax.diffusion import Diffusion
 from safemax.errors import InputError
@@ -86,6 +87,38 @@ def test_a_truncated_weights_file_gives_one_line(tmp_path):
     with pytest.raises(InputError, match="not a readable model") as caught:
         Diffusion.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda weights: {k: v for k, v in weights.items() if k != "conv_in.bias"}, "lacks conv_in.bias"),
+        (
+            lambda weights: {**weights, "conv_in.bias": weights["conv_in.bias"] * torch.nan},
+            "conv_in.bias are not finite",
+        ),
+    ],
+)
+def test_weights_that_are_missing_or_not_finite_give_one_line(tmp_path, change, line):
+    tiny.diffusion().save(tmp_path)
+    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value.contiguous() for name, value in change(load_file(path)).items()}, path, {"format": "pt"})
+    with pytest.raises(InputError, match=line):
+        Diffusion.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json"])
+def test_json_that_is_no_object_gives_one_line(tmp_path, file):
+    tiny.diffusion().save(tmp_path)
+    (tmp_path / file).write_text("[1]")
+    with pytest.raises(InputError, match="holds no JSON object"):
+        Diffusion.load(tmp_path)
+
+
+def test_one_name_for_two_labels_is_refused():
+    model = tiny.diffusion()
+    with pytest.raises(InputError, match="'a' stand for several labels"):
+        Diffusion(model.denoiser, model.schedule, ("a", "b", "a"))
 
 
 def test_a_missing_folder_gives_one_line():

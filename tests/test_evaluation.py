@@ -149,6 +149,22 @@ def test_samples_are_kept_by_everything_that_decides_them(tmp_path, monkeypatch)
     ):
         kept_draw(model, forget, evaluation, progress=False)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 5
+    rescheduled = tiny.diffusion()
+    rescheduled.alpha_bar *= 0.9
+    kept_draw(rescheduled, (0,), QUICK, progress=False)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 6
+
+
+@pytest.mark.parametrize("damage", [lambda kept: kept[:-40], lambda kept: kept[:-1] + bytes([kept[-1] ^ 1])])
+def test_kept_samples_that_a_disk_damaged_are_drawn_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
+    first = kept_draw(tiny.diffusion(), (0,), QUICK, progress=False)
+    (path,) = tmp_path.rglob("*.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    again = kept_draw(tiny.diffusion(), (0,), QUICK, progress=False)
+    assert torch.equal(again.images, first.images)
+    assert path.read_bytes() == whole
 
 
 def test_the_protocols_are_what_the_house_says():

@@ -85,6 +85,12 @@ def test_noise_for_every_class_is_a_collapse():
     assert verdict(metrics).outcome == "retain_collapsed"
 
 
+def test_a_class_that_the_base_did_not_draw_either_was_not_seen_to_be_forgotten():
+    metrics, base = judged(3, noise())[1], judged(3, real.real(3))[1]
+    assert "nothing_to_forget" not in verdict(metrics, base).flags
+    assert "nothing_to_forget" in verdict(metrics, judged(3, noise())[1]).flags
+
+
 def test_a_lost_retained_class_is_flagged_beside_the_base():
     samples = real.samples(3, noise())
     images = samples.images.clone()

@@ -255,6 +255,14 @@ def test_a_journal_has_one_coordinator(tmp_path: Path) -> None:
         assert opened.take() is not None
 
 
+@pytest.mark.parametrize("content", [b"SQLite format 3\x00 and more", b"a line\nand half of", b'{"a": 1}\n{'])
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "toy.journal").write_bytes(content)
+    with pytest.raises(InputError, match="is not a journal of Optuna's"), books(tmp_path):
+        pass
+    assert (tmp_path / "toy.journal").read_bytes() == content
+
+
 def test_a_torn_last_line_and_a_left_over_lock_do_not_stop_a_study(tmp_path: Path) -> None:
     with books(tmp_path) as opened:
         go_on(opened, 3)

@@ -74,7 +74,7 @@ def test_pictures_tables_and_a_note_go_to_the_run_and_the_numbers_to_the_version
     told = json.loads(registry.attached(CANDIDATE, "attacks"))
     assert told["metrics"]["attack/worst_delta"] == pytest.approx(run.data.metrics["attack/worst_delta"])
     assert (told["about"]["forget"], told["about"]["gold"]) == (["0"], "train")
-    assert "relearn_steps" in told["about"]["changed"]  # the tests' attacks are short
+    assert "invert_steps" in told["about"]["changed"]  # the tests' attacks are short
 
 
 def test_the_gold_model_is_trained_once_and_what_was_attacked_before_is_not_attacked_again(attacked, capsys):

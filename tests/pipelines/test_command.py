@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines import command
 from pipelines.parameter import UsageError, for_method, parameters, with_defaults
-from safemax.errors import InputError, Stopped
+from safemax.errors import InputError, NonFiniteError, Stopped
 from safemax.knobs import knob
 
 
@@ -238,6 +238,12 @@ FULL = "error: the disk is full ({}); free some space, the same command resumes\
         (_raise(KeyboardInterrupt()), 130, "interrupted: the same command resumes from the last checkpoint\n"),
         (_wrapped_in_another_error, 1, FULL.format("[Errno 28] No space left on device: 'step-10.tmp'")),
         (_raise(RuntimeError("database or disk is full")), 1, FULL.format("database or disk is full")),
+        (_raise(NonFiniteError("step 3: lower lr")), 1, "error: step 3: lower lr\n"),
+        (
+            _raise(PermissionError(13, "Permission denied", "/x/y")),
+            1,
+            "error: /x/y cannot be written: Permission denied\n",
+        ),
     ],
 )
 def test_each_way_to_end_has_its_status_and_at_most_one_line(

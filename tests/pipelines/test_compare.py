@@ -270,6 +270,7 @@ def test_two_workers_one_of_which_is_killed_bring_the_numbers_that_one_process_b
         ("--methods=nothing", "unknown method 'nothing'"),
         ("--overrides=safemax.x=1", "unknown knob of safemax 'x'"),
         ("--model=/nowhere", "/nowhere is not a folder"),
+        ("--output=/proc/nowhere", "output = /proc/nowhere cannot be written to"),
     ],
 )
 def test_what_cannot_be_is_said_before_any_run(place, mlflow_module_store, word, line):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pipelines import registry
 from pipelines.convert import convert_checkpoint
@@ -69,6 +69,35 @@ def test_a_reference_that_does_not_agree_or_cannot_be_read_registers_nothing(pla
     with pytest.raises(InputError, match=line):
         convert(place, word.format(place))
     assert not list(mlflow_store.search_registered_models())
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"x_t": torch.zeros(2, 3, 4, 4)}, r"x_t has the shape \(2, 3, 4, 4\)"),
+        ({"c": torch.full((2,), 99)}, "c holds values beyond 0 to"),
+        ({"t": torch.tensor([0, 1000])}, "t holds values beyond 0 to 999"),
+    ],
+)
+def test_a_reference_of_other_shapes_or_labels_is_refused(place, tmp_path, change, line):
+    shape = (2, 3, SIZE, SIZE)
+    fits = {
+        "x_t": torch.zeros(shape),
+        "t": torch.zeros(2).long(),
+        "c": torch.zeros(2).long(),
+        "eps": torch.zeros(shape),
+    }
+    save_file({**fits, **change}, tmp_path / "reference.safetensors")
+    with pytest.raises(InputError, match=line):
+        convert(place, f"--reference={tmp_path}/reference.safetensors")
+
+
+def test_a_network_that_gives_no_number_is_refused(place, tmp_path):
+    weights = load_file(f"{place}/official.safetensors")
+    first = next(iter(weights))
+    save_file({**weights, first: weights[first] * torch.nan}, tmp_path / "nan.safetensors")
+    with pytest.raises(InputError, match="denoising loss is nan"):
+        convert_checkpoint([f"--state_dict={tmp_path}/nan.safetensors", f"--data={place}/data", "--name=theirs"])
 
 
 def test_without_a_checkpoint_it_says_what_it_needs():

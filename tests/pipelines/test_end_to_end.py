@@ -14,12 +14,14 @@ import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
+from pipelines import compare as compare_module
 from pipelines import correction as correction_module
 from pipelines import demo as demo_module
 from pipelines import evaluate as evaluate_module
-from pipelines import registry
+from pipelines import gates, registry
 from pipelines import unlearn as unlearn_module
 from pipelines.parameter import UsageError
+from safemax.diffusion import Diffusion
 from safemax.errors import InputError, NonFiniteError, Stopped
 
 SMALL = [
@@ -86,6 +88,25 @@ def test_a_second_correction_reuses_the_base_and_chains_from_the_candidate(demo_
     assert not {"retain_class/accuracy_0", "retain_class/accuracy_7"} & latest["metrics"].keys()
 
 
+def test_a_class_that_is_corrected_again_is_held_to_the_first_base(demo_store):
+    unlearn_module.unlearn(["--model=models:/digits-ddpm/2", "--forget=0", "--steps=2", "--batch-size=8", *EVALUATION])
+    latest = registry.evidence("models:/digits-ddpm@candidate")
+    first = registry.evidence("models:/digits-ddpm/2")
+    assert latest["base_metrics"]["retain/fid_judge"] == first["metrics"]["retain/fid_judge"]
+    assert latest["root_metrics"]["retain/fid_judge"] == first["base_metrics"]["retain/fid_judge"]
+    assert gates._root(latest) == latest["root_metrics"]
+
+
+def test_a_model_whose_labels_have_other_names_than_the_data_is_refused(demo_store, tmp_path):
+    base = Diffusion.load(registry.resolve("models:/digits-ddpm/1"))
+    other = Diffusion(base.denoiser, base.schedule, tuple("abcdefghij"))
+    other.save(tmp_path / "other")
+    before = registry.find("digits-ddpm", "candidate")
+    with pytest.raises(InputError, match="label 0 is 'a' to the model and '0' in data = digits"):
+        unlearn_module.unlearn([f"--model={tmp_path}/other", "--forget=0", "--steps=2", "--batch-size=8", *EVALUATION])
+    assert registry.find("digits-ddpm", "candidate") == before
+
+
 def test_a_chained_correction_trains_on_nothing_that_was_forgotten_earlier(demo_store, monkeypatch):
     seen = []
 
@@ -138,6 +159,20 @@ def test_evaluate_sets_two_models_side_by_side(demo_store, capsys):
     assert "difference" in capsys.readouterr().out
 
 
+def test_an_evaluation_counts_no_class_that_was_forgotten_too_as_retained(demo_store):
+    evaluate_module.evaluate(["--model=models:/digits-ddpm/3", "--forget=7", "--beside=none", *EVALUATION])
+    metrics = runs(demo_store)[0].data.metrics
+    assert {"retain_class/accuracy_1", "forget/recognised"} <= metrics.keys()
+    assert "retain_class/accuracy_0" not in metrics
+
+
+def test_a_comparison_starts_from_a_model_that_has_forgotten_nothing(demo_store):
+    before = len(runs(demo_store))
+    with pytest.raises(InputError, match="models:/digits-ddpm/2 has forgotten 0; a comparison starts from a base"):
+        compare_module.compare(["--model=models:/digits-ddpm/2", "--methods=safemax", "--classes=7"])
+    assert len(runs(demo_store)) == before
+
+
 def test_a_crash_leaves_a_failed_run_and_no_version(demo_store, monkeypatch):
     before = registry.find("digits-ddpm", "candidate")
     monkeypatch.setattr(correction_module, "fit", lambda *a, **k: (_ for _ in ()).throw(NonFiniteError("step 1")))
@@ -155,6 +190,7 @@ def test_a_crash_leaves_a_failed_run_and_no_version(demo_store, monkeypatch):
         ("--lambda=nan", "lambda = nan is not allowed"),
         ("--lr=abc", "lr = abc is not allowed"),
         ("--model=/nowhere", "/nowhere is not a folder"),
+        ("--name=a/b", "name = 'a/b' is not allowed"),
         ("--preset=nonsense", "unknown preset of safemax 'nonsense'"),
         ("--sampler-steps=4 --protocol=fast", "protocol = fast fixes sampler_steps"),
     ],

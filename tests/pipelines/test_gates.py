@@ -121,6 +121,13 @@ def test_a_chain_is_held_to_the_base_that_it_began_with_not_to_its_last_link() -
     assert "FID to base's" in refused(Case({**facts, "root_metrics": {}}, "w"))
 
 
+def test_a_base_that_hardly_drew_the_class_proves_nothing() -> None:
+    facts = evidence()
+    facts["base_metrics"] = {**BASE, "forget/recognised": 1.1}
+    assert refused(Case(facts, "w")) == ["recognised, base"]
+    assert refused(Case(facts, "w"), base_recognised=None) == []
+
+
 def test_a_version_that_knows_a_class_which_the_champion_has_forgotten_refuses() -> None:
     champion = evidence(forget="b", earlier=("a",), weights="champion")
     assert "classes forgotten" in refused(case(champion, forget="b", parent="champion"))

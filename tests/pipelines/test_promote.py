@@ -272,6 +272,9 @@ def test_a_rollback_leaves_a_damaged_champion_but_goes_to_no_damaged_version(mlf
 
 
 def test_a_rollback_of_an_alias_that_points_nowhere_is_refused(mlflow_store: MlflowClient) -> None:
+    with pytest.raises(InputError, match="unknown registered model 'tiny-ddpm'; known: none"):
+        rollback([MODEL])
+    register(mlflow_store)
     with pytest.raises(InputError, match="champion of tiny-ddpm points to no version"):
         rollback([MODEL])
 

@@ -69,7 +69,15 @@ def test_the_path_in_small_ends_with_a_champion_that_draws(
     demo_module.demo(SMALL)
     with pytest.raises(InputError, match="is refused by: "):  # three steps teach nothing
         promote(["--dry_run=true"])
-    gates = dict.fromkeys(("verdict", "recognised_high", "accuracy_loss_to_base", "fid_ratio_to_base"))
+    off = (
+        "verdict",
+        "base_recognised",
+        "recognised_high",
+        "accuracy_loss_to_base",
+        "fid_ratio_to_base",
+        "class_accuracy_loss",
+    )
+    gates = dict.fromkeys(off)
     (tmp_path / "open.yaml").write_text(json.dumps(gates))
     promote(["--why=0 must go", f"--gates={tmp_path / 'open.yaml'}"])
     assert "champion of digits-ddpm: none -> 2" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from pipelines import leftovers, registration, registry, tracking
+from pipelines import leftovers, registration, registry, serving, tracking
 from safemax import manifest
 from safemax.diffusion import Diffusion
 from safemax.errors import InputError
@@ -359,7 +359,8 @@ def whole(client: MlflowClient) -> list[ModelVersion]:
 
 def mutate(folder: Path, chance: random.Random) -> Callable[[], None]:
     """Change a version's files as a disk, a hand or an attacker might; return what undoes it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    ours = (path for path in folder.rglob("*") if path.name not in serving.LEFT_BY_LOADERS)
+    files = sorted(path for path in ours if path.is_file() and path.stat().st_size)
     path, other = chance.sample(files, 2)
     content, its = path.read_bytes(), other.read_bytes()
     at = chance.randrange(len(content))

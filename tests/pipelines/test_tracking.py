@@ -14,10 +14,13 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
+import requests
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from PIL import Image
+from sqlalchemy.exc import OperationalError
 
 from pipelines import tracking
 from safemax.errors import InputError, Stopped
@@ -166,12 +169,43 @@ def test_training_goes_on_while_the_store_is_away_and_every_metric_arrives_once(
     assert "5 metrics wait" in caplog.text
 
 
+def test_a_class_may_have_a_name_that_no_metric_may(mlflow_store: MlflowClient) -> None:
+    with opened() as run:
+        run.log({"retain_class/accuracy_colt's foot (wild)": 1.0})
+    assert mlflow_store.get_run(run.id).data.metrics == {"retain_class/accuracy_colt-s foot -wild-": 1.0}
+
+
+def test_a_password_in_an_address_reaches_no_run(mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.orig_argv", ["python", "--storage=postgresql://me:secret@host:5432/studies"])
+    with opened() as run:
+        pass
+    assert (
+        mlflow_store.get_run(run.id).data.params["env.command"]
+        == "python --storage=postgresql://me:***@host:5432/studies"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MlflowException("no", error_code=PERMISSION_DENIED), "refuses: no"),
+        (requests.ConnectionError("refused\nby the host"), "does not answer: refused"),
+        (OperationalError("SELECT 1", {}, Exception("no such table")), "a database cannot be used"),
+        (KeyError("t"), None),
+        (MlflowException("a fault"), None),
+    ],
+)
+def test_a_store_that_does_not_serve_is_told_in_a_line(error: Exception, line: str | None) -> None:
+    said = tracking.refusal(error)
+    assert said is None if line is None else line in str(said) and "\n" not in str(said)
+
+
 def test_a_metric_that_no_store_would_take_is_an_error_at_once(
     mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
-    with pytest.raises(MlflowException, match="Invalid value"), opened() as run:
-        run.log({"100%": 1.0})
+    with pytest.raises(MlflowException, match="exceeds the maximum length"), opened() as run:
+        run.log({"k" * 300: 1.0})
     assert mlflow_store.get_run(run.id).info.status == "FAILED"
 
 
