@@ -47,6 +47,7 @@ _DRAWN = {
     "accuracy on retained classes, %": "retain/accuracy",
     "minutes of the optimisation": "cost/runtime_minutes",
 }
+_BESIDE = 6  # contenders that stand beside each other, as in the paper; more of them stand under each other
 _DECISIVE = ("UA_reject %", "FID")  # what the note shows of the paired differences
 _MEANING = (
     "H: entropy of the plain judge's answers, nats. UA: share of samples of the forgotten class that a judge does not take for "
@@ -147,6 +148,8 @@ def _table(exhibits: Exhibits, comparison: Comparison, name: str, labels: Sequen
     if is_paper:
         frame = beside_paper(frame, comparison.dataset.class_names)
     shown = written(frame, columns)
+    if len(labels) > _BESIDE:
+        shown = shown.T.rename_axis("value")
     remark = _PAPER if is_paper else ""
     frame.set_axis([f"{one} {value}" for one, value in frame.columns], axis=1).to_csv(exhibits.folder / f"{name}.csv")
     exhibits.text(f"{name}.md", f"{title}\n\n{as_markdown(shown)}\n\n{remark}\n")

@@ -13,6 +13,7 @@ from torch import Tensor
 from safemax.report import grid
 
 FORGOTTEN = "crimson"
+WIDE = 20.0
 
 
 def latents(entropy: Tensor, overlap: Tensor) -> Figure:
@@ -68,6 +69,9 @@ def _blocks(axis: Axes, titles: Sequence[str], widths: Sequence[int], forgotten:
 def standings(runs: pd.DataFrame, columns: Mapping[str, str], contenders: Sequence[str]) -> Figure:
     """Return a row a contender and an axis a value: every class as a light dot, their mean as a dark one.
 
+    An axis, but for percent, whose largest value is WIDE times its smallest is logarithmic: one ruined model would flatten
+    all others.
+
     Args:
         runs: a row a run: contender, forget, and metrics by key.
         columns: the metric's key of each axis, by the axis's label.
@@ -83,6 +87,9 @@ def standings(runs: pd.DataFrame, columns: Mapping[str, str], contenders: Sequen
             axis.plot(values.mean(), y, "o", color="navy", markersize=6)
         axis.set_xlabel(label)
         axis.grid(axis="y", linewidth=0.3)
+        least, most = by_class[metric].min(), by_class[metric].max()
+        if not label.endswith("%") and least > 0 and most > WIDE * least:
+            axis.set_xscale("log")
     axes[0].set_yticks(range(len(contenders)), list(contenders), fontsize=8)
     axes[0].invert_yaxis()
     return figure

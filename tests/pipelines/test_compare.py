@@ -134,6 +134,22 @@ def test_the_page_in_the_folder_that_was_asked_for_links_the_pictures_beside_it(
     assert all((folder / name).is_file() for name in linked)
 
 
+def test_many_contenders_stand_under_each_other(first, place, mlflow_module_store, tmp_path):
+    labels = [f"safemax@{i}" for i in range(5)]
+    overrides = ",".join(f"{each}.lr={i + 1}e-5" for i, each in enumerate(labels))
+    compare(place, f"--methods={','.join(labels)}", f"--overrides={overrides}", "--classes=a,c")
+    parent = runs(mlflow_module_store, "tags.kind = 'comparison'")[-1]
+    assert parent.info.run_name == "compare-tiny-5-methods"
+    head, _, base, *_ = (
+        artifact(mlflow_module_store, parent, "comparison/table1.md", tmp_path).read_text().split("\n")[2:]
+    )
+    assert head == "| value | a | c | mean | sd |"
+    assert base.startswith("| base H |")
+    assert list(pd.read_csv(artifact(mlflow_module_store, parent, "comparison/table1.csv", tmp_path), index_col=0).index) == [
+        "a", "c", "mean", "sd",
+    ]  # fmt: skip
+
+
 def test_a_model_that_did_not_move_draws_what_the_base_draws_pixel_for_pixel(
     first, place, mlflow_module_store, tmp_path
 ):
