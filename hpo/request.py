@@ -20,7 +20,7 @@ from safemax import cache
 from safemax.data import Dataset
 from safemax.diffusion import Diffusion
 from safemax.evaluation import Evaluation
-from safemax.judging import Judging
+from safemax.judging import Judging, identity
 from safemax.knobs import check, knob, knobs
 from safemax.methods import available, create
 from safemax.methods.base import Method
@@ -146,7 +146,8 @@ class Request:
         held = {name: value for name, value in self.space.held.items() if name not in ("device", "checkpoint_every")}
         facts |= {"data": self.dataset.digest, "model": self.base_digest, "forget": self.forget}
         facts |= {"method": self.method_name, "ranges": self.space.describe(), "first": self.space.first, "held": held}
-        return cache.key(facts | {"evaluation": self.evaluation.describe(), "judging": asdict(self.judging)})
+        facts |= {"judges": identity(self.dataset, self.judging), "inception": self.judging.inception}
+        return cache.key(facts | {"evaluation": self.evaluation.describe()})
 
     @property
     def study(self) -> str:

@@ -220,9 +220,8 @@ def propose(plan: Plan, trials: Sequence[FrozenTrial]) -> FrozenTrial:
     if number == 0:
         return _born(plan.space.first, distributions, {})
     if plan.sampler == "grid":
-        points = sum(
-            RETRIED not in each.system_attrs for each in trials
-        )  # a copy of a failed trial has a point already
+        # The copy of a failed trial has a point already.
+        points = sum(RETRIED not in each.system_attrs for each in trials)
         return _born(plan.space.grid(plan.trials - 1, plan.seed)[points - 1], distributions, {})
     goals = OBJECTIVES[plan.objective]
     with _quiet():

@@ -4,7 +4,8 @@
     python -m pipelines.compare --methods=safemax,safemax@zero --overrides=safemax@zero.target=zero --workers=2
 
 A child run for each method, class and seed, and for each gold model, which never saw the class; children register nothing.
-The same command goes on where it was stopped: a child that finished is not run again, whichever comparison it was part of.
+The same command goes on where it was stopped: a child that finished is not run again, whichever comparison it was part of,
+unless the code that made or measured it has changed.
 Base samples, judges, gold models and priors that all classes share are made first and their minutes told apart.
 NAME@VARIANT is one more set of a method's knobs, which --overrides gives.
 """

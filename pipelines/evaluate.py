@@ -29,7 +29,7 @@ from pipelines.parameter import with_defaults
 from pipelines.process import Flag, die_with_parent, stop_on_sigterm
 from pipelines.request import Data, product
 from safemax import attacks
-from safemax.data import Dataset, parse_classes, to_float
+from safemax.data import Dataset, to_float
 from safemax.diffusion import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation import Evaluation, Samples, kept_draw, measure
@@ -143,9 +143,7 @@ def _task(
     gold = chosen["gold"].find(model, beside, dataset, forget, stop)
     with stop.at_once():
         jury = judges(dataset, chosen["judging"], device=str(model.device))
-    gone = (
-        parse_classes(",".join(lineage.forgotten(address)), dataset.class_names) if lineage.forgotten(address) else ()
-    )
+    gone = map(dataset.class_names.index, lineage.forgotten(address))
     earlier = tuple(k for k in gone if k not in forget)
     return model, Task(dataset, forget, earlier, chosen["evaluation"], jury, gold)
 

@@ -35,10 +35,13 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def tensors(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return what a safetensors file holds, or what `make` returns, which is kept there; a damaged file is made anew."""
+    """Return what a safetensors file holds, or what `make` returns, which is kept there; all on the CPU.
+
+    A file that does not hold what was written is made anew.
+    """
     found = _verified(path)
     if found is None:
-        found = {name: tensor.contiguous() for name, tensor in make().items()}
+        found = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         save_file(found, temporary, {"digest": weights_digest(found)})

@@ -120,11 +120,15 @@ def judges(dataset: Dataset, judging: Judging, *, device: str = "cpu", progress:
 
 def identity(dataset: Dataset, judging: Judging) -> str:
     """Return what names the judges of a data set, before they are there: how each is trained, or the bytes it is read from."""
-    plain = (judging.judge, False, [judging.judge_seed])
-    reject = (judging.reject_judge, True, list(_reject_seeds(judging)))
-    return cache.key({str(is_reject): [_file_digest(name)] if _is_path(name)
-                      else [_facts(dataset, _architecture(name, dataset), judging, is_reject, seed) for seed in seeds]
-                      for name, is_reject, seeds in (plain, reject)})  # fmt: skip
+    asked = {"plain": (judging.judge, [judging.judge_seed]), "reject": (judging.reject_judge, _reject_seeds(judging))}
+    facts: dict[str, Any] = {}
+    for role, (name, seeds) in asked.items():
+        if _is_path(name):
+            facts[role] = _file_digest(name)
+        else:
+            arch = _architecture(name, dataset)
+            facts[role] = [_facts(dataset, arch, judging, role == "reject", seed) for seed in seeds]
+    return cache.key(facts)
 
 
 def reference(dataset: Dataset, judges: Judges, per_class: int = 1000) -> Reference:

@@ -29,9 +29,8 @@ from safemax.knobs import INFINITY, check, knob
 from safemax.methods.base import Losses, Method, Terms
 
 Log = Callable[[dict[str, float], int], None]
-_PATIENCE = timedelta(
-    days=1
-)  # the others wait while one process trains judges or prepares; torch would give up after 10 minutes
+# The others wait while one process trains judges or prepares; torch would give up after ten minutes.
+_PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)

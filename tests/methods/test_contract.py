@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -224,3 +228,24 @@ def test_gradients_are_left_on_after_its_run(name: str) -> None:
     model, _, _ = trained(name)
     assert torch.is_grad_enabled()
     assert all(p.requires_grad for p in model.parameters())
+
+
+PROCESS = """
+import json, os, sys
+from pathlib import Path
+from tests.methods.test_contract import NAMES, trained
+found = {name: trained(name)[0].digest() for name in NAMES}
+Path(sys.argv[1], os.environ["RANK"]).write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_weights_whatever_the_method_does_with_gradients(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(PROCESS)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29534"]
+    subprocess.run([*launch, str(script), str(tmp_path)], env=environment, check=True, timeout=500)
+    one, other = (json.loads((tmp_path / rank).read_text()) for rank in "01")
+    assert one == other
+    assert set(one) == set(NAMES)
