@@ -89,15 +89,16 @@ def show(
         exhibits = Exhibits(run, Path(scratch) / "comparison")
         exhibits.folder.mkdir()
         rows.to_csv(exhibits.folder / "children.csv", index=False)
-        about = _about(comparison, rows, minutes, failures)
+        title, about = _about(comparison, rows, minutes, failures)
         first = _standings(exhibits, comparison, labels, rows)
         tables = [_table(exhibits, comparison, name, labels, rows) for name in TABLES]
         tables += [_differences(exhibits, labels, rows)]
         pictures = _pictures(exhibits, comparison, labels, rows)
-        run.note(about, *first, *pictures, *tables)
+        run.note(title, *first, about, *pictures, *tables)
         run.log(_means(rows))
         exhibits.text(
-            "comparison.md", "\n\n".join([about, *map(_beside_it, first), *tables, *map(_beside_it, pictures)]) + "\n"
+            "comparison.md",
+            "\n\n".join([title, *map(_beside_it, first), about, *tables, *map(_beside_it, pictures)]) + "\n",
         )
         run.artifact(exhibits.folder)
         if comparison.asked.output != "none":
@@ -205,13 +206,18 @@ def _points(comparison: Comparison, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(points)
 
 
-def _about(comparison: Comparison, rows: pd.DataFrame, minutes: Mapping[str, float], failures: Sequence[str]) -> str:
+def _about(
+    comparison: Comparison, rows: pd.DataFrame, minutes: Mapping[str, float], failures: Sequence[str]
+) -> tuple[str, str]:
+    """Return the title of the page and what there is to know about its numbers."""
     asked = comparison.asked
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     spent = ", ".join(f"{name} {value:.1f}" for name, value in minutes.items()) or "none: all had finished before"
-    lines = [
+    title = (
         f"**{comparison.title}**, {len(comparison.classes)} classes, {asked.seeds} seeds, {date.today()}, {machine}, "
-        f"workers = {asked.workers}; protocol {comparison.evaluation.protocol}, {comparison.evaluation.main_sampler}.",
+        f"workers = {asked.workers}; protocol {comparison.evaluation.protocol}, {comparison.evaluation.main_sampler}."
+    )
+    lines = [
         f"`{shlex.join(['python', *sys.orig_argv[1:]])}`",
         f"Minutes of this run: {spent}.",
         _MEANING,
@@ -220,8 +226,8 @@ def _about(comparison: Comparison, rows: pd.DataFrame, minutes: Mapping[str, flo
     if len(commits) > 1:
         lines.append(f"Its children were made by {len(commits)} commits: {', '.join(each[:10] for each in commits)}.")
     if failures:
-        lines.append("Failed: " + "; ".join(failures))
-    return "\n\n".join(lines)
+        title += f" Failed: {'; '.join(failures)}"
+    return title, "\n\n".join(lines)
 
 
 def _beside_it(picture: str) -> str:
