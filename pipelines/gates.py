@@ -255,7 +255,7 @@ def _attacks_made(case: Case, about: Evidence, samples: float, asked: bool) -> G
         *([] if about.get("samples", 0) >= samples else [f"{about.get('samples', 0)} samples"]),
     ]
     value = "none" if not about else "; ".join(lacking) or "all"
-    threshold = f"all, as they are by default, of {samples:g} samples, on every class forgotten, beside a gold model"
+    threshold = f"all, by default, {samples:g} samples"
     return Gate("attacks made", value, threshold if asked else "-", OFF if not asked else MISSING if lacking else PASS)
 
 
