@@ -11,7 +11,7 @@ from typing import Any
 from hpo import space
 from hpo.objective import QUALITIES, Task
 from hpo.study import OBJECTIVES, SAMPLERS, Plan
-from pipelines import registry
+from pipelines import lineage, registry
 from pipelines.correction import Correction
 from pipelines.lineage import agree_on_classes
 from pipelines.parameter import with_defaults
@@ -119,7 +119,7 @@ class Request:
     @cached_property
     def earlier(self) -> tuple[int, ...]:
         """The labels that the model to correct has forgotten before."""
-        return self.correction({}, self.evaluation).forgotten_before(self.parent)
+        return self.correction({}, self.evaluation).earlier(lineage.forgotten(self.parent))
 
     @property
     def class_names(self) -> str:

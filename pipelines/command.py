@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pipelines.parameter import Parameter, UsageError, Value, parameters, shown, written
-from safemax.errors import InputError, NonFiniteError, Stopped, unknown
+from safemax.errors import InputError, NonFiniteError, Stopped, chain, unknown
 
 Chosen = TypeVar("Chosen")
 
@@ -108,10 +108,9 @@ def _say(line: str, status: int) -> int:
 
 def _disk_full(error: BaseException | None) -> BaseException | None:
     """Return the exception of the chain that reports a full disk, None where none does."""
-    while error is not None:
-        if getattr(error, "errno", None) in _DISK_FULL or any(text in str(error) for text in _DISK_FULL_TEXTS):
-            return error
-        error = error.__cause__ or error.__context__
+    for each in chain(error):
+        if getattr(each, "errno", None) in _DISK_FULL or any(text in str(each) for text in _DISK_FULL_TEXTS):
+            return each
     return None
 
 

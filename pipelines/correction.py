@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,15 +68,12 @@ class Correction:
         }
         return {**names, "model.source": self.source, "method.name": self.method_name, **dotted}
 
-    def forgotten_before(self, parent: str) -> tuple[int, ...]:
-        """Return the classes that the model to correct has forgotten earlier, but for those that are asked for again.
+    def earlier(self, gone: Sequence[str]) -> tuple[int, ...]:
+        """Return those of the classes that the model to correct has forgotten which are not asked for again.
 
         Their images are no longer trained on, they count neither as forgotten now nor as retained, and they are tested again.
         """
-        return tuple(
-            k for name in lineage.forgotten(parent)
-            if (k := self.dataset.class_names.index(name)) not in self.forget
-        )  # fmt: skip
+        return tuple(k for k in map(self.dataset.class_names.index, gone) if k not in self.forget)
 
     def checkpoints(self, model_digest: str) -> Path:
         """Return where this correction of this very model keeps its checkpoints: the same command finds them again."""
@@ -109,7 +106,7 @@ def correct(correction: Correction, stop: Flag, base: Callable[[], str] | None =
     if follows():
         diffusion = Diffusion.load(registry.resolve(correction.source))
         correction.method.refuse(diffusion)
-        _fit(correction, diffusion, stop, correction.forgotten_before(correction.source))
+        _fit(correction, diffusion, stop, correction.earlier(lineage.forgotten(correction.source)))
         return ""
     for line in leftovers.sweep(correction.name):
         print(f"tidied what a killed run left: {line}")
@@ -122,8 +119,6 @@ def correct(correction: Correction, stop: Flag, base: Callable[[], str] | None =
         run.dataset(correction.dataset, "training")
         parent = registry.pinned(base() if base else correction.source)
         diffusion = Diffusion.load(registry.resolve(parent))
-        agree_on_classes(diffusion, correction.dataset)
-        correction.method.refuse(diffusion)
         return _Job(correction, run, diffusion, parent).finish(stop)
 
 
@@ -154,10 +149,7 @@ def rehearse(correction: Correction, run: tracking.Run, folder: str, stop: Flag)
         folder: where the model that `correction.source` names lies.
         stop: asked before each step.
     """
-    diffusion = Diffusion.load(folder)
-    agree_on_classes(diffusion, correction.dataset)
-    correction.method.refuse(diffusion)
-    job = _Job(correction, run, diffusion, folder)
+    job = _Job(correction, run, Diffusion.load(folder), folder)
     outcome = job.measure(job.unlearn(stop), stop)
     job.record(outcome)
     job.clear()
@@ -170,10 +162,13 @@ class _Job:
     def __init__(
         self, correction: Correction, run: tracking.Run, diffusion: Diffusion, parent: str, found: Found | None = None
     ) -> None:
+        agree_on_classes(diffusion, correction.dataset)
+        correction.method.refuse(diffusion)
         self.correction, self.run, self.parent = correction, run, parent
         self.diffusion = diffusion.to(accelerate(correction.training).device)  # where judges work, too
         self.found = found or Found()
-        self.earlier = correction.forgotten_before(parent)
+        self.gone = lineage.forgotten(parent)
+        self.earlier = correction.earlier(self.gone)
         self.seconds = 0.0
 
     def finish(self, stop: Flag) -> str:
@@ -214,7 +209,7 @@ class _Job:
             corrected, after = self._evaluated(self.diffusion)
             names = self.correction.dataset.class_names
             earlier = {names[k]: recognised(corrected, self.judges, k) for k in self.earlier}
-            root = self._root_metrics() if lineage.forgotten(self.parent) else None
+            root = self._root_metrics() if self.gone else None
         cost = cost | {"cost/evaluation_minutes": self.seconds / 60}
         return Outcome(before, after, cost, drawn, corrected, earlier, root)
 
@@ -245,9 +240,7 @@ class _Job:
         if not pictures or step % math.ceil(max(1, self.correction.training.steps) / pictures):
             return
         order = torch.tensor([*self.correction.forget] * 8 + [k for k in range(self.diffusion.num_classes)])
-        training = self.diffusion.training
         images = sample(self.diffusion, order, PREVIEW if self.diffusion.has_null else Sampler("ddim", 10, 1.0), seed=0)
-        self.diffusion.train(training)
         with self.run.patient():
             self.run.picture(grid(images, 8), "samples/by_step", step)
 

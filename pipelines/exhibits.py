@@ -109,11 +109,7 @@ def show(
 def _means(rows: pd.DataFrame) -> dict[str, float]:
     """Return each contender's means, for the parent run's charts, which MLflow leaves empty otherwise."""
     means = rows.groupby("contender")[[key for key in _CHARTED if key in rows]].mean()
-    return {
-        f"{key}/{re.sub(r'[^A-Za-z0-9_. -]', '-', str(label))}": float(value)
-        for key, column in means.items()
-        for label, value in column.dropna().items()
-    }
+    return {f"{key}/{label}": float(value) for key, column in means.items() for label, value in column.dropna().items()}
 
 
 def pairs_of(labels: Sequence[str]) -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.spool import Spool
 from safemax.data import Dataset
-from safemax.errors import InputError, Stopped
+from safemax.errors import InputError, Stopped, chain
 
 FLUSH_SECONDS = 3.0
 UI = "http://127.0.0.1:5000"
@@ -316,20 +316,14 @@ def refusal(error: BaseException) -> str | None:
         return f"tracking store {where} refuses: {_first_line(error)}"
     if _away(error):
         return f"tracking store {where} does not answer: {_first_line(error)}"  # type: ignore[arg-type]
-    if any(isinstance(each, SQLAlchemyError) for each in _chain(error)):
+    if any(isinstance(each, SQLAlchemyError) for each in chain(error)):
         return f"a database cannot be used (tracking store {where}): {_first_line(error)}"  # type: ignore[arg-type]
     return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _away(error: BaseException | None) -> bool:
     """Return whether an exception comes from a server that cannot be reached."""
-    return any(isinstance(each, requests.ConnectionError | requests.Timeout) for each in _chain(error))
+    return any(isinstance(each, requests.ConnectionError | requests.Timeout) for each in chain(error))
 
 
 def _commit() -> dict[str, str]:

@@ -10,14 +10,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 
+def root() -> Path:
+    """Return SAFEMAX_CACHE, or .safemax in the working directory."""
+    return Path(os.environ.get("SAFEMAX_CACHE") or ".safemax")
+
+
 def folder(kind: str) -> Path:
-    """Return the folder of one kind of work, below SAFEMAX_CACHE or .safemax in the working directory."""
-    return Path(os.environ.get("SAFEMAX_CACHE", ".safemax")) / kind
+    """Return the folder of one kind of work."""
+    return root() / kind
 
 
 def key(facts: Mapping[str, Any]) -> str:
@@ -35,22 +41,16 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def tensors(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return what a safetensors file holds, or what `make` returns, which is kept there; all on the CPU.
-
-    A file that does not hold what was written is made anew.
-    """
-    found = _verified(path)
+    """Return what a file of `write_tensors` holds, or what `make` returns, which is kept there; all on the CPU."""
+    found = read_tensors(path)
     if found is None:
         found = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(found, temporary, {"digest": weights_digest(found)})
-        temporary.replace(path)
+        write_tensors(path, found)
     return found
 
 
-def _verified(path: Path) -> dict[str, Tensor] | None:
-    """Read a file of `tensors`; None where there is none or where it does not hold what was written."""
+def read_tensors(path: Path) -> dict[str, Tensor] | None:
+    """Read what `write_tensors` wrote; None where there is none or where it does not hold what was written."""
     try:
         with safe_open(path, "pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -60,12 +60,32 @@ def _verified(path: Path) -> dict[str, Tensor] | None:
     return found if weights_digest(found) == digest else None
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that is either whole or not there."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as one safetensors file with their digest, whole or not at all."""
+    write(
+        path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"digest": weights_digest(tensors)})
+    )
+
+
+def as_tensor(value: Any) -> Tensor:
+    """Return a JSON value as a tensor, to keep it in a file of tensors."""
+    return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def from_tensor(tensor: Tensor) -> Any:
+    """Return the value that `as_tensor` took."""
+    return json.loads(bytes(tensor.tolist()))
+
+
+def write(path: Path, payload: bytes) -> None:
+    """Write a file that is either whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(payload)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> None:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from safemax import cache
 from safemax.errors import InputError
 
 
@@ -93,17 +90,11 @@ class Dataset:
 
 def recall(path: Path, name: str) -> Dataset | None:
     """Read what `keep` wrote; None where there is none or where it does not hold what was written."""
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata()
-            train, test = (
-                Split(file.get_tensor(f"{split}.images"), file.get_tensor(f"{split}.labels"))
-                for split in ("train", "test")
-            )
-        stored = Dataset.of(name, train, test, tuple(json.loads(about["class_names"])))
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError):
+    found = cache.read_tensors(path)
+    if found is None:
         return None
-    return stored if stored.digest == about["digest"] else None
+    train, test = (Split(found[f"{split}.images"], found[f"{split}.labels"]) for split in ("train", "test"))
+    return Dataset.of(name, train, test, tuple(cache.from_tensor(found["class_names"])))
 
 
 def keep(dataset: Dataset, path: Path) -> Dataset:
@@ -113,15 +104,8 @@ def keep(dataset: Dataset, path: Path) -> Dataset:
         for name, split in (("train", dataset.train), ("test", dataset.test))
         for field in ("images", "labels")
     }
-    about = {"class_names": json.dumps(dataset.class_names), "digest": dataset.digest}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save(tensors, about))
-        os.replace(partial, path)
+        cache.write_tensors(path, {**tensors, "class_names": cache.as_tensor(dataset.class_names)})
     except OSError as error:
         raise InputError(f"cannot write the cache {path} ({error.strerror}); set SAFEMAX_CACHE to a folder") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
     return dataset

@@ -168,6 +168,10 @@ class Diffusion(nn.Module):
         """Return the sha256 of the weights, their names and shapes, as hex; equal bytes give equal digests."""
         return cache.weights_digest(self.denoiser.state_dict())
 
+    def identity(self) -> str:
+        """Return what names all that decides what the model draws from given noise: weights and schedule."""
+        return cache.key({"weights": self.digest(), "schedule": self.alpha_bar.tolist()})
+
     def save(self, folder: Path | str) -> None:
         """Write a diffusers directory: unet/ (safetensors, JSON), scheduler/ and model_index.json with the class names."""
         folder = Path(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
 
@@ -16,6 +16,13 @@ class NonFiniteError(ArithmeticError):
 
 class Stopped(Exception):
     """The job was told to stop (SIGTERM); its checkpoint is whole, so the same command resumes it."""
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> InputError:

@@ -147,9 +147,8 @@ def kept_draw(
 ) -> Samples:
     """Return `draw`, from the cache where the same model drew the same before: the base is sampled once."""
     facts = {
-        "model": diffusion.digest(),
+        "model": diffusion.identity(),
         "forget": forget,
-        "schedule": diffusion.alpha_bar.tolist(),
         "second": evaluation.second_samples,
         "code": code.digest("safemax.sampling"),
         "drawing": DRAWING,

@@ -230,5 +230,5 @@ def _about(judge: Judge, dataset: Dataset) -> dict[str, Any]:
         "test_accuracy": accuracy(judge, dataset.test),
         "noise": noise_histogram(judge, images=images),
     }
-    cache.write_text(path, json.dumps(about, indent=2) + "\n")
+    cache.write(path, f"{json.dumps(about, indent=2)}\n".encode())
     return about

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
@@ -57,11 +55,10 @@ def kept_run(name: str, attack: Attack, subject: Diffusion, setting: Setting, *,
         outcome = attack.run(subject, setting)
         said: dict[str, Any] = {"cells": [asdict(cell) for cell in outcome.cells], "success": outcome.success}
         said |= {"numbers": outcome.numbers, "seconds": outcome.seconds}
-        text = torch.tensor(list(json.dumps(said).encode()), dtype=torch.uint8)
-        return {"pictures": outcome.pictures, "about": text}
+        return {"pictures": outcome.pictures, "about": cache.as_tensor(said)}
 
     kept = cache.tensors(path, make)
-    told = json.loads(bytes(kept["about"].tolist()))
+    told = cache.from_tensor(kept["about"])
     told["cells"] = tuple(Cell(**cell) for cell in told["cells"])
     return Outcome(**told | {"pictures": kept["pictures"]})
 
@@ -129,7 +126,7 @@ def _facts(name: str, attack: Attack, subject: Diffusion, setting: Setting, judg
     return {
         "attack": name,
         "knobs": asdict(attack),
-        "model": subject.digest(),
+        "model": subject.identity(),
         "base": base,
         "judges": judges,
         "data": setting.dataset.digest,
@@ -138,7 +135,6 @@ def _facts(name: str, attack: Attack, subject: Diffusion, setting: Setting, judg
         "samples": setting.samples,
         "seed": setting.seed,
         "sampler": str(setting.sampler),
-        "schedule": subject.alpha_bar.tolist(),
         "code": code.digest(type(attack).__module__),
     }
 

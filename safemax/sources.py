@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from safemax import cache
 from safemax.dataset import Dataset, Split, keep, recall
 from safemax.decoding import VERSION, WORDS, decode, square, train_and_test
 from safemax.errors import InputError, Stopped, unknown
@@ -50,8 +50,8 @@ def load(source: str, *, size: int | None = None) -> Dataset:
         return _digits(size)
     with _one_line(f"data = {source}"):
         origin = _origin(source)
-        key = hashlib.sha256(json.dumps([VERSION, size, origin.key]).encode()).hexdigest()[:16]
-        path = Path(os.environ.get("SAFEMAX_CACHE") or ".safemax") / f"{origin.name}-{key}.safetensors"
+        key = cache.key({"decoding": VERSION, "size": size, "origin": origin.key})
+        path = cache.root() / f"{origin.name}-{key}.safetensors"
         return recall(path, origin.name) or keep(decode(origin.name, origin.open(), size, origin.classes), path)
 
 
