@@ -36,7 +36,7 @@ fix: $(INSTALLED) ## mend what ruff can mend
 	$(RUN) ruff format
 
 project: $(INSTALLED) ## write MLproject and the README's table of methods from the knobs
-	$(RUN) pipelines.project
+	$(RUN) pipelines.cli.mlproject
 
 bench: $(INSTALLED) ## time a step of SAFEMax beside a bare step of the same denoiser
 	$(RUN) benchmarks.step

@@ -20,18 +20,20 @@ from torch import Tensor
 from benchmarks import tables
 from benchmarks.corrections import base_of
 from benchmarks.examine import made
-from pipelines.command import main, parse
-from safemax import cache
-from safemax.classifier import save
-from safemax.data import Dataset, load, to_uint8
-from safemax.diffusion import Diffusion
-from safemax.evaluation import FAST, PAPER, SECOND, Evaluation, Samples, kept_draw, measure
-from safemax.judging import Judges, Judging, judges, reference
+from pipelines.cli.parser import main, parse
+from safemax.data.batches import to_uint8
+from safemax.data.dataset import Dataset
+from safemax.data.sources import load
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import FAST, PAPER, SECOND, Sampler, sample
+from safemax.evaluation.measure import Evaluation, Samples, kept_draw, measure
+from safemax.evaluation.verdict import verdict
+from safemax.judges.classifier import save
+from safemax.judges.load import Judges, Judging, judges, reference
 from safemax.knobs import check, knob
 from safemax.methods import create
-from safemax.sampling import Sampler, sample
-from safemax.trainer import Training
-from safemax.verdict import verdict
+from safemax.storage import cache
+from safemax.training.trainer import Training
 
 BIRD = 2
 COUNT = 500  # samples of the forgotten class, as in the paper

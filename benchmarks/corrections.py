@@ -18,14 +18,15 @@ from tqdm import tqdm
 import safemax
 from pipelines.pretrain import PARAMETERS as PRETRAIN
 from pipelines.pretrain import Network
-from safemax import cache
-from safemax.data import Dataset, load
-from safemax.diffusion import Diffusion
-from safemax.evaluation import Evaluation, kept_draw, measure
-from safemax.judging import Judges, Judging, Reference, judges, reference
+from safemax.data.dataset import Dataset
+from safemax.data.sources import load
+from safemax.diffusion.model import Diffusion
+from safemax.evaluation.measure import Evaluation, kept_draw, measure
+from safemax.judges.load import Judges, Judging, Reference, judges, reference
 from safemax.methods import create
 from safemax.methods.finetune import Finetune
-from safemax.trainer import Training, fit
+from safemax.storage import cache
+from safemax.training.trainer import Training, fit
 
 
 @dataclass(frozen=True)

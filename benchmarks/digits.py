@@ -15,9 +15,10 @@ import torch
 
 from benchmarks import tables
 from benchmarks.corrections import Job, rows
-from pipelines.command import main, parse
-from safemax.data import load, parse_classes
-from safemax.judging import Judging, Reference, judges, reference
+from pipelines.cli.parser import main, parse
+from safemax.data.batches import parse_classes
+from safemax.data.sources import load
+from safemax.judges.load import Judging, Reference, judges, reference
 from safemax.knobs import check, knob
 from safemax.metrics.frechet import frechet_distance, statistics
 

@@ -15,16 +15,18 @@ from benchmarks import tables
 from benchmarks.corrections import base_of
 from pipelines.pretrain import PARAMETERS as PRETRAIN
 from pipelines.pretrain import Network
-from safemax import attacks, cache
+from safemax import attacks
 from safemax.attacks.base import Setting
-from safemax.data import Dataset, load
-from safemax.diffusion import Diffusion
-from safemax.evaluation import Evaluation, draw, kept_draw, measure
-from safemax.judging import Judging, judges, reference
+from safemax.data.dataset import Dataset
+from safemax.data.sources import load
+from safemax.diffusion.model import Diffusion
+from safemax.evaluation.measure import Evaluation, draw, kept_draw, measure
+from safemax.evaluation.retention import neighbours
+from safemax.judges.load import Judging, judges, reference
 from safemax.methods import create
-from safemax.methods.base import Method
-from safemax.retention import neighbours
-from safemax.trainer import Training, fit
+from safemax.storage import cache
+from safemax.training.method import Method
+from safemax.training.trainer import Training, fit
 
 FORGET = 8
 PANEL = Evaluation(forget_samples=300, retain_samples=50)

@@ -22,12 +22,13 @@ from torch import Tensor
 from benchmarks import tables
 from benchmarks.saved import SavedBytes
 from benchmarks.step import seconds_of
-from pipelines.command import main, parse
-from safemax.data import Batch, Batches, Split
-from safemax.diffusion import Diffusion
+from pipelines.cli.parser import main, parse
+from safemax.data.batches import Batch, Batches
+from safemax.data.dataset import Split
+from safemax.diffusion.model import Diffusion
 from safemax.knobs import check, knob
 from safemax.methods import create
-from safemax.trainer import Training, steps_of
+from safemax.training.trainer import Training, steps_of
 
 Step = Callable[[], Any]
 SIZES = {"digits": ("small", (1, 8, 8)), "cifar": ("ddpm", (3, 32, 32))}

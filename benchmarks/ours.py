@@ -15,10 +15,11 @@ import pandas as pd
 
 from benchmarks import tables
 from benchmarks.corrections import Job, rows
-from pipelines.command import main, parse
-from safemax.comparison import interval
-from safemax.data import load, parse_classes
+from pipelines.cli.parser import main, parse
+from safemax.data.batches import parse_classes
+from safemax.data.sources import load
 from safemax.knobs import check, knob
+from safemax.reports.comparison_tables import interval
 
 METHOD = "expected_targets"
 # What is put in an ingredient's place: knobs of the method, settings of the training.

@@ -31,16 +31,17 @@ from optuna.trial import FrozenTrial, TrialState
 from benchmarks import tables
 from benchmarks.corrections import base_of, source
 from hpo import figures
-from hpo.request import Request
+from hpo.config import Request
 from hpo.search import requested, run
 from hpo.study import dominates
-from pipelines import registry, tracking
-from pipelines.command import main, parse
-from pipelines.process import Flag, stop_on_sigterm
-from safemax import cache
-from safemax.data import load
-from safemax.judging import Judging, judges, reference
+from pipelines import tracking
+from pipelines.cli.parser import main, parse
+from pipelines.engine.signals import Flag, stop_on_sigterm
+from pipelines.registry import model_versions
+from safemax.data.sources import load
+from safemax.judges.load import Judging, judges, reference
 from safemax.knobs import check, knob
+from safemax.storage import cache
 
 SPACE = "lr=1e-5:1e-3:log,lambda=0:5"
 TRIALS = {"digits": 40, "hypervolume": 20, "overhead": 12, "workers": 12}
@@ -119,13 +120,13 @@ def measured(request: Request, stop: Flag) -> Measured:
     """Run a search and return what came of it."""
     address = run(request, stop)
     client, trials = tracking.store(), trials_of(request)
-    evidence = registry.evidence(address)["search"]["scores"]
+    evidence = model_versions.evidence(address)["search"]["scores"]
     done = [each for each in trials if each.state == TrialState.COMPLETE]
     sessions = client.search_runs(
         [each.experiment_id for each in client.search_experiments()],
         f"tags.kind = 'search' and tags.`search.study` = '{request.study}'",
     )
-    unit = client.get_run(str(registry.version_of(address).run_id)).data.metrics["search/base_quality"]
+    unit = client.get_run(str(model_versions.version_of(address).run_id)).data.metrics["search/base_quality"]
     edges = [*(_start(each) for each in trials), max(_end(client, each) for each in trials)]
     spans = {each.number: (after - before) for each, (before, after) in zip(trials, pairwise(edges), strict=True)}
     return Measured(

@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 
 from benchmarks import tables
-from safemax.data import Split
-from safemax.diffusion import Diffusion
+from safemax.data.dataset import Split
+from safemax.diffusion.model import Diffusion
 from safemax.methods import create
-from safemax.methods.base import Method
-from safemax.trainer import Training, steps_of
+from safemax.training.method import Method
+from safemax.training.trainer import Training, steps_of
 
 ROUNDS = 15
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from safemax.report import as_markdown, as_text
+from safemax.reports.images_and_tables import as_markdown, as_text
 
 FOLDER = Path(__file__).parent / "results"
 

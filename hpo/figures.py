@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.request import Request
+from hpo.config import Request
 
 _FRONT, _OTHER, _COSTLY = "#1f77b4", "lightsteelblue", "gainsboro"
 _X = "probability of the forgotten class (judges with a reject class)"

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.request import Data
-from safemax import cache, checkpoint
-from safemax.checkpoint import Checkpoint
-from safemax.data import Dataset, mix, to_float
-from safemax.diffusion import Diffusion
-from safemax.evaluation import SHOWN, Evaluation, Samples, draw, kept_draw, measure
-from safemax.judging import Judging, judges, reference
+from pipelines.cli.options import Data
+from safemax.data.batches import mix, to_float
+from safemax.data.dataset import Dataset
+from safemax.diffusion.model import Diffusion
+from safemax.evaluation.measure import SHOWN, Evaluation, Samples, draw, kept_draw, measure
+from safemax.judges.load import Judging, judges, reference
 from safemax.methods import create
-from safemax.report import grid
-from safemax.trainer import Log, Training, accelerate, fit
+from safemax.reports.images_and_tables import grid
+from safemax.storage import cache, checkpoint
+from safemax.storage.checkpoint import Checkpoint
+from safemax.training.trainer import Log, Training, accelerate, fit
 
 QUALITIES = {"fid": "retain/fid_judge", "kid": "retain/kid"}
 # A smaller probability says more of the tails of the judges' softmax than of the images. Without a floor the front fills with
@@ -49,9 +50,9 @@ class Task:
         earlier: labels that the model to correct has forgotten before: neither trained on nor measured.
         method: name of the method.
         knobs: the values of the method's knobs, by field; a trial changes those that are searched.
-        training: likewise, of safemax.trainer.Training.
+        training: likewise, of safemax.training.trainer.Training.
         evaluation: of safemax.evaluation.Evaluation; the same seeds for every trial (common random numbers).
-        judging: of safemax.judging.Judging.
+        judging: of safemax.judges.load.Judging.
         quality: fid or kid.
         folder: where trials keep their checkpoints, weights and pictures.
         prune: whether trials report on the way and may be given up.
@@ -187,7 +188,7 @@ class Bench:
 
         Raises:
             Pruned: `report` gave it up.
-            InputError, NonFiniteError, Stopped: as safemax.trainer.fit.
+            InputError, NonFiniteError, Stopped: as safemax.training.trainer.fit.
         """
         place = self.task.place(number, values)
         cost = self._unlearn(place, values, log, report)

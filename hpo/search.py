@@ -24,17 +24,17 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import space, storage
-from hpo.course import Course
-from hpo.final import finish
-from hpo.records import Ending, Records, inherit
-from hpo.request import PARAMETERS, Request
+from hpo.config import PARAMETERS, Request
+from hpo.finish import finish
+from hpo.runner import Course
 from hpo.study import Books, warn_of_population
+from hpo.trial_runs import Ending, Records, inherit
 from pipelines import tracking, unlearn
-from pipelines.command import choose, main, parse
-from pipelines.crew import Crew
-from pipelines.parameter import UsageError, for_method
-from pipelines.process import Flag, die_with_parent, stop_on_sigterm
-from safemax.data import parse_classes
+from pipelines.cli.parameters import UsageError, for_method
+from pipelines.cli.parser import choose, main, parse
+from pipelines.engine.signals import Flag, die_with_parent, stop_on_sigterm
+from pipelines.engine.worker_pool import Crew
+from safemax.data.batches import parse_classes
 from safemax.errors import InputError, Stopped
 from safemax.methods import available
 

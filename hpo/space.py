@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
-from pipelines.parameter import Parameter, Value, parameters
+from pipelines.cli.parameters import Parameter, Value, parameters
 from safemax.errors import InputError, unknown
 from safemax.knobs import knobs
-from safemax.methods.base import Method
-from safemax.trainer import Training
+from safemax.training.method import Method
+from safemax.training.trainer import Training
 
 Number = int | float
 Owner = TypeVar("Owner", Method, Training)

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from hpo import storage
 from hpo.space import Number, Space
 from pipelines import tracking
-from safemax.data import mix
+from safemax.data.batches import mix
 from safemax.errors import InputError
 
 SAMPLERS = ("tpe", "gp", "nsga2", "random", "grid")

@@ -8,10 +8,10 @@ import traceback
 import torch
 
 from hpo.objective import Bench, Pruned, Task
-from pipelines.crew import Channel, Message
-from pipelines.process import Flag, die_with_parent, stop_on_sigterm
+from pipelines.engine.signals import Flag, die_with_parent, stop_on_sigterm
+from pipelines.engine.worker_pool import Channel, Message
 from safemax.errors import InputError, NonFiniteError, Stopped
-from safemax.evaluation import Evaluation
+from safemax.evaluation.measure import Evaluation
 
 
 def serve(channel: Channel, stop: Flag) -> None:

@@ -3,6 +3,9 @@
 import ctypes
 import os
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]  # of the checkout, or of what is installed
 
 # OpenMP reads these when torch loads. A digits step on two threads takes 120 ms alone and 260 ms beside another such process
 # with a spin count of 0; 90 and 320 with 1,000; 85 and 670 with 10,000; 85 and 3,980 with 100,000 (2 cores, AMD EPYC).

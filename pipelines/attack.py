@@ -17,23 +17,24 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines import lineage, registration, registry, tracking
-from pipelines.command import main, parse
-from pipelines.gold import Gold
-from pipelines.process import Flag, die_with_parent, stop_on_sigterm
-from pipelines.request import Data, product
+from pipelines import tracking
+from pipelines.cli.options import Data, product
+from pipelines.cli.parser import main, parse
+from pipelines.correction.retrained import Gold
+from pipelines.engine.signals import Flag, die_with_parent, stop_on_sigterm
+from pipelines.registry import lineage, model_versions, registration
 from safemax import attacks
 from safemax.attacks.base import Attack, Setting
 from safemax.attacks.guided import Guided
 from safemax.attacks.invert import Invert
 from safemax.attacks.relearn import Relearn
-from safemax.data import Dataset
-from safemax.diffusion import Diffusion
-from safemax.judging import Judges, Judging, judges, reference
+from safemax.data.dataset import Dataset
+from safemax.diffusion.model import Diffusion
+from safemax.evaluation.attack_results import Trio, figure, kept_run, metrics, table
+from safemax.evaluation.retention import neighbours
+from safemax.judges.load import Judges, Judging, judges, reference
 from safemax.knobs import check, knob
-from safemax.report import as_markdown, as_text
-from safemax.resistance import Trio, figure, kept_run, metrics, table
-from safemax.retention import neighbours
+from safemax.reports.images_and_tables import as_markdown, as_text
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def attack(argv: Sequence[str]) -> None:
     dataset: Dataset = chosen["data"].load()
     experiment = product(subject.name, dataset.name)
     tracking.setup(experiment)
-    address = registry.pinned(subject.model)
+    address = model_versions.pinned(subject.model)
     lineage.refuse_other_data(address, dataset)
     forget = lineage.classes_of(address, subject.forget, dataset)
     base = lineage.origin(address, subject.base)

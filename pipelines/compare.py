@@ -22,18 +22,20 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines import children, contenders, exhibits, registry, tracking, unlearn
-from pipelines.child import Bench, Task, attempt
-from pipelines.command import main, parse
-from pipelines.contest import GOLD, Asked, Comparison, ablation_of
-from pipelines.crew import Crew, Job, Message
-from pipelines.process import Flag, die_with_parent, follows, stop_on_sigterm
-from pipelines.request import Data, Model
-from safemax.comparison import UNSEEDED
-from safemax.data import parse_classes
+from pipelines import tracking, unlearn
+from pipelines.cli.options import Data, Model
+from pipelines.cli.parser import main, parse
+from pipelines.comparison import child_runs, report, variants
+from pipelines.comparison.job import Bench, Task, attempt
+from pipelines.comparison.plan import GOLD, Asked, Comparison, ablation_of
+from pipelines.engine.signals import Flag, die_with_parent, follows, stop_on_sigterm
+from pipelines.engine.worker_pool import Crew, Job, Message
+from pipelines.registry import model_versions
+from safemax.data.batches import parse_classes
 from safemax.errors import InputError, Stopped
-from safemax.evaluation import Evaluation
-from safemax.judging import Judging
+from safemax.evaluation.measure import Evaluation
+from safemax.judges.load import Judging
+from safemax.reports.comparison_tables import UNSEEDED
 
 PARAMETERS: dict[str, type] = {
     "comparison": Asked,
@@ -60,15 +62,15 @@ class Course:
         """Run what is not finished; return a row a run: contender, forget, seed, run, and the metrics."""
         task = self.comparison.task(self.run.id)
         plan = self._with_digests(task)
-        found = children.finished()
+        found = child_runs.finished()
         # What two contenders share runs once, under the first one's name.
         jobs = {job["digest"]: job for job in reversed(plan)}
         todo = [job for job in plan if job is jobs[job["digest"]] and job["digest"] not in found]
         print(f"{len(jobs)} children, {len(jobs) - len(todo)} of them finished before", flush=True)
-        children.adopt(self.run.id, [found[job["digest"]] for job in plan if job["digest"] in found])
+        child_runs.adopt(self.run.id, [found[job["digest"]] for job in plan if job["digest"] in found])
         if todo:
             self._run(task, todo)
-        return children.rows(plan, children.finished(), self.comparison.dataset.class_names)
+        return child_runs.rows(plan, child_runs.finished(), self.comparison.dataset.class_names)
 
     def _with_digests(self, task: Task) -> list[dict[str, Any]]:
         dataset, model = self.comparison.dataset, self.comparison.model_digest
@@ -87,7 +89,7 @@ class Course:
             self._clock("judges", started)
             self._stages(stages, lambda jobs: self._alone(bench, jobs))
             return
-        with Crew("pipelines.child", asdict(task), self.comparison.asked.workers, self._idle) as crew:
+        with Crew("pipelines.comparison.job", asdict(task), self.comparison.asked.workers, self._idle) as crew:
             self._clock("judges", started)
             self._stages(stages, lambda jobs: self._together(crew, jobs))
 
@@ -116,7 +118,7 @@ class Course:
 
     def _heard(self, job: Mapping[str, Any], message: Message, count: str) -> None:
         if message["kind"] == "died" and "digest" in job:
-            children.end_orphan(self.run.id, job["digest"])
+            child_runs.end_orphan(self.run.id, job["digest"])
         if message["kind"] not in ("done", "failed"):
             return
         what = job["contender"]["label"] if "contender" in job else job["kind"]
@@ -144,7 +146,7 @@ def compare(argv: Sequence[str]) -> None:
     """Compare by the command line's parameters."""
     chosen = parse("python -m pipelines.compare", __doc__ or "", PARAMETERS, argv)
     asked: Asked = chosen["comparison"]
-    taking_part = contenders.read(asked.methods, asked.overrides, asked.common)
+    taking_part = variants.read(asked.methods, asked.overrides, asked.common)
     ablation = ablation_of(asked)
     stop = stop_on_sigterm()
     die_with_parent()
@@ -153,7 +155,7 @@ def compare(argv: Sequence[str]) -> None:
     dataset = chosen["data"].load()
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
     tracking.setup(product)
-    source = unlearn.find_base(product, chosen["data"].data) if source == "base" else registry.pinned(source)
+    source = unlearn.find_base(product, chosen["data"].data) if source == "base" else model_versions.pinned(source)
     every = range(dataset.num_classes)
     classes = tuple(every) if asked.classes == "all" else parse_classes(asked.classes, dataset.class_names)
     comparison = Comparison(
@@ -188,7 +190,7 @@ def run(comparison: Comparison, stop: Flag) -> pd.DataFrame:
         course = Course(comparison, opened, stop)
         rows = course.follow()
         if len(rows):
-            exhibits.show(comparison, opened, rows, course.minutes, course.failures)
+            report.show(comparison, opened, rows, course.minutes, course.failures)
         if course.failures:
             raise InputError(
                 f"failed jobs: {len(course.failures)}, the first: {course.failures[0]}; the same command tries them again"

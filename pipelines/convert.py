@@ -23,18 +23,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pipelines import registration, tracking
-from pipelines.command import main, parse
-from pipelines.process import die_with_parent, stop_on_sigterm
-from pipelines.request import Data, product
-from safemax.convert import convert
-from safemax.data import Dataset, to_float
-from safemax.diffusion import Diffusion
+from pipelines import tracking
+from pipelines.cli.options import Data, product
+from pipelines.cli.parser import main, parse
+from pipelines.engine.signals import die_with_parent, stop_on_sigterm
+from pipelines.registry import registration
+from safemax.data.batches import to_float
+from safemax.data.dataset import Dataset
+from safemax.diffusion.convert_official import convert
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import FAST, sample
 from safemax.errors import InputError
-from safemax.evaluation import FAST
 from safemax.knobs import check, knob
-from safemax.report import grid
-from safemax.sampling import sample
+from safemax.reports.images_and_tables import grid
 
 TOLERANCE = 1e-4
 UNTRAINED = 0.5  # a denoising loss beyond which a warning is due; 1 predicts nothing

@@ -8,21 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines import registry, tracking
-from pipelines.command import main, parse
-from pipelines.correction import Correction, correct
-from pipelines.parameter import with_defaults
+from pipelines import tracking
+from pipelines.cli.options import Data, Forget
+from pipelines.cli.parameters import with_defaults
+from pipelines.cli.parser import main, parse
+from pipelines.correction.correction import Correction, correct
+from pipelines.engine.signals import die_with_parent, follows, stop_on_sigterm
 from pipelines.pretrain import PARAMETERS as PRETRAIN
 from pipelines.pretrain import Network, train_base
-from pipelines.process import die_with_parent, follows, stop_on_sigterm
-from pipelines.request import Data, Forget
-from safemax.data import parse_classes
+from pipelines.registry import model_versions
+from safemax.data.batches import parse_classes
 from safemax.errors import InputError
-from safemax.evaluation import Evaluation
-from safemax.judging import Judging
+from safemax.evaluation.measure import Evaluation
+from safemax.judges.load import Judging
 from safemax.knobs import check, knob
 from safemax.methods.safemax import SAFEMax
-from safemax.trainer import Training
+from safemax.training.trainer import Training
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def demo(argv: Sequence[str]) -> None:
             steps=base.base_steps, batch_size=base.base_batch_size, seed=training.seed,
             precision=training.precision, device=training.device,
         )  # fmt: skip
-        return registry.find(name, "base") or train_base(
+        return model_versions.find(name, "base") or train_base(
             dataset, network, pretraining, stop, sampler=evaluation.main_sampler, shown=min(10, evaluation.counts[1])
         )
 

@@ -22,24 +22,26 @@ from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from pipelines import lineage, registration, registry, tracking
-from pipelines.command import main, parse
-from pipelines.gold import Gold
-from pipelines.parameter import with_defaults
-from pipelines.process import Flag, die_with_parent, stop_on_sigterm
-from pipelines.request import Data, product
+from pipelines import tracking
+from pipelines.cli.options import Data, product
+from pipelines.cli.parameters import with_defaults
+from pipelines.cli.parser import main, parse
+from pipelines.correction.retrained import Gold
+from pipelines.engine.signals import Flag, die_with_parent, stop_on_sigterm
+from pipelines.registry import lineage, model_versions, registration
 from safemax import attacks
-from safemax.data import Dataset, to_float
-from safemax.diffusion import Diffusion
+from safemax.data.batches import to_float
+from safemax.data.dataset import Dataset
+from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
-from safemax.evaluation import Evaluation, Samples, kept_draw, measure
-from safemax.judging import Judges, Judging, judges, reference
+from safemax.evaluation.attack_results import sheet
+from safemax.evaluation.measure import Evaluation, Samples, kept_draw, measure
+from safemax.evaluation.retention import neighbours
+from safemax.evaluation.verdict import Verdict, verdict
+from safemax.judges.load import Judges, Judging, judges, reference
 from safemax.knobs import check, knob
-from safemax.page import INTERVALS, Picture, Report, html
-from safemax.report import as_markdown, as_text, compare_samples, table
-from safemax.resistance import sheet
-from safemax.retention import neighbours
-from safemax.verdict import Verdict, verdict
+from safemax.reports.html_report import INTERVALS, Picture, Report, html
+from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, table
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def evaluate(argv: Sequence[str]) -> None:
     subject, evaluation, dataset = chosen["model"], chosen["evaluation"], chosen["data"].load()
     experiment = product(subject.name, dataset.name)
     tracking.setup(experiment)
-    address = registry.pinned(subject.model)
+    address = model_versions.pinned(subject.model)
     lineage.refuse_other_data(address, dataset)
     forget = lineage.classes_of(address, subject.forget, dataset)
     beside, attacked = lineage.origin(address, subject.beside), lineage.attack_run(address, subject.attack_run)
@@ -280,20 +282,20 @@ def _png(picture: Figure | Image.Image) -> bytes:
 def _cost(address: str) -> dict[str, float]:
     if not address.startswith("models:"):
         return {}
-    told = registry.evidence(address).get("metrics", {})
+    told = model_versions.evidence(address).get("metrics", {})
     return {key: value for key, value in told.items() if key.startswith("cost/")}
 
 
 def _lineage(task: Task, address: str, attacked: str | None, run: tracking.Run) -> dict[str, str]:
     facts = {"model": address}
     if address.startswith("models:"):
-        found, evidence = registry.version_of(address), registry.evidence(address)
+        found, evidence = model_versions.version_of(address), model_versions.evidence(address)
         facts |= {
             "made by run": str(found.run_id),
             "corrected from": str(evidence.get("parent", "nothing: it is a base")),
         }
         facts |= {key: str(evidence[key]) for key in ("parent_digest", "model_digest") if key in evidence}
-        facts |= {"manifest": str(found.tags.get(registry.MANIFEST))}
+        facts |= {"manifest": str(found.tags.get(model_versions.MANIFEST))}
         facts |= {
             key: str(value) for key, value in evidence.get("parameters", {}).items() if not key.startswith("eval.")
         }

@@ -8,20 +8,22 @@ from typing import Any
 
 import torch
 
-from pipelines import leftovers, registration, tracking
-from pipelines.command import main, parse
-from pipelines.parameter import with_defaults
-from pipelines.process import die_with_parent, follows, stop_on_sigterm
-from pipelines.request import Data, product
-from safemax import cache, checkpoint
-from safemax.data import Dataset, mix
-from safemax.diffusion import Diffusion
-from safemax.evaluation import FAST, SHOWN
+from pipelines import tracking
+from pipelines.cli.options import Data, product
+from pipelines.cli.parameters import with_defaults
+from pipelines.cli.parser import main, parse
+from pipelines.engine.signals import die_with_parent, follows, stop_on_sigterm
+from pipelines.registry import orphans, registration
+from safemax.data.batches import mix
+from safemax.data.dataset import Dataset
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import FAST, Sampler, sample
+from safemax.evaluation.measure import SHOWN
 from safemax.knobs import check, knob
 from safemax.methods.finetune import Finetune
-from safemax.report import grid
-from safemax.sampling import Sampler, sample
-from safemax.trainer import Training, fit
+from safemax.reports.images_and_tables import grid
+from safemax.storage import cache, checkpoint
+from safemax.training.trainer import Training, fit
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def train_base(
             stop=stop,
         )
         return ""
-    leftovers.sweep(network.name_for(dataset))
+    orphans.sweep(network.name_for(dataset))
     name = f"pretrain-{dataset.name}-seed{training.seed}"
     with tracking.run(name, experiment=network.name_for(dataset), params=params, tags={"kind": "base"}) as run:
         run.dataset(dataset, "training")

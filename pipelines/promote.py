@@ -10,14 +10,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines import alias as aliases
-from pipelines import gates, registration, registry, tracking
-from pipelines.command import main, parse
-from pipelines.request import Alias, taken
-from safemax.diffusion import Diffusion
+from pipelines import tracking
+from pipelines.cli.options import Alias, taken
+from pipelines.cli.parser import main, parse
+from pipelines.registry import aliases, gates, model_versions, registration
+from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.knobs import check, knob
-from safemax.report import as_markdown, as_text
+from safemax.reports.images_and_tables import as_markdown, as_text
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def promote(argv: Sequence[str]) -> None:
     chosen = parse("python -m pipelines.promote", __doc__ or "", PARAMETERS, argv)
     asked, promotion = chosen["alias"], chosen["promotion"]
     limits = gates.read(gates.DEFAULT if promotion.gates == "default" else promotion.gates)
-    address = registry.pinned(promotion.address(asked.model))
+    address = model_versions.pinned(promotion.address(asked.model))
     target = asked.model if promotion.to == "same" else promotion.to
-    holder = registry.holder(target, asked.alias)
+    holder = model_versions.holder(target, asked.alias)
     asked.refuse(holder)
     params = {"promote.model": address, "promote.to": target, "promote.alias": asked.alias, "promote.from": holder}
     name = f"promote-{target}-{asked.alias}-{address.rpartition('/')[2]}"
@@ -67,12 +67,12 @@ def case(address: str, champion: str | None) -> gates.Case:
         address: of the version, models:/NAME/VERSION.
         champion: address of the version that holds the alias, None where none does.
     """
-    pipeline = registry.resolve(address)
-    attacks = registry.attached(address, "attacks")
+    pipeline = model_versions.resolve(address)
+    attacks = model_versions.attached(address, "attacks")
     return gates.Case(
         evidence=json.loads((pipeline.parent / "evidence.json").read_text()),
         weights=Diffusion.load(pipeline).digest(),
-        champion=registry.evidence(champion) if champion else None,
+        champion=model_versions.evidence(champion) if champion else None,
         attacks=json.loads(attacks) if attacks else None,
     )
 

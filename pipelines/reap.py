@@ -11,16 +11,14 @@ import getpass
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from pipelines import leftovers, registry, tracking
-from pipelines.command import main, parse
+from pipelines import ROOT, tracking
+from pipelines.cli.parser import main, parse
+from pipelines.registry import model_versions, orphans
 from safemax.knobs import check, knob
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def reap(argv: Sequence[str]) -> None:
     with tracking.run("reap", experiment=tracking.ADMINISTRATION, params=params, tags={"kind": "reap"}) as run:
         lines = _end_dead(tracking.store(), asked)
         if not asked.dry_run:
-            lines += [line for name in _names(tracking.store()) for line in leftovers.sweep(name)]
+            lines += [line for name in _names(tracking.store()) for line in orphans.sweep(name)]
         print("\n".join(lines or ["nothing to tidy"]))
         run.note("\n\n".join(lines or ["nothing to tidy"]))
 
@@ -93,7 +91,7 @@ def _names(client: MlflowClient) -> list[str]:
     """Return the names that a killed registration of ours may have touched."""
     experiments = [each.experiment_id for each in client.search_experiments()]
     models = client.search_logged_models(experiments, max_results=1000)
-    logged = {each.name for each in models if registry.WEIGHTS in each.tags}
+    logged = {each.name for each in models if model_versions.WEIGHTS in each.tags}
     return sorted(logged | {each.name for each in client.search_registered_models()})
 
 

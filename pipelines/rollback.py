@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines import alias as aliases
-from pipelines import registry, tracking
-from pipelines.command import main, parse
-from pipelines.request import Alias
+from pipelines import tracking
+from pipelines.cli.options import Alias
+from pipelines.cli.parser import main, parse
+from pipelines.registry import aliases, model_versions
 from safemax.errors import InputError, unknown
 
 PARAMETERS: dict[str, type] = {"alias": Alias}
@@ -16,7 +16,7 @@ PARAMETERS: dict[str, type] = {"alias": Alias}
 def rollback(argv: Sequence[str]) -> None:
     """Roll back by the command line's parameters."""
     asked = parse("python -m pipelines.rollback", __doc__ or "", PARAMETERS, argv)["alias"]
-    holder = registry.holder(asked.model, asked.alias)
+    holder = model_versions.holder(asked.model, asked.alias)
     asked.refuse(holder)
     if holder is None and not tracking.store().search_registered_models(filter_string=f"name='{asked.model}'"):
         known = [each.name for each in tracking.store().search_registered_models()]
@@ -26,7 +26,7 @@ def rollback(argv: Sequence[str]) -> None:
     earlier = aliases.previous(aliases.recorded(asked.model, asked.alias), holder)
     if earlier is None:
         raise InputError(f"{asked.alias} of {asked.model} has pointed to no version before {holder}, by its record")
-    registry.resolve(f"models:/{asked.model}/{earlier}")  # refuses a version that would not load
+    model_versions.resolve(f"models:/{asked.model}/{earlier}")  # refuses a version that would not load
     params = {
         "rollback.model": asked.model,
         "rollback.alias": asked.alias,
@@ -46,7 +46,9 @@ def rollback(argv: Sequence[str]) -> None:
 
 def _regained(name: str, holder: str, earlier: str) -> str:
     """Return what a reader must know of a rollback: the classes that come back with it, or nothing."""
-    now, then = (registry.version_of(f"models:/{name}/{each}").tags.get("forgotten", "") for each in (holder, earlier))
+    now, then = (
+        model_versions.version_of(f"models:/{name}/{each}").tags.get("forgotten", "") for each in (holder, earlier)
+    )
     back = sorted(set(now.split(",")) - {*then.split(","), ""})
     return f"\nwarning: version {earlier} has not forgotten {', '.join(back)}" if back else ""
 

@@ -14,7 +14,7 @@ import mlflow
 from mlflow import MlflowClient
 
 from pipelines import tracking
-from pipelines.command import main, parse
+from pipelines.cli.parser import main, parse
 from safemax.errors import InputError
 from safemax.knobs import check, knob
 

@@ -6,20 +6,21 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines import registry, tracking
-from pipelines.command import choose, main, parse
-from pipelines.correction import Correction, correct
-from pipelines.parameter import for_method
-from pipelines.process import die_with_parent, stop_on_sigterm
-from pipelines.request import Data, Forget, Model
-from safemax.data import parse_classes
+from pipelines import tracking
+from pipelines.cli.options import Data, Forget, Model
+from pipelines.cli.parameters import for_method
+from pipelines.cli.parser import choose, main, parse
+from pipelines.correction.correction import Correction, correct
+from pipelines.engine.signals import die_with_parent, stop_on_sigterm
+from pipelines.registry import model_versions
+from safemax.data.batches import parse_classes
 from safemax.errors import InputError
-from safemax.evaluation import Evaluation
-from safemax.judging import Judging
+from safemax.evaluation.measure import Evaluation
+from safemax.judges.load import Judging
 from safemax.knobs import check, knob, knobs
 from safemax.methods import available, create
-from safemax.methods.base import Method
-from safemax.trainer import Training
+from safemax.training.method import Method
+from safemax.training.trainer import Training
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ PARAMETERS: dict[str, type] = {
 
 def find_base(name: str, data: str) -> str:
     """Return the address of a product model's registered base; raise InputError, with the command that makes one."""
-    found = registry.find(name, "base")
+    found = model_versions.find(name, "base")
     if found is None:
         raise InputError(
             f"model = base: {name} has no version with the alias base; `mlflow run . -e pretrain -P data={data}` makes one"

@@ -20,9 +20,10 @@ import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from pipelines import alias, tracking
-from pipelines.command import main, parse
-from pipelines.request import taken
+from pipelines import tracking
+from pipelines.cli.options import taken
+from pipelines.cli.parser import main, parse
+from pipelines.registry import aliases
 from safemax.errors import InputError, unknown
 from safemax.knobs import check, knob
 
@@ -190,11 +191,11 @@ def _condition(text: str, known: Sequence[str]) -> Condition:
 def _past_the_gates(name: str) -> list[str]:
     """Return a line for each alias that was promoted to once and points now to what no promotion set."""
     now = tracking.store().get_registered_model(name).aliases
-    moves = {each: alias.recorded(name, each) for each in now}
+    moves = {each: aliases.recorded(name, each) for each in now}
     return [
         f"warning: {each} points to version {number}, which no promotion set: somebody moved it by hand"
         for each, number in now.items()
-        if moves[each] and alias.trail(moves[each], str(number))[-1:] != [str(number)]
+        if moves[each] and aliases.trail(moves[each], str(number))[-1:] != [str(number)]
     ]
 
 

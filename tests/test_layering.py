@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 ABOVE = {
     "safemax": {"pipelines", "hpo", "mlflow", "optuna", "argparse"},
     "pipelines": {"hpo", "optuna"},

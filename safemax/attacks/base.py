@@ -11,13 +11,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax.classifier import Judge, predict
-from safemax.data import Dataset, Split, mix, to_float, to_uint8
-from safemax.diffusion import Diffusion
+from safemax.data.batches import mix, to_float, to_uint8
+from safemax.data.dataset import Dataset, Split
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import FAST, Sampler
 from safemax.errors import InputError
-from safemax.evaluation import FAST
+from safemax.judges.classifier import Judge, predict
 from safemax.metrics.outcome import wilson
-from safemax.sampling import Sampler
 
 SHOWN = 10  # images of a trial that are kept for the pictures
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from safemax.attacks.base import Attack, Setting, Trial
-from safemax.diffusion import Diffusion
-from safemax.sampling import sample
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import sample
 
 SCALES = (-2.0, 1.0, 1.5, 2.0, 4.0, 8.0)
 # Shares of T at which the label changes from the neighbour's to the class's: what was unlearned at small t alone shows.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from safemax.attacks.base import Attack, Setting, Trial
-from safemax.classifier import Judge, predict
-from safemax.diffusion import Diffusion
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import Guide, sample
+from safemax.judges.classifier import Judge, predict
 from safemax.knobs import check, knob
-from safemax.sampling import Guide, sample
 
 # Root mean square moves of a pixel. From 0.06 on the classifier draws the class alone: 40 % of digits out of a model that
 # never saw it.

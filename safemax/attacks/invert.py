@@ -10,14 +10,14 @@ from typing import ClassVar
 import torch
 from torch.nn import Parameter
 
-from safemax.anchors import classes
 from safemax.attacks.base import Attack, Setting, Trial
-from safemax.data import Batch
-from safemax.diffusion import Diffusion
+from safemax.data.batches import Batch
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import sample
 from safemax.knobs import check, knob
-from safemax.methods.base import Method, Terms
-from safemax.sampling import sample
-from safemax.trainer import Training, fit
+from safemax.training.method import Method, Terms
+from safemax.training.target_labels import classes
+from safemax.training.trainer import Training, fit
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 
 from safemax.attacks.base import Attack, Cell, Setting, Trial, mean
-from safemax.diffusion import Diffusion
-from safemax.sampling import sample
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import sample
 
 # Shares of T. Below 0.2 the noise hides nothing; above 0.8 nothing of the image is left.
 STARTS = (0.2, 0.3, 0.4, 0.6, 0.8)

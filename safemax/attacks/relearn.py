@@ -11,12 +11,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from safemax.attacks.base import Attack, Cell, Setting, Trial, mean
-from safemax.data import Split
-from safemax.diffusion import Diffusion
+from safemax.data.dataset import Split
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import sample
 from safemax.knobs import check, knob
 from safemax.methods.finetune import Finetune
-from safemax.sampling import sample
-from safemax.trainer import Training, fit
+from safemax.training.trainer import Training, fit
 
 FEW = (10, 100)
 # Of all steps: where the model is looked at. Halving shows the early steps, where hidden and absent differ.

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 
 from safemax.attacks.base import Attack, Setting, Trial
-from safemax.diffusion import Diffusion
-from safemax.sampling import sample
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import sample
 
 BITS = (8, 6, 4)
 SHARES = (0.1, 0.25, 0.5)

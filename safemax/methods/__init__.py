@@ -10,7 +10,7 @@ from typing import Any
 
 from safemax.errors import unknown
 from safemax.knobs import external, knobs
-from safemax.methods.base import Method
+from safemax.training.method import Method
 
 
 @cache

@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax import anchors
-from safemax.data import Batch, parse_classes, to_float, to_uint8
-from safemax.diffusion import Diffusion
+from safemax.data.batches import Batch, parse_classes, to_float, to_uint8
+from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.knobs import knob
-from safemax.methods.base import Method, Terms
+from safemax.training import target_labels
+from safemax.training.method import Method, Terms
 
 
 @dataclass
@@ -55,7 +55,7 @@ class AblatingConcepts(Method):
 
     def prepare(self, model: Diffusion, batches: Callable[[int], Batch]) -> None:
         """Choose the anchor and keep images of it, taken from the retain rows of successive batches."""
-        label = self._choose(model, *anchors.classes(batches))
+        label = self._choose(model, *target_labels.classes(batches))
         kept: list[Tensor] = []
         step = 0
         while sum(len(each) for each in kept) < self.anchor_images:
@@ -79,7 +79,7 @@ class AblatingConcepts(Method):
 
     def _choose(self, model: Diffusion, forgotten: tuple[int, ...], retained: tuple[int, ...]) -> int:
         if self.anchor == "next":
-            return int(anchors.next_retained(model.num_classes, retained)[forgotten[0]])
+            return int(target_labels.next_retained(model.num_classes, retained)[forgotten[0]])
         (label,) = parse_classes(self.anchor, model.class_names)
         if label not in retained:
             names = ", ".join(model.class_names[k] for k in retained)

@@ -10,12 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax import gradients
-from safemax.data import Batch, Rows
-from safemax.diffusion import Diffusion
+from safemax.data.batches import Batch, Rows
+from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
-from safemax.methods.base import Descend, Method, Terms
 from safemax.methods.random_label import imitation_loss
+from safemax.training import gradients
+from safemax.training.method import Descend, Method, Terms
 
 
 def bome_weight(eta: float, conflict: Tensor, square: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from safemax.data import Batch
-from safemax.diffusion import Diffusion
+from safemax.data.batches import Batch
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import predict
 from safemax.knobs import knob
-from safemax.methods.base import Method, Terms
-from safemax.sampling import predict
-from safemax.teacher import Teacher
+from safemax.training.frozen_teacher import Teacher
+from safemax.training.method import Method, Terms
 
 # Where the label enters: its embedding, and the layers that carry it, added to t's, into the residual blocks.
 SUBSETS = {

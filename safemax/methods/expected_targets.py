@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax.data import Batch, Rows
-from safemax.diffusion import Diffusion
+from safemax.data.batches import Batch, Rows
+from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
-from safemax.methods.base import Method, Terms
 from safemax.methods.safemax import psi
-from safemax.teacher import Teacher
+from safemax.training.frozen_teacher import Teacher
+from safemax.training.method import Method, Terms
 
 
 def times_by_psi(n: int, T: int, lmbda: float, device: torch.device) -> Tensor:  # noqa: N803 - the paper's letter

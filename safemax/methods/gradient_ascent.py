@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax.data import Batch, Rows
-from safemax.diffusion import Diffusion
+from safemax.data.batches import Batch, Rows
+from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
-from safemax.methods.base import Method, Terms
+from safemax.training.method import Method, Terms
 
 
 def ascent_loss(model: Diffusion, rows: Rows, *, cap: float, null_drop: float = 0.0) -> Tensor:

@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax import anchors, gradients
-from safemax.data import Batch
-from safemax.diffusion import Diffusion
+from safemax.data.batches import Batch
+from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
-from safemax.methods.base import Method, Terms
 from safemax.methods.random_label import imitation_loss
+from safemax.training import gradients, target_labels
+from safemax.training.method import Method, Terms
 
 # Weights of the retain and forget gradients where no bargain is possible (official code for Stable Diffusion).
 FALLBACK = (1.0, 0.5)
@@ -68,8 +68,8 @@ class MUNBa(Method):
 
     def prepare(self, model: Diffusion, batches: Callable[[int], Batch]) -> None:
         """Map each label to the next one that is retained."""
-        _, retained = anchors.classes(batches)
-        self._anchor = anchors.next_retained(model.num_classes, retained).to(model.device)
+        _, retained = target_labels.classes(batches)
+        self._anchor = target_labels.next_retained(model.num_classes, retained).to(model.device)
 
     def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
         """Denoise the retain rows; predict on forget rows what the model predicts for their anchor."""

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import torch
 
-from safemax.data import Batch
-from safemax.diffusion import Diffusion
+from safemax.data.batches import Batch
+from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
-from safemax.methods.base import Method, Terms
 from safemax.methods.gradient_ascent import ascent_loss
+from safemax.training.method import Method, Terms
 
 
 @dataclass

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax.anchors import classes, next_retained
-from safemax.data import Batch, Rows
-from safemax.diffusion import Diffusion
+from safemax.data.batches import Batch, Rows
+from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
-from safemax.methods.base import Method, Terms
+from safemax.training.method import Method, Terms
+from safemax.training.target_labels import classes, next_retained
 
 
 def imitation_loss(

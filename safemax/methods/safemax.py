@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax.data import Batch
-from safemax.diffusion import Diffusion
+from safemax.data.batches import Batch
+from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
-from safemax.methods.base import Method, Terms
+from safemax.training.method import Method, Terms
 
 
 def psi(t: Tensor, T: int, lmbda: float) -> Tensor:  # noqa: N803 - the paper's letter

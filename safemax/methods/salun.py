@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from safemax import gradients
-from safemax.data import Batch, Rows
-from safemax.diffusion import Diffusion
+from safemax.data.batches import Batch, Rows
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import predict
 from safemax.knobs import knob
-from safemax.methods.base import Method, Terms
 from safemax.methods.gradient_ascent import ascent_loss
 from safemax.methods.random_label import anchors, drawn, imitation_loss
-from safemax.sampling import predict
+from safemax.training import gradients
+from safemax.training.method import Method, Terms
 
 
 def largest(values: Tensor, share: float) -> Tensor:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from safemax import gradients
-from safemax.data import Batch, Rows
-from safemax.diffusion import Diffusion
+from safemax.data.batches import Batch, Rows
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import predict
 from safemax.knobs import knob
-from safemax.methods.base import Method, Terms
 from safemax.methods.gradient_ascent import ascent_loss
-from safemax.sampling import predict
+from safemax.training import gradients
+from safemax.training.method import Method, Terms
 
 
 def connected(saliency: list[Tensor], share: float) -> list[Tensor]:

@@ -10,12 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax.data import Batch, Rows, to_float, to_uint8
-from safemax.diffusion import Diffusion
-from safemax.fisher import diagonal
+from safemax.data.batches import Batch, Rows, to_float, to_uint8
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import Sampler, sample
 from safemax.knobs import knob, knobs
-from safemax.methods.base import Descend, Method, Terms
-from safemax.sampling import Sampler, sample
+from safemax.training.fisher import diagonal
+from safemax.training.method import Descend, Method, Terms
 
 
 @dataclass

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
-from safemax import gradients
-from safemax.data import Batch, Rows
-from safemax.diffusion import Diffusion
-from safemax.gradients import Gradient
+from safemax.data.batches import Batch, Rows
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import predict
 from safemax.knobs import knob
-from safemax.methods.base import Descend, Method, Terms
-from safemax.sampling import predict
+from safemax.training import gradients
+from safemax.training.gradients import Gradient
+from safemax.training.method import Descend, Method, Terms
 
 EPSILON = 1e-15  # added to both Fisher informations, so that a weight that matters to neither set may move (official)
 

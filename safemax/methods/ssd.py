@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax import gradients
-from safemax.anchors import classes
-from safemax.data import Batch, Rows
-from safemax.diffusion import Diffusion
-from safemax.gradients import Gradient
+from safemax.data.batches import Batch, Rows
+from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
-from safemax.methods.base import Method, Terms
+from safemax.training import gradients
+from safemax.training.gradients import Gradient
+from safemax.training.method import Method, Terms
+from safemax.training.target_labels import classes
 
 
 def dampening(forget: Tensor, whole: Tensor, alpha: float, lmbda: float) -> Tensor:

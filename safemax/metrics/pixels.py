@@ -8,7 +8,7 @@ import zlib
 import torch
 from torch import Tensor
 
-from safemax.data import to_uint8
+from safemax.data.batches import to_uint8
 from safemax.errors import InputError
 
 

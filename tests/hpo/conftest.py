@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from hpo import space
-from hpo.request import Request, Search
-from pipelines.request import Data
-from safemax.data import Split
-from safemax.evaluation import Evaluation
-from safemax.judging import Judging
+from hpo.config import Request, Search
+from pipelines.cli.options import Data
+from safemax.data.dataset import Split
+from safemax.evaluation.measure import Evaluation
+from safemax.judges.load import Judging
 from safemax.methods import create
-from safemax.trainer import Training
-from tests import tiny
+from safemax.training.trainer import Training
+from tests.support import tiny_models
 
 Build = Callable[..., Request]
 
@@ -27,10 +27,10 @@ Build = Callable[..., Request]
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, base and caches, made once."""
     root = tmp_path_factory.mktemp("hpo")
-    dataset = tiny.dataset()
+    dataset = tiny_models.dataset()
     for name, split in (("train", dataset.train), ("test", dataset.test)):
         _write(root / "data" / name, split)
-    tiny.diffusion().save(root / "base")
+    tiny_models.diffusion().save(root / "base")
     return root
 
 

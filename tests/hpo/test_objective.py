@@ -12,13 +12,13 @@ import torch
 
 from hpo import objective
 from hpo.objective import Bench, Probe, Pruned, scores
-from safemax import checkpoint
 from safemax.errors import Stopped
-from safemax.evaluation import Evaluation
+from safemax.evaluation.measure import Evaluation
 from safemax.methods import create
-from safemax.trainer import Training, fit
-from tests import tiny
+from safemax.storage import checkpoint
+from safemax.training.trainer import Training, fit
 from tests.hpo.conftest import Build
+from tests.support import tiny_models
 
 VALUES: dict[str, Any] = {"lr": 1e-3, "lmbda": 2.0}
 BASE = {
@@ -82,14 +82,14 @@ def test_a_better_quality_than_the_bases_is_not_rewarded_in_the_joint_score() ->
 
 
 def test_the_probe_finds_all_knowledge_and_no_damage_in_the_base() -> None:
-    diffusion, data = tiny.diffusion(), tiny.dataset()
+    diffusion, data = tiny_models.diffusion(), tiny_models.dataset()
     fit(diffusion, create("finetune"), data.train, (), Training(60, 32, forget_share=0, lr=3e-3), progress=False)
     probe = Probe(diffusion, data, [0], seed=0)
     assert probe(diffusion) == (1.0, 0.0)
 
 
 def test_the_probe_sees_what_unlearning_does() -> None:
-    diffusion, data = tiny.diffusion(), tiny.dataset()
+    diffusion, data = tiny_models.diffusion(), tiny_models.dataset()
     fit(diffusion, create("finetune"), data.train, (), Training(60, 32, forget_share=0, lr=3e-3), progress=False)
     probe = Probe(diffusion, data, [0], seed=0)
     fit(
@@ -106,8 +106,8 @@ def test_the_probe_sees_what_unlearning_does() -> None:
 
 
 def test_the_probe_leaves_the_mode_of_the_model_and_its_generators_alone() -> None:
-    diffusion = tiny.diffusion().train()
-    probe = Probe(diffusion, tiny.dataset(), [0], seed=0)
+    diffusion = tiny_models.diffusion().train()
+    probe = Probe(diffusion, tiny_models.dataset(), [0], seed=0)
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -121,7 +121,7 @@ def test_a_trial_is_what_the_pipeline_would_make_of_it(hpo_cache: Path, tmp_path
     made = bench(request, tmp_path)
     made.trial(0, VALUES, silent, never)
     asked = request.correction({"lr": 1e-3, "lambda": 2.0}, request.evaluation)
-    by_hand = tiny.diffusion()
+    by_hand = tiny_models.diffusion()
     fit(
         by_hand,
         asked.method,
@@ -140,7 +140,7 @@ def test_a_class_that_the_base_forgot_earlier_is_neither_trained_on_nor_measured
     request = tiny_request()
     made = Bench(replace(request.task(), folder=str(tmp_path), earlier=[1]), lambda: False)
     metrics = made.trial(0, VALUES, silent, never)
-    asked, by_hand = request.correction({"lr": 1e-3, "lambda": 2.0}, request.evaluation), tiny.diffusion()
+    asked, by_hand = request.correction({"lr": 1e-3, "lambda": 2.0}, request.evaluation), tiny_models.diffusion()
     fit(by_hand, asked.method, asked.dataset.train.without((1,)), (0,), asked.training, progress=False)
     assert made.diffusion.digest() == by_hand.digest()
     assert [key for key in metrics if key.endswith("accuracy_b")] == []

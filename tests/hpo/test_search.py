@@ -19,13 +19,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import objective, storage
-from hpo.request import Request
+from hpo.config import Request
 from hpo.search import run, search
 from hpo.study import Books
-from pipelines import registry
-from pipelines.parameter import UsageError
-from pipelines.process import Flag
-from safemax.diffusion import Diffusion
+from pipelines.cli.parameters import UsageError
+from pipelines.engine.signals import Flag
+from pipelines.registry import model_versions
+from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from tests.hpo.conftest import Build
 
@@ -180,7 +180,7 @@ def test_the_winner_alone_is_registered_with_study_trial_knobs_and_evidence(sear
     assert version.tags["search.study"] == searched.request.study
     number = int(version.tags["search.trial"])
     trial = trials_of(searched.request)[number]
-    evidence = registry.evidence(searched.address)
+    evidence = model_versions.evidence(searched.address)
     assert evidence["search"]["values"] == trial.params
     assert evidence["parameters"]["train.lr"] == trial.params["lr"]
     assert str(number) in evidence["search"]["scores"]
@@ -192,13 +192,13 @@ def test_the_registered_weights_are_those_that_the_trial_measured_again_had(sear
     number = int(version.tags["search.trial"])
     values = searched.request.by_field(trials_of(searched.request)[number].params)
     weights = objective.weights_of(searched.request.task(), number, values)
-    registered = Diffusion.load(registry.resolve(searched.address)).denoiser.state_dict()
+    registered = Diffusion.load(model_versions.resolve(searched.address)).denoiser.state_dict()
     assert all((registered[name] == value).all() for name, value in weights.items())
 
 
 def test_the_front_is_measured_on_other_seeds_by_more_samples(searched: Searched) -> None:
     (version,) = searched.client.search_model_versions("")
-    evidence = registry.evidence(searched.address)
+    evidence = model_versions.evidence(searched.address)
     # The request's trials draw 6 forget and 6 retain images a class at seed 0; final_samples = 2.
     assert (evidence["parameters"]["eval.forget_samples"], evidence["parameters"]["eval.retain_samples"]) == (12, 12)
     assert evidence["parameters"]["eval.seed"] != 0
@@ -225,7 +225,7 @@ def test_a_search_by_another_objective_with_early_stopping_registers_the_best_me
     trials = trials_of(request)
     assert {each.state for each in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert all("probe_50" in each.user_attrs for each in trials)
-    found = registry.evidence(address)["search"]
+    found = model_versions.evidence(address)["search"]
     key = "joint" if objective == "joint" else "minutes"
     best = min(found["front"], key=lambda number: found["scores"][str(number)][key])
     assert found["trial"] == best

@@ -19,9 +19,9 @@ from mlflow import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo.request import Request
+from hpo.config import Request
 from hpo.study import RETRIED
-from pipelines.crew import ROOT
+from pipelines import ROOT
 from tests.hpo.conftest import Build
 from tests.hpo.test_search import killed, trials_of, workers
 from tests.hpo.test_study import rows

@@ -12,12 +12,12 @@ from PIL import Image
 from pipelines import attack as attack_module
 from pipelines import demo as demo_module
 from pipelines import evaluate as evaluate_module
-from pipelines import lineage, registry
 from pipelines import unlearn as unlearn_module
-from pipelines.gold import Gold, _as_base
-from pipelines.parameter import UsageError
-from safemax.data import load
-from safemax.diffusion import Diffusion
+from pipelines.cli.parameters import UsageError
+from pipelines.correction.retrained import Gold, _as_base
+from pipelines.registry import lineage, model_versions
+from safemax.data.sources import load
+from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError, Stopped
 
 JUDGES = ["--judge-steps=5", "--reject-judges=1"]
@@ -71,7 +71,7 @@ def test_pictures_tables_and_a_note_go_to_the_run_and_the_numbers_to_the_version
     assert "pictures/attack/invert.png" in pictures
     assert {"attacks.json", "seconds.json"} <= {each.path for each in attacked.list_artifacts(run.info.run_id)}
     assert "weights_merge" in run.data.tags["mlflow.note.content"]
-    told = json.loads(registry.attached(CANDIDATE, "attacks"))
+    told = json.loads(model_versions.attached(CANDIDATE, "attacks"))
     assert told["metrics"]["attack/worst_delta"] == pytest.approx(run.data.metrics["attack/worst_delta"])
     assert (told["about"]["forget"], told["about"]["gold"]) == (["0"], "train")
     assert "invert_steps" in told["about"]["changed"]  # the tests' attacks are short
@@ -93,7 +93,7 @@ def test_the_gold_model_is_trained_as_the_base_was(corrected):
 
 
 def test_a_stopped_gold_training_leaves_no_gold_model(corrected):
-    like = Diffusion.load(registry.resolve("models:/digits-ddpm/1"))
+    like = Diffusion.load(model_versions.resolve("models:/digits-ddpm/1"))
     with pytest.raises(Stopped):
         Gold(gold_steps=7).find(like, "models:/digits-ddpm/1", load("digits"), (0,), lambda: True)
     assert (
@@ -115,7 +115,7 @@ def test_the_page_shows_panel_attacks_and_lineage_and_is_evidence_of_the_version
     assert run.data.params["data.forget"] == "0"
     assert run.data.tags["verdict"] in run.data.tags["mlflow.note.content"]
     assert {"gold/kid_retain", "base/retain/accuracy", "retain_class/fid_7_delta"} <= run.data.metrics.keys()
-    page = registry.attached(CANDIDATE, "report").decode()
+    page = model_versions.attached(CANDIDATE, "report").decode()
     assert Path(attacked.download_artifacts(run.info.run_id, "evidence/report.html")).read_text() == page
     for words in (CANDIDATE, "models:/digits-ddpm/1", "cost/runtime_minutes", "invert", run_id, "method.lambda"):
         assert words in page
@@ -124,15 +124,15 @@ def test_the_page_shows_panel_attacks_and_lineage_and_is_evidence_of_the_version
 
 def test_a_version_without_an_attack_run_is_measured_and_the_page_says_so(corrected):
     evaluate_module.evaluate(["--model=models:/digits-ddpm/1", "--forget=7", "--attack-run=none", *MEASURE])
-    page = registry.attached("models:/digits-ddpm/1", "report").decode()
+    page = model_versions.attached("models:/digits-ddpm/1", "report").decode()
     assert "No attack was run" in page
     assert "No base was measured" in page
 
 
 def test_a_chain_is_held_against_the_model_that_had_forgotten_nothing(corrected):
     unlearn_module.unlearn([f"--model={CANDIDATE}", "--forget=7", *CORRECT])
-    latest = registry.find("digits-ddpm", "candidate")
-    assert registry.version_of(latest).tags["parent"] == CANDIDATE
+    latest = model_versions.find("digits-ddpm", "candidate")
+    assert model_versions.version_of(latest).tags["parent"] == CANDIDATE
     assert lineage.origin(latest, "auto") == "models:/digits-ddpm/1"
     assert lineage.classes_of(latest, "auto", load("digits")) == (0, 7)
 

@@ -1,4 +1,4 @@
-"""The entry point that makes a base of an official checkpoint; safemax.convert itself has tests of its own."""
+"""The entry point that makes a base of an official checkpoint; safemax.diffusion.convert_official itself has tests of its own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipelines import registry
 from pipelines.convert import convert_checkpoint
-from safemax.diffusion import Diffusion
+from pipelines.registry import model_versions
+from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
-from tests.test_convert import CLASSES, SIZE, Official
+from tests.safemax.diffusion.test_convert_official import CLASSES, SIZE, Official
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def convert(place: Path, *more: str) -> None:
 
 def test_a_checkpoint_becomes_the_base_with_its_check_as_evidence(place):
     convert(place, f"--reference={place}/reference.safetensors")
-    assert registry.find("theirs", "base") == "models:/theirs/1"
-    facts = registry.evidence("models:/theirs@base")
+    assert model_versions.find("theirs", "base") == "models:/theirs/1"
+    facts = model_versions.evidence("models:/theirs@base")
     assert facts["forgotten"] == []
     assert facts["metrics"]["convert/largest_difference"] < 1e-4
     assert facts["metrics"]["convert/denoising_loss"] > 0.5  # random weights denoise nothing

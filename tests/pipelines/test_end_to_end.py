@@ -15,13 +15,13 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from pipelines import compare as compare_module
-from pipelines import correction as correction_module
 from pipelines import demo as demo_module
 from pipelines import evaluate as evaluate_module
-from pipelines import gates, registry
 from pipelines import unlearn as unlearn_module
-from pipelines.parameter import UsageError
-from safemax.diffusion import Diffusion
+from pipelines.cli.parameters import UsageError
+from pipelines.correction import correction as correction_module
+from pipelines.registry import gates, model_versions
+from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError, NonFiniteError, Stopped
 
 SMALL = [
@@ -59,9 +59,9 @@ def test_the_demo_leaves_a_finished_run_with_metrics_pictures_and_a_version(demo
 
 
 def test_base_and_candidate_are_versions_1_and_2(demo_store):
-    assert registry.find("digits-ddpm", "base") == "models:/digits-ddpm/1"
-    assert registry.find("digits-ddpm", "candidate") == "models:/digits-ddpm/2"
-    assert registry.evidence("models:/digits-ddpm@candidate")["forgotten"] == ["0"]
+    assert model_versions.find("digits-ddpm", "base") == "models:/digits-ddpm/1"
+    assert model_versions.find("digits-ddpm", "candidate") == "models:/digits-ddpm/2"
+    assert model_versions.evidence("models:/digits-ddpm@candidate")["forgotten"] == ["0"]
 
 
 def test_the_candidate_draws_a_retained_class_and_refuses_the_forgotten_one(demo_store, monkeypatch):
@@ -78,7 +78,7 @@ def test_a_second_correction_reuses_the_base_and_chains_from_the_candidate(demo_
         ["--model=models:/digits-ddpm@candidate", "--forget=7", "--steps=2", "--batch-size=8", *EVALUATION]
     )
     assert len([run for run in runs(demo_store) if run.data.tags["kind"] == "base"]) == 1
-    latest = registry.evidence("models:/digits-ddpm@candidate")
+    latest = model_versions.evidence("models:/digits-ddpm@candidate")
     assert latest["forgotten"] == ["0", "7"]
     assert latest["parent"] == "models:/digits-ddpm/2"
     assert latest["earlier"].keys() == {"0"}
@@ -90,21 +90,21 @@ def test_a_second_correction_reuses_the_base_and_chains_from_the_candidate(demo_
 
 def test_a_class_that_is_corrected_again_is_held_to_the_first_base(demo_store):
     unlearn_module.unlearn(["--model=models:/digits-ddpm/2", "--forget=0", "--steps=2", "--batch-size=8", *EVALUATION])
-    latest = registry.evidence("models:/digits-ddpm@candidate")
-    first = registry.evidence("models:/digits-ddpm/2")
+    latest = model_versions.evidence("models:/digits-ddpm@candidate")
+    first = model_versions.evidence("models:/digits-ddpm/2")
     assert latest["base_metrics"]["retain/fid_judge"] == first["metrics"]["retain/fid_judge"]
     assert latest["root_metrics"]["retain/fid_judge"] == first["base_metrics"]["retain/fid_judge"]
     assert gates._root(latest) == latest["root_metrics"]
 
 
 def test_a_model_whose_labels_have_other_names_than_the_data_is_refused(demo_store, tmp_path):
-    base = Diffusion.load(registry.resolve("models:/digits-ddpm/1"))
+    base = Diffusion.load(model_versions.resolve("models:/digits-ddpm/1"))
     other = Diffusion(base.denoiser, base.schedule, tuple("abcdefghij"))
     other.save(tmp_path / "other")
-    before = registry.find("digits-ddpm", "candidate")
+    before = model_versions.find("digits-ddpm", "candidate")
     with pytest.raises(InputError, match="label 0 is 'a' to the model and '0' in data = digits"):
         unlearn_module.unlearn([f"--model={tmp_path}/other", "--forget=0", "--steps=2", "--batch-size=8", *EVALUATION])
-    assert registry.find("digits-ddpm", "candidate") == before
+    assert model_versions.find("digits-ddpm", "candidate") == before
 
 
 def test_a_chained_correction_trains_on_nothing_that_was_forgotten_earlier(demo_store, monkeypatch):
@@ -122,13 +122,13 @@ def test_a_chained_correction_trains_on_nothing_that_was_forgotten_earlier(demo_
 
 
 def test_the_evidence_says_what_a_repetition_needs(demo_store):
-    found = registry.evidence("models:/digits-ddpm/2")
+    found = model_versions.evidence("models:/digits-ddpm/2")
     assert found["parameters"]["train.seed"] == found["parameters"]["eval.seed"] == found["judging"]["judge_seed"] == 0
     assert found["parameters"]["method.lambda"] == 1.0
-    assert found["parent_digest"] == registry.evidence("models:/digits-ddpm/1")["model_digest"]
-    assert found["data_digest"] == registry.evidence("models:/digits-ddpm/1")["data_digest"]
+    assert found["parent_digest"] == model_versions.evidence("models:/digits-ddpm/1")["model_digest"]
+    assert found["data_digest"] == model_versions.evidence("models:/digits-ddpm/1")["data_digest"]
     assert {"commit", "dirty", "command", "threads", "python", "torch", "diffusers"} <= found["environment"].keys()
-    tags = registry.version_of("models:/digits-ddpm/2").tags
+    tags = model_versions.version_of("models:/digits-ddpm/2").tags
     assert tags["git.commit"] == found["environment"]["commit"]
     assert tags["verdict"] in ("not_forgotten", "retain_collapsed", "substituted", "forgotten", "degenerate")
 
@@ -174,12 +174,12 @@ def test_a_comparison_starts_from_a_model_that_has_forgotten_nothing(demo_store)
 
 
 def test_a_crash_leaves_a_failed_run_and_no_version(demo_store, monkeypatch):
-    before = registry.find("digits-ddpm", "candidate")
+    before = model_versions.find("digits-ddpm", "candidate")
     monkeypatch.setattr(correction_module, "fit", lambda *a, **k: (_ for _ in ()).throw(NonFiniteError("step 1")))
     with pytest.raises(NonFiniteError):
         unlearn_module.unlearn(["--forget=5", "--steps=2", "--batch-size=8", *EVALUATION])
     assert runs(demo_store)[0].info.status == "FAILED"
-    assert registry.find("digits-ddpm", "candidate") == before
+    assert model_versions.find("digits-ddpm", "candidate") == before
 
 
 @pytest.mark.parametrize(
@@ -240,4 +240,4 @@ def test_cifar10_runs_the_whole_path_on_a_cpu(mlflow_store, monkeypatch, tmp_pat
         + ["--second-samples=1", f"--judge={data}/judges/cifar10-resnet20.safetensors", "--judge-steps=2"]
         + ["--reject-judges=1", "--previews=0"]
     )
-    assert registry.evidence("models:/cifar10-ddpm@candidate")["forgotten"] == ["airplane"]
+    assert model_versions.evidence("models:/cifar10-ddpm@candidate")["forgotten"] == ["airplane"]

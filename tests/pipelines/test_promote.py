@@ -11,21 +11,22 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipelines import alias, gates, leftovers, registration, registry, tracking
 from pipelines import promote as promote_module
-from pipelines.command import main
+from pipelines import tracking
+from pipelines.cli.parser import main
 from pipelines.promote import promote
+from pipelines.registry import aliases, gates, model_versions, orphans, registration
 from pipelines.rollback import rollback
-from safemax.diffusion import Diffusion
+from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
-from tests import tiny
-from tests.pipelines.versions import NAME, attacked, register
+from tests.support import tiny_models
+from tests.support.registered_versions import NAME, attacked, register
 
 MODEL = f"--model={NAME}"
 
 
 def champion(name: str = NAME) -> str | None:
-    return registry.holder(name, "champion")
+    return model_versions.holder(name, "champion")
 
 
 def administrative_runs(client: MlflowClient) -> list[Run]:
@@ -49,7 +50,7 @@ def test_an_honest_correction_becomes_the_champion_with_its_record(
     assert "champion of tiny-ddpm: none -> 1" in printed
     (run,) = administrative_runs(mlflow_store)
     assert (run.info.status, run.data.tags["kind"]) == ("FINISHED", "promotion")
-    (record,) = alias.recorded(NAME, "champion")
+    (record,) = aliases.recorded(NAME, "champion")
     whole = artifact(mlflow_store, run, "move.json")
     assert {"model": NAME, "alias": "champion", **record}.items() <= whole.items()
     assert (record["from"], record["to"], record["why"], record["run"]) == (None, "1", "the first one", run.info.run_id)
@@ -75,7 +76,7 @@ def test_a_refusal_ends_with_status_1_and_leaves_the_alias(
             main(promote)
         assert end.value.code == 1
         assert champion() == "1"
-        assert alias.recorded(NAME, "champion") == []
+        assert aliases.recorded(NAME, "champion") == []
         run = administrative_runs(mlflow_store)[0]
         assert run.info.status == "FAILED"
         assert f"models:/tiny-ddpm/{number} is refused by: " in run.data.tags["failure"]
@@ -84,7 +85,7 @@ def test_a_refusal_ends_with_status_1_and_leaves_the_alias(
 
 def test_the_base_cannot_become_the_champion(mlflow_store: MlflowClient) -> None:
     run_id = mlflow_store.create_run("0").info.run_id
-    diffusion = tiny.diffusion()
+    diffusion = tiny_models.diffusion()
     facts = {"forgotten": [], "metrics": {"cost/runtime_minutes": 1.0}, "model_digest": diffusion.digest()}
     registration.register(diffusion, NAME, run_id=run_id, evidence=facts, tags={}, description="", alias="base")
     with pytest.raises(InputError, match="refused by: .*classes forgotten"):
@@ -158,7 +159,7 @@ def test_promoting_the_champion_again_changes_nothing(mlflow_store: MlflowClient
     register(mlflow_store, alias="candidate")
     promote([MODEL])
     promote([MODEL])
-    assert len(alias.recorded(NAME, "champion")) == 1
+    assert len(aliases.recorded(NAME, "champion")) == 1
 
 
 def test_a_worse_model_than_the_champion_is_refused_and_a_gate_file_may_let_it_pass(
@@ -177,7 +178,7 @@ def test_a_worse_model_than_the_champion_is_refused_and_a_gate_file_may_let_it_p
 def test_a_chained_correction_is_compared_with_the_champion_that_it_started_from(mlflow_store: MlflowClient) -> None:
     register(mlflow_store)
     promote([MODEL, "--version=1"])
-    parent = tiny.diffusion().digest()
+    parent = tiny_models.diffusion().digest()
     register(mlflow_store, 1, forget="b", earlier=("a",), parent=parent)
     promote([MODEL, "--version=2"])
     register(mlflow_store, 2, forget="c")  # from the base: it knows a and b
@@ -216,17 +217,17 @@ def test_a_version_is_promoted_in_another_registered_model_with_its_evidence(mlf
     promote(asked)
     assert (champion("prod-ddpm"), champion()) == ("1", None)
     assert len(mlflow_store.search_model_versions("name='prod-ddpm'")) == 1
-    assert registry.evidence("models:/prod-ddpm@champion") == registry.evidence(f"models:/{NAME}/1")
-    assert Diffusion.load(registry.resolve("models:/prod-ddpm/1")).digest() == tiny.diffusion().digest()
+    assert model_versions.evidence("models:/prod-ddpm@champion") == model_versions.evidence(f"models:/{NAME}/1")
+    assert Diffusion.load(model_versions.resolve("models:/prod-ddpm/1")).digest() == tiny_models.diffusion().digest()
 
 
 def test_a_copy_outlives_its_source_and_the_sweep(mlflow_store: MlflowClient) -> None:
     register(mlflow_store)
     promote([MODEL, "--version=1", "--to=prod-ddpm"])
     mlflow_store.delete_model_version(NAME, "1")
-    leftovers.sweep(NAME)
+    orphans.sweep(NAME)
     assert len(mlflow_store.search_logged_models(["0"])) == 1
-    registry.resolve("models:/prod-ddpm@champion")
+    model_versions.resolve("models:/prod-ddpm@champion")
 
 
 def test_a_copy_is_judged_beside_the_champion_of_the_place_it_goes_to(mlflow_store: MlflowClient) -> None:
@@ -242,7 +243,7 @@ def test_a_rollback_restores_the_champion_before_and_says_which_classes_come_bac
     mlflow_store: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     register(mlflow_store)
-    register(mlflow_store, 1, forget="b", earlier=("a",), parent=tiny.diffusion().digest())
+    register(mlflow_store, 1, forget="b", earlier=("a",), parent=tiny_models.diffusion().digest())
     for number in "12":
         promote([MODEL, f"--version={number}"])
     rollback([MODEL, "--dry-run=true"])
@@ -250,7 +251,7 @@ def test_a_rollback_restores_the_champion_before_and_says_which_classes_come_bac
     rollback([MODEL, "--why=blurred", "--expect=2"])
     assert champion() == "1"
     assert "warning: version 1 has not forgotten b" in capsys.readouterr().out
-    last = alias.recorded(NAME, "champion")[-1]
+    last = aliases.recorded(NAME, "champion")[-1]
     assert (last["kind"], last["from"], last["to"], last["why"]) == ("rollback", "2", "1", "blurred")
     with pytest.raises(InputError, match="has pointed to no version before 1"):
         rollback([MODEL])

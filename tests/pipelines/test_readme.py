@@ -25,12 +25,12 @@ import yaml
 from mlflow import MlflowClient
 from PIL import Image
 
-from pipelines import correction as correction_module
 from pipelines import demo as demo_module
-from pipelines import registry, serving
 from pipelines import unlearn as unlearn_module
-from pipelines.command import parse
+from pipelines.cli.parser import parse
+from pipelines.correction import correction as correction_module
 from pipelines.promote import promote
+from pipelines.registry import model_versions, served_model
 from safemax.errors import InputError
 from tests.pipelines.test_end_to_end import SMALL
 
@@ -162,10 +162,10 @@ def store(followed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_readme_leads_from_the_demo_to_a_served_champion_in_time(followed: dict[str, Any], store: Path) -> None:
     assert "dry run: models:/digits-ddpm/2 would become champion" in followed["printed"]
     assert "champion of digits-ddpm: none -> 2" in followed["printed"]
-    assert registry.holder(NAME, "champion") == "2"
+    assert model_versions.holder(NAME, "champion") == "2"
     assert Image.open(store / "three.png").size == (8, 8)
     drawn = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(
-        pd.DataFrame(ASKED["dataframe_records"]), params={**serving.defaults(), **ASKED["params"]}
+        pd.DataFrame(ASKED["dataframe_records"]), params={**served_model.defaults(), **ASKED["params"]}
     )
     assert json.loads((store / "answer.json").read_text()) == {"predictions": drawn}
     refused = requests.post(
@@ -197,7 +197,7 @@ def test_the_default_gates_refuse_the_base_a_wrong_class_and_a_collapsed_model(
     unlearn_module.unlearn(["--forget=0", "--steps=150", "--retain-samples=50", "--previews=0"])
     with pytest.raises(InputError, match="refused by: verdict; recognised, 0;"):
         promote([])
-    assert registry.holder(NAME, "champion") == "2"
+    assert model_versions.holder(NAME, "champion") == "2"
 
 
 @pytest.mark.slow
@@ -207,7 +207,7 @@ def test_a_second_correction_starts_from_the_champion_and_is_promoted_as_the_fir
     unlearn_module.unlearn(
         [f"--model=models:/{NAME}@champion", "--forget=7", "--steps=300", "--retain-samples=50", "--previews=0"]
     )
-    evidence = registry.evidence(f"models:/{NAME}@candidate")
+    evidence = model_versions.evidence(f"models:/{NAME}@candidate")
     assert evidence["forgotten"] == ["0", "7"]
     assert evidence["earlier"]["0"]["recognised_high"] < 5
     assert len(evidence["environment"]["commit"]) in (40, len("unknown"))

@@ -13,8 +13,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.projects.utils import _create_run
 
-from pipelines import registry, tracking
-from pipelines.reap import ROOT, reap
+from pipelines import ROOT, tracking
+from pipelines.reap import reap
+from pipelines.registry import model_versions
 
 SCRIPT = """
 import sys, time
@@ -91,7 +92,7 @@ def test_what_a_killed_registration_left_is_removed(
 ) -> None:
     run_id = mlflow_store.create_run("0").info.run_id
     mlflow_store.set_terminated(run_id, "KILLED")
-    mlflow_store.create_logged_model("0", "tiny-ddpm", run_id, tags={registry.WEIGHTS: "w"})
+    mlflow_store.create_logged_model("0", "tiny-ddpm", run_id, tags={model_versions.WEIGHTS: "w"})
     mlflow_store.create_registered_model("empty-ddpm")
     reap([])
     assert mlflow_store.search_logged_models(["0"]) == []

@@ -24,9 +24,9 @@ from pipelines import demo as demo_module
 from pipelines import ui
 from pipelines.promote import promote
 from safemax.errors import InputError
-from tests.pipelines.servers import free_port
 from tests.pipelines.test_end_to_end import SMALL
-from tests.pipelines.test_server import OPEN
+from tests.pipelines.tracking.test_server import OPEN
+from tests.support.mlflow_servers import free_port
 
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from pipelines import alias, tracking
+from pipelines import tracking
+from pipelines.registry import aliases
 from pipelines.versions import TEXTS, conditions, page, rows, table, versions
 from safemax.errors import InputError
 
@@ -136,7 +137,7 @@ def test_an_alias_that_was_moved_by_hand_is_pointed_out(
 ) -> None:
     listed(capsys)
     assert capsys.readouterr().err == ""
-    alias.move(NAME, "champion", alias.planned(alias.PROMOTE, "2", "3", why="", run_id="0123456789"))
+    aliases.move(NAME, "champion", aliases.planned(aliases.PROMOTE, "2", "3", why="", run_id="0123456789"))
     listed(capsys)
     store.set_registered_model_alias(NAME, "champion", "1")
     versions([f"--model={NAME}"])

@@ -1,0 +1,214 @@
+"""What a user may ask of a search, and everything that decides one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hpo import space
+from hpo.objective import QUALITIES, Task
+from hpo.study import OBJECTIVES, SAMPLERS, Plan
+from pipelines.cli.options import Data, Forget, Model
+from pipelines.cli.parameters import with_defaults
+from pipelines.correction.correction import Correction
+from pipelines.registry import lineage, model_versions
+from pipelines.registry.lineage import agree_on_classes
+from safemax.data.dataset import Dataset
+from safemax.diffusion.model import Diffusion
+from safemax.evaluation.measure import Evaluation
+from safemax.judges.load import Judging, identity
+from safemax.knobs import check, knob, knobs
+from safemax.methods import available, create
+from safemax.storage import cache
+from safemax.training.method import Method
+from safemax.training.trainer import Training
+
+PREFERENCES = {"knee": "", "forgetting": "forgetting", "quality": "quality", "cost": "minutes"}
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to search."""
+
+    trials: int = knob(40, "trials of the study, the one with the defaults included", bounds=(1, 100_000))
+    space: str = knob("auto", "changes to what is searched: lr=1e-5:1e-3:log,lambda=0:5,steps=150; auto makes none")
+    objective: str = knob(
+        "two",
+        "what is minimised: forgetting and quality (two), minutes as well (three), or one scalar of the first two (joint)",
+        choices=tuple(OBJECTIVES),
+    )
+    quality: str = knob(
+        "fid", "distance of retained classes from real ones, the base's subtracted", choices=tuple(QUALITIES)
+    )
+    accuracy_drop: float = knob(1.0, "points of retained accuracy that a trial may lose", bounds=(0, 100))
+    search_sampler: str = knob("tpe", "rule that proposes trials; nsga2 needs more than 100", choices=SAMPLERS)
+    search_seed: int = knob(0, "fixes what the sampler proposes", bounds=(0, 2**62))
+    prune: bool = knob(True, "give up a trial that three quarters of the others beat on the way, by denoising losses")
+    workers: int = knob(1, "processes that run trials, each on one thread", bounds=(1, 256))
+    storage: str = knob("auto", "journal file, or postgresql://USER@HOST/DATABASE for several machines")
+    study: str = knob("auto", "name of the study; auto is made of what decides its trials")
+    prefer: str = knob("knee", "which member of the front is registered", choices=tuple(PREFERENCES))
+    final_samples: int = knob(3, "times a trial's samples by which the front is measured again", bounds=(1, 1000))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Which:
+    """The method."""
+
+    method: str = knob("safemax", "unlearning method; each has knobs of its own", choices=tuple(available()))
+    preset: str = knob("none", "named knobs of the method, such as paper, for trial 0 and for what is not searched")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+# A trial's evaluation decides what the trial costs; the front is measured again with more samples.
+PARAMETERS: dict[str, type] = {
+    "search": Search,
+    "method": Which,
+    "data": Data,
+    "forget": Forget,
+    "model": Model,
+    "training": Training,
+    "evaluation": with_defaults(Evaluation, forget_samples=100, retain_samples=50, second_samples=10),
+    "judging": Judging,
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides a search."""
+
+    search: Search
+    data: Data
+    dataset: Dataset
+    forget: tuple[int, ...]
+    source: str
+    name: str
+    method_name: str
+    method: Method
+    training: Training
+    evaluation: Evaluation
+    judging: Judging
+    space: space.Space
+
+    @cached_property
+    def parent(self) -> str:
+        """The address of the model to correct, of one version for good."""
+        return model_versions.pinned(self.source)
+
+    @cached_property
+    def base(self) -> Path:
+        """The folder of the model to correct, verified."""
+        return model_versions.resolve(self.parent).absolute()
+
+    @cached_property
+    def base_digest(self) -> str:
+        """The digest of the model to correct; InputError where it does not fit the data or the method."""
+        diffusion = Diffusion.load(self.base)
+        agree_on_classes(diffusion, self.dataset)
+        self.method.refuse(diffusion)
+        return diffusion.digest()
+
+    @cached_property
+    def earlier(self) -> tuple[int, ...]:
+        """The labels that the model to correct has forgotten before."""
+        return self.correction({}, self.evaluation).earlier(lineage.forgotten(self.parent))
+
+    @property
+    def class_names(self) -> str:
+        """The classes to forget."""
+        return ",".join(self.dataset.class_names[k] for k in self.forget)
+
+    @property
+    def title(self) -> str:
+        """Such as safemax-digits-forget0."""
+        return f"{self.method_name}-{self.dataset.name}-forget{self.class_names.replace(',', '+')}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the runs of a search are filtered by."""
+        return {"unlearning.method": self.method_name, "unlearning.forget": self.class_names}
+
+    @cached_property
+    def key(self) -> str:
+        """Names all that decides what a trial is and what it brings, not how many there are, where they run or are kept."""
+        decides = ("objective", "quality", "accuracy_drop", "search_sampler", "search_seed", "prune")
+        facts = {name: getattr(self.search, name) for name in decides}
+        if self.search.search_sampler == "grid":
+            facts["trials"] = self.search.trials  # they decide the grid's levels
+        held = {name: value for name, value in self.space.held.items() if name not in ("device", "checkpoint_every")}
+        facts |= {"data": self.dataset.digest, "model": self.base_digest, "forget": self.forget}
+        facts |= {"method": self.method_name, "ranges": self.space.describe(), "first": self.space.first, "held": held}
+        facts |= {"judges": identity(self.dataset, self.judging), "inception": self.judging.inception}
+        return cache.key(facts | {"evaluation": self.evaluation.describe()})
+
+    @property
+    def study(self) -> str:
+        """Name of the study."""
+        return f"{self.title}-{self.key[:8]}" if self.search.study == "auto" else self.search.study
+
+    @property
+    def folder(self) -> Path:
+        """Where trials keep what they make."""
+        return cache.folder("studies").absolute() / self.study
+
+    @property
+    def journal(self) -> Path:
+        """Where the study is kept unless the storage is given."""
+        return self.folder.parent / f"{self.study}.journal"
+
+    def plan(self) -> Plan:
+        """Return what decides the course of the study."""
+        asked = self.search
+        rule = (asked.objective, asked.search_sampler, asked.search_seed, asked.accuracy_drop)
+        return Plan(self.study, self.space, asked.trials, *rule)
+
+    def task(self) -> Task:
+        """Return what every worker is told."""
+        return Task(
+            self.data.data, self.data.size, str(self.base), list(self.forget), list(self.earlier),
+            self.method_name, self._knobs(),
+            asdict(self.training), asdict(self.evaluation), asdict(self.judging), self.search.quality, str(self.folder),
+            self.search.prune,
+        )  # fmt: skip
+
+    def params(self) -> dict[str, object]:
+        """Return the parameters of the study's run by dotted key."""
+        elsewhere = ("space", "storage", "study")
+        asked = {f"search.{key}": value for key, value in asdict(self.search).items() if key not in elsewhere}
+        ranges = {f"space.{key}": value for key, value in self.space.describe().items()}
+        return {**asked, **ranges, **self.shared()}
+
+    def shared(self) -> dict[str, object]:
+        """Return the parameters that all trials share, by dotted key."""
+        names = {"name": self.dataset.name, "forget": self.class_names, "digest": self.dataset.digest}
+        dotted = {f"data.{key}": value for key, value in names.items()}
+        dotted |= {f"eval.{key}": value for key, value in self.evaluation.describe().items()}
+        return {**dotted, "model.source": self.parent, "method.name": self.method_name, **self.dotted(self.space.held)}
+
+    def dotted(self, values: Mapping[str, Any]) -> dict[str, object]:
+        """Return knobs by dotted key: lambda as method.lambda, lr as train.lr."""
+        own = {external for external in values if space.by_field({external: 0}, type(self.method))}
+        return {f"{'method' if name in own else 'train'}.{name}": value for name, value in values.items()}
+
+    def by_field(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return searched knobs by the names of their fields, as workers know them."""
+        return space.by_field(values, type(self.method)) | space.by_field(values, Training)
+
+    def correction(self, values: Mapping[str, Any], evaluation: Evaluation) -> Correction:
+        """Return a trial as the correction that pipelines/correction.py would make of it."""
+        method = create(self.method_name, **self._knobs() | space.by_field(values, type(self.method)))
+        changes: dict[str, Any] = space.by_field(values, Training)
+        training = replace(self.training, **changes)
+        names = (self.parent, self.name, self.method_name)
+        return Correction(self.dataset, self.forget, *names, method, training, evaluation, self.judging)
+
+    def _knobs(self) -> dict[str, Any]:
+        return {field: getattr(self.method, field) for field in knobs(self.method)}

@@ -1,0 +1,1 @@
+"""The command line: parameters as text, and the MLproject that follows from them."""

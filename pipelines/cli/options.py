@@ -1,0 +1,100 @@
+"""What a user may ask of several pipelines: the data, the classes to forget, the model to correct, the alias to move."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from safemax.errors import InputError
+from safemax.knobs import check, knob
+
+if TYPE_CHECKING:
+    from safemax.data.dataset import Dataset
+
+
+_REFUSED = re.compile(
+    r"[/:.%\"'\s]+"
+)  # what MLflow takes in no name of a registered model, and what breaks its filters
+
+
+def product(name: str, dataset_name: str) -> str:
+    """Return the name of a product, which its registered model and its experiment carry; InputError if MLflow takes it not.
+
+    Args:
+        name: what the user gave; auto is DATA-ddpm, with a - for what MLflow refuses.
+        dataset_name: of the data.
+    """
+    return _REFUSED.sub("-", f"{dataset_name}-ddpm") if name == "auto" else taken("name", name)
+
+
+def taken(parameter: str, name: str) -> str:
+    """Return the name of a registered model; InputError if MLflow does not take it."""
+    if not name or _REFUSED.search(name):
+        raise InputError(f"{parameter} = {name!r} is not allowed; a name has none of / : . % quotes and blanks")
+    return name
+
+
+@dataclass(frozen=True)
+class Data:
+    """The real images."""
+
+    data: str = knob(
+        "digits", "digits, cifar10, fashion_mnist, mnist, a Hugging Face id, or a folder of Parquet files or images"
+    )
+    size: int = knob(0, "side in pixels that images are resized to; 0 keeps theirs", bounds=(0, 1024))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def load(self) -> Dataset:
+        """Return the data set."""
+        from safemax.data.sources import load
+
+        return load(self.data, size=self.size or None)
+
+
+@dataclass(frozen=True)
+class Forget:
+    """The classes to forget."""
+
+    forget: str = knob("0", "classes by name or index, separated by commas: airplane, or 3,5")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model to correct, and the name that its versions and its experiment carry."""
+
+    model: str = knob("base", "base (the registered one), a folder, a Hugging Face id, or models:/NAME@ALIAS")
+    name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
+
+    def name_for(self, dataset: Dataset) -> str:
+        """Return the name of the product model."""
+        return product(self.name, dataset.name)
+
+
+@dataclass(frozen=True)
+class Alias:
+    """The alias to move."""
+
+    model: str = knob("digits-ddpm", "registered model")
+    alias: str = knob("champion", "alias to move: letters, digits, - and _")
+    expect: str = knob("any", "version that the alias must point to now, or it stays: a number, none, or any")
+    why: str = knob("", "the reason, for the record; up to 1000 characters")
+    dry_run: bool = knob(False, "show what would happen, change nothing")
+
+    def __post_init__(self) -> None:
+        check(self)
+        taken("model", self.model)
+        if not re.fullmatch(r"(?!latest$|v\d+$)[A-Za-z0-9_-]{1,100}", self.alias):
+            raise InputError(f"alias = {self.alias!r} is not allowed; letters, digits, - and _, not latest or v1")
+        if not re.fullmatch(r"any|none|[0-9]{1,9}", self.expect):
+            raise InputError(f"expect = {self.expect!r} is not allowed; it is a version's number, none, or any")
+        if len(self.why) > 1000:
+            raise InputError(f"why has {len(self.why)} characters; the record takes up to 1000")
+
+    def refuse(self, holder: str | None) -> None:
+        """Raise InputError if the alias does not point where it is expected to."""
+        now = holder or "none"
+        if self.expect not in ("any", now):
+            raise InputError(f"expect = {self.expect}, but {self.alias} points to {now}; nothing was changed")

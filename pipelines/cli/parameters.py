@@ -1,0 +1,132 @@
+"""A knob as text: the name users write, the values they may give, and the reading of one strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from safemax.errors import InputError, unknown
+from safemax.knobs import Knob, external, knobs
+
+if TYPE_CHECKING:
+    from safemax.training.method import Method  # imports torch, which a wrong parameter need not wait for
+
+Value = bool | int | float | str
+
+_KINDS: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
+# int() and float() also read 1_000, ' 7 ', 'infinity' and the digits of every script.
+_WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_LONGEST_SHOWN = 80
+
+
+class UsageError(InputError):
+    """A parameter that the command line cannot accept; the process ends with status 2, before any work."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A knob outside Python: its name there, its field, type and default, and what is known about it."""
+
+    name: str
+    field: str
+    kind: type
+    default: Value
+    about: Knob
+
+    @property
+    def allowed(self) -> str:
+        """The values that may be given, in words."""
+        if self.kind is bool:
+            return "true or false"
+        if self.kind is str:
+            return "one of " + ", ".join(self.about.choices) if self.about.choices else "text"
+        return ("a whole number" if self.kind is int else "a number") + _span(*self.about.bounds)
+
+    def read(self, text: str | None) -> Value:
+        """Return the value that text stands for; raise UsageError for none (None: no text given) or a forbidden one."""
+        if text is None or (not text and self.default != ""):
+            raise UsageError(f"{self.name} has no value; {self.name} is {self.allowed}")
+        if self.about.choices and text not in self.about.choices:
+            raise UsageError(str(unknown(self.name, shown(text), self.about.choices)))
+        value = _value(self.kind, text)
+        low, high = self.about.bounds
+        if value is None or not (isinstance(value, str) or low <= value <= high):
+            raise UsageError(f"{self.name} = {shown(text)} is not allowed; {self.name} is {self.allowed}")
+        return value
+
+
+def parameters(group: type) -> list[Parameter]:
+    """Return the knobs of a dataclass as parameters, in order; raise TypeError for a type that has no text form."""
+    return [_parameter(group, field, about) for field, about in knobs(group).values()]
+
+
+def with_defaults(group: type, **defaults: Value) -> type:
+    """Return a dataclass of knobs with defaults of its own, for a pipeline or a method; raise TypeError for no knob."""
+    known = {field.name: field for field, _ in knobs(group).values()}
+    if not defaults.keys() <= known.keys():
+        raise TypeError(f"{group.__name__} has no knob {', '.join(sorted(defaults.keys() - known.keys()))}")
+    changed = [
+        (name, known[name].type, dataclasses.field(default=value, metadata=known[name].metadata))
+        for name, value in defaults.items()
+    ]
+    frozen = group.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    names = {"__doc__": group.__doc__, "__module__": group.__module__}
+    return dataclasses.make_dataclass(group.__name__, changed, bases=(group,), namespace=names, frozen=frozen)
+
+
+def for_method(shared: Mapping[str, type], name: str, method: type[Method]) -> dict[str, type]:
+    """Return the groups of a pipeline that runs one method: the shared ones with its training defaults, and its own."""
+    own = dict(method.training)
+    groups = {}
+    for title, group in shared.items():
+        mine = {key: own.pop(key) for key in knobs(group) if key in own}
+        groups[title] = with_defaults(group, **mine) if mine else group
+    if own:
+        raise TypeError(f"{method.__name__}.training names {', '.join(own)}, which no group of knobs has")
+    return {**groups, name: method}
+
+
+def written(value: Value) -> str:
+    """Return the text that a parameter reads back as this value."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def shown(text: str) -> str:
+    """Return text from outside as an error may quote it: short, and on one line."""
+    return text[:_LONGEST_SHOWN] if text.isprintable() else ascii(text[:_LONGEST_SHOWN])
+
+
+def _parameter(group: type, field: dataclasses.Field[Any], about: Knob) -> Parameter:
+    kind = _KINDS.get(field.type if isinstance(field.type, str) else field.type.__name__)
+    if kind is None:
+        raise TypeError(f"{group.__name__}.{field.name} is a {field.type}; a knob is a bool, int, float or str")
+    return Parameter(external(field.name), field.name, kind, kind(field.default), about)
+
+
+def _value(kind: type, text: str) -> Value | None:
+    if kind is bool:
+        return {"true": True, "false": False}.get(text)
+    if kind is int:
+        return int(text) if _WHOLE.fullmatch(text) and abs(int(text)) < 2**63 else None  # torch counts in int64
+    if kind is float:
+        return float(text) if _NUMBER.fullmatch(text) and math.isfinite(float(text)) else None
+    return text if text.isprintable() else None
+
+
+def _span(low: float, high: float) -> str:
+    if math.isinf(low) and math.isinf(high):
+        return ""
+    if math.isinf(high):
+        return f" of at least {_plain(low)}"
+    if math.isinf(low):
+        return f" of at most {_plain(high)}"
+    return f" from {_plain(low)} to {_plain(high)}"
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:.12g}"

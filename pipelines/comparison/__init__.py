@@ -1,0 +1,1 @@
+"""Many corrections side by side."""

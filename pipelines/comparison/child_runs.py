@@ -1,0 +1,90 @@
+"""The children of comparisons in the store: found by digest, adopted, read into rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Run as StoredRun
+from mlflow.exceptions import MlflowException
+
+from pipelines import tracking
+from pipelines.comparison.job import DIGEST, KIND
+from pipelines.comparison.plan import BASE, GOLD
+from safemax.reports.comparison_tables import UNSEEDED
+
+_PAGE = 1000
+
+
+def finished() -> dict[str, StoredRun]:
+    """Return the finished children of the store by digest, the newest of each: `mlflow run` chooses the experiment."""
+    client = tracking.store()
+    everywhere = [each.experiment_id for each in client.search_experiments()]
+    runs: dict[str, StoredRun] = {}
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            everywhere, f"tags.kind = '{KIND}' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time ASC"], max_results=_PAGE, page_token=token,
+        )  # fmt: skip
+        runs |= {each.data.tags[DIGEST]: each for each in page}
+        token = page.token
+        if not token:
+            return runs
+
+
+def adopt(parent: str, children: Iterable[StoredRun]) -> None:
+    """Make children of comparisons that did not finish children of this one; a finished comparison keeps its own."""
+    client = tracking.store()
+    status: dict[str, str] = {}
+    for child in children:
+        now = child.data.tags.get("mlflow.parentRunId", "")
+        if now and now not in status:
+            status[now] = _status(client, now)
+        if status.get(now) != "FINISHED":
+            client.set_tag(child.info.run_id, "mlflow.parentRunId", parent)
+
+
+def end_orphan(parent: str, digest: str) -> None:
+    """End the run that a worker left when it died with this child, as KILLED: another worker resumes it in a run of its own."""
+    client = tracking.store()
+    experiment_id = client.get_run(parent).info.experiment_id
+    wanted = f"tags.`{DIGEST}` = '{digest}' and tags.mlflow.parentRunId = '{parent}' and attributes.status = 'RUNNING'"
+    for each in client.search_runs([experiment_id], wanted):
+        client.set_terminated(each.info.run_id, "KILLED")
+
+
+def rows(plan: Sequence[Mapping[str, Any]], found: Mapping[str, StoredRun], class_names: Sequence[str]) -> pd.DataFrame:
+    """Return a row a finished child of a plan: contender, forget, seed, run, commit, and its metrics by key.
+
+    The base's rows come from what the first child of each class measured of it.
+    """
+    made: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    for job in (each for each in plan if each["digest"] in found):
+        stored = found[job["digest"]]
+        commit = stored.data.tags.get("mlflow.source.git.commit", "")
+        common = {"forget": class_names[job["forget"]], "run": stored.info.run_id, "commit": commit}
+        label = job["contender"]["label"] if "contender" in job else GOLD
+        made.append({"contender": label, "seed": job["seed"], **common, **_own(stored.data.metrics)})
+        if job["kind"] == "child" and job["forget"] not in seen:
+            seen.add(job["forget"])
+            made.append({"contender": BASE, "seed": UNSEEDED, **common, **_of_base(stored.data.metrics)})
+    return pd.DataFrame(made)
+
+
+def _own(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if not key.startswith(("base/", "loss/"))}
+
+
+def _of_base(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key.removeprefix("base/"): value for key, value in metrics.items() if key.startswith("base/")}
+
+
+def _status(client: MlflowClient, run_id: str) -> str:
+    try:
+        return client.get_run(run_id).info.status
+    except MlflowException:  # deleted for good
+        return ""

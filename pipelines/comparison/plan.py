@@ -1,0 +1,174 @@
+"""What a comparison is asked to compare, and the jobs that this makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from pipelines.cli.options import Data
+from pipelines.cli.parameters import UsageError, Value
+from pipelines.comparison import variants
+from pipelines.comparison.job import Task
+from pipelines.comparison.variants import Contender
+from pipelines.registry import lineage, model_versions
+from pipelines.registry.lineage import agree_on_classes
+from safemax.data.dataset import Dataset
+from safemax.diffusion.model import Diffusion
+from safemax.errors import InputError
+from safemax.evaluation.measure import Evaluation
+from safemax.judges.load import Judging
+from safemax.knobs import check, knob
+from safemax.methods import create
+from safemax.reports.comparison_tables import UNSEEDED
+
+GOLD, BASE = "gold", "base"
+_NAMED = 4  # contenders that a title names
+AS_PAPER, EQUAL = "as the paper", "equal retain weight"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to compare."""
+
+    methods: str = knob(
+        "safemax,selective_amnesia,salun", "methods, or NAME@VARIANT, separated by commas; all takes every one"
+    )
+    classes: str = knob("all", "classes to forget, one at a time: all, or names or indices separated by commas")
+    seeds: int = knob(1, "runs of each method and class, with the training seeds 0, 1, ...", bounds=(1, 1000))
+    steps: int = knob(0, "optimizer steps of every method; 0 takes each method's own", bounds=(0, 10_000_000))
+    batch_size: int = knob(0, "rows of a step of every method; 0 takes each method's own", bounds=(0, 1_000_000))
+    overrides: str = knob("", "knobs of one method, its training's too: salun.mask_ratio=0.3,salun.lr=1e-5")
+    gold: bool = knob(True, "set a model beside them that was trained without the class, made once and kept")
+    gold_steps: int = knob(0, "steps to train it; 0 takes as many as the base was trained", bounds=(0, 10_000_000))
+    ablation: bool = knob(False, "Figure 3 too: SAFEMax on the first class, over lambda")
+    lambdas: str = knob("0,0.5,1,2,5", "values of lambda of the ablation")
+    workers: int = knob(1, "processes that run children, each on one thread; 1 takes this one", bounds=(1, 256))
+    device: str = knob("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"))
+    output: str = knob("none", "folder that tables and figures are written to as well")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def common(self) -> dict[str, Value]:
+        """Knobs of every method's training."""
+        given: dict[str, Value] = {"steps": self.steps, "batch_size": self.batch_size}
+        return {"device": self.device, **{name: value for name, value in given.items() if value}}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that decides a comparison."""
+
+    asked: Asked
+    data: Data
+    dataset: Dataset
+    classes: tuple[int, ...]
+    source: str
+    name: str
+    contenders: tuple[Contender, ...]
+    ablation: tuple[tuple[str, float, Contender], ...]
+    evaluation: Evaluation
+    judging: Judging
+
+    @cached_property
+    def base(self) -> str:
+        """The folder of the model to correct, verified."""
+        return str(model_versions.resolve(self.source).absolute())
+
+    def check(self) -> None:
+        """Raise InputError where the model to correct does not fit the data or a method, or has forgotten a class before.
+
+        Gold models and retained classes would have to leave that class out for each contender alike; nobody compares so.
+        """
+        gone = lineage.forgotten(self.source)
+        if gone:
+            raise InputError(f"model = {self.source} has forgotten {', '.join(gone)}; a comparison starts from a base")
+        diffusion = Diffusion.load(self.base)
+        agree_on_classes(diffusion, self.dataset)
+        for each in (*self.contenders, *(contender for _, _, contender in self.ablation)):
+            each.method.refuse(diffusion)
+
+    @cached_property
+    def model_digest(self) -> str:
+        """The digest of the model to correct."""
+        return Diffusion.load(self.base).digest()
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the forgotten classes."""
+        return [self.dataset.class_names[k] for k in self.classes]
+
+    @property
+    def title(self) -> str:
+        """Such as compare-digits-safemax+salun; of many contenders their number."""
+        labels = [each.label for each in self.contenders]
+        who = "+".join(labels) if len(labels) <= _NAMED else f"{len(labels)}-methods"
+        return f"compare-{self.dataset.name}-{who}"
+
+    def params(self) -> dict[str, object]:
+        """Return the parameters of the run by dotted key."""
+        asked = {f"comparison.{key}": value for key, value in asdict(self.asked).items() if key != "output"}
+        measured = {f"eval.{key}": value for key, value in self.evaluation.describe().items()}
+        names = {"data.name": self.dataset.name, "data.digest": self.dataset.digest, "model.source": self.source}
+        return {**asked, **measured, **names}
+
+    def task(self, parent: str) -> Task:
+        """Return what every worker is told."""
+        return Task(
+            self.data.data, self.data.size, self.base, self.source, self.name, parent, asdict(self.evaluation),
+            asdict(self.judging), self.asked.gold_steps, self.asked.device,
+        )  # fmt: skip
+
+    def children(self) -> list[dict[str, Any]]:
+        """Return the jobs whose results the tables need, gold models first, without their digests."""
+        seeds = range(self.asked.seeds)
+        gold = [{"kind": GOLD, "forget": k, "seed": UNSEEDED} for k in self.classes if self.asked.gold]
+        # Class by class, so that a comparison that was stopped can be read as far as it came.
+        jobs = [(each, k, seed) for seed in seeds for k in self.classes for each in self.contenders]
+        jobs += [(each, self.classes[0], seed) for seed in seeds for _, _, each in self.ablation]
+        return gold + [{"kind": "child", "contender": c.describe(), "forget": k, "seed": s} for c, k, s in jobs]
+
+    def preparations(self, children: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the jobs that come before these children, so that no child pays for what several need."""
+        jobs: dict[tuple[object, ...], dict[str, Any]] = {}
+        for each in children:
+            jobs[BASE, each["forget"]] = {"kind": BASE, "forget": each["forget"], "seed": UNSEEDED}
+            if each["kind"] == "child" and self._shares(each["contender"]["label"]):
+                jobs["prior", each["contender"]["label"], each["seed"]] = {**each, "kind": "prior"}
+        return list(jobs.values())
+
+    def _shares(self, label: str) -> bool:
+        every = (*self.contenders, *(contender for _, _, contender in self.ablation))
+        method = next(each.method for each in every if each.label == label)
+        return method.shared and method.prior() is not None
+
+
+def ablation_of(asked: Asked) -> tuple[tuple[str, float, Contender], ...]:
+    """Return (weighting, lambda, contender) of Figure 3; its contenders are those of `safemax` but for two knobs."""
+    if not asked.ablation:
+        return ()
+    mine = [word for word in asked.overrides.split(",") if word.strip().startswith("safemax.")]
+    (safemax,) = variants.read("safemax", ",".join(mine), asked.common)
+    values = [_lambda(text) for text in asked.lambdas.split(",")]
+    settings = [(weighting, value) for weighting in (AS_PAPER, EQUAL) for value in values]
+    return tuple((weighting, value, _with_lambda(safemax, value, weighting)) for weighting, value in settings)
+
+
+def _with_lambda(safemax: Contender, value: float, weighting: str) -> Contender:
+    # Without psi the two weightings are one.
+    own = {**safemax.describe()["knobs"], "lmbda": value, "normalize_psi": weighting == EQUAL and value != 0}
+    label = f"safemax@lambda={value:g}{'-equal' if weighting == EQUAL else ''}"
+    return replace(safemax, label=label, method=create("safemax", **own))
+
+
+def _lambda(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise UsageError(f"lambdas: {text.strip()!r} is not allowed; numbers from 0 to 100, separated by commas")
+    return value

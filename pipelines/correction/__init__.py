@@ -1,0 +1,1 @@
+"""One base, one correction."""

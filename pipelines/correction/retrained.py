@@ -1,0 +1,103 @@
+"""The gold model: trained as the base was, on everything but the forgotten classes; made once, then kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines import tracking
+from pipelines.pretrain import BASE_TRAINING
+from pipelines.registry import lineage, model_versions
+from safemax.data.dataset import Dataset
+from safemax.diffusion.model import Diffusion
+from safemax.knobs import check, knob
+from safemax.methods.retrain import Retrain
+from safemax.storage import cache, checkpoint
+from safemax.training.trainer import Training, fit
+
+MACHINE = ("device", "precision", "checkpoint_every", "accumulate")  # of a training: what decides how, not what
+
+
+@dataclass(frozen=True)
+class Gold:
+    """The retrained model, without which an attack's success tells nothing: it too learns, and can be led."""
+
+    gold: str = knob(
+        "train",
+        "model that never saw the classes: train (once, as the base was, then kept), kept (if it was trained), none, "
+        "a folder or models:/NAME/VERSION",
+    )
+    gold_steps: int = knob(0, "steps to train it; 0 takes as many as the base was trained", bounds=(0, 10_000_000))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def find(
+        self, like: Diffusion, base: str | None, dataset: Dataset, forget: tuple[int, ...], stop: Callable[[], bool]
+    ) -> Diffusion | None:
+        """Return the gold model, or None where there is to be none or none was kept.
+
+        Args:
+            like: a model of the network to train, which is not changed.
+            base: address of the base, whose run says how it was trained.
+            dataset: the images.
+            forget: the labels that it must not see.
+            stop: asked before each step.
+        """
+        if self.gold == "none":
+            return None
+        if self.gold not in ("train", "kept"):
+            return lineage.load(model_versions.pinned(self.gold), dataset)
+        training, null_drop = _as_base(base)
+        training = replace(training, steps=self.gold_steps or training.steps)
+        method = Retrain(null_drop=null_drop if like.has_null else 0.0)
+        folder = cache.folder("gold") / cache.key(_facts(like, dataset, forget, training, method))
+        if not folder.exists():
+            if self.gold == "kept":
+                return None
+            _train(like, method, dataset, forget, training, folder, stop)
+        return lineage.load(str(folder), dataset)
+
+
+def _as_base(base: str | None) -> tuple[Training, float]:
+    """Return the training and label drop of the run that made the base, or the usual ones where there is no such run."""
+    usual = Training(**BASE_TRAINING)
+    if base is None or not base.startswith("models:"):
+        return usual, 0.1
+    run_id = model_versions.version_of(base).run_id
+    params = tracking.store().get_run(run_id).data.params if run_id else {}
+    told: dict[str, Any] = {
+        each.name: type(getattr(usual, each.name))(params[f"train.{each.name}"])
+        for each in fields(Training)
+        if f"train.{each.name}" in params and each.name not in MACHINE
+    }
+    return replace(usual, **told), float(params.get("model.null_drop", 0.1))
+
+
+def _facts(
+    like: Diffusion, dataset: Dataset, forget: tuple[int, ...], training: Training, method: Retrain
+) -> dict[str, Any]:
+    usual = asdict(Training())  # a knob that a later version adds names nothing new until it is turned
+    decisive = {name: value for name, value in asdict(training).items() if name not in MACHINE and value != usual[name]}
+    network = {name: value for name, value in dict(like.denoiser.config).items() if not name.startswith("_")}
+    schedule = like.alpha_bar.tolist()
+    return {"network": network, "schedule": schedule, "data": dataset.digest, "forget": forget,
+            "training": decisive, "method": {"null_drop": method.null_drop}}  # fmt: skip
+
+
+def _train(
+    like: Diffusion,
+    method: Retrain,
+    dataset: Dataset,
+    forget: tuple[int, ...],
+    training: Training,
+    folder: Path,
+    stop: Callable[[], bool],
+) -> None:
+    gold = Diffusion(type(like.denoiser).from_config(like.denoiser.config), like.schedule, like.class_names)
+    kept = cache.folder("checkpoints") / f"gold-{folder.name}"
+    fit(gold, method, dataset.train, forget, training, flip=dataset.natural, folder=kept, stop=stop)
+    cache.publish(folder, gold.save)
+    checkpoint.clear(kept)

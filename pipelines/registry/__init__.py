@@ -1,0 +1,1 @@
+"""Versions in the MLflow model registry: their files, aliases, gates and lineage."""

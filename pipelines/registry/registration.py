@@ -1,0 +1,186 @@
+"""The one place that writes versions: whole or absent, once a run, verified before they appear."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+import safemax
+from pipelines import tracking
+from pipelines.registry import served_model
+from pipelines.registry.model_versions import MANIFEST, WEIGHTS, download, lock, version_of
+from safemax.diffusion.model import Diffusion
+from safemax.storage import manifest
+
+# The metrics that become tags of a version. The registry's pages list every tag of every version, so there are few.
+TAGGED = (
+    *("forget/ua", "forget/recognised", "forget/recognised_high", "retain/accuracy", "retain/fid_inception"),
+    *("retain/fid_judge", "cost/runtime_minutes", "cost/peak_memory_gb"),
+)
+_SERVING_NEEDS = (
+    *("accelerate", "diffusers", "huggingface_hub", "mlflow", "numpy", "pandas", "pillow", "safetensors", "scipy"),
+    *("torch", "tqdm"),
+)
+
+
+def register(
+    diffusion: Diffusion,
+    name: str,
+    *,
+    run_id: str,
+    evidence: Mapping[str, Any],
+    tags: Mapping[str, str],
+    description: str,
+    alias: str | None,
+) -> str:
+    """Make a model a version of a registered model, with its evidence, and return the version's number.
+
+    The files go up first, are read back and verified; then the version appears, with all its tags; the alias comes
+    last. A kill before the version appears leaves a logged model that no version names, and at most a registered name
+    without versions: nothing that loads, and `sweep` removes both. Called again for the same run and weights, it
+    returns the version that is there.
+
+    Args:
+        diffusion: the model.
+        name: the registered model, such as digits-ddpm; created where it is missing.
+        run_id: the run that made the model.
+        evidence: JSON; `forgotten` lists the names of all classes forgotten so far, `metrics` (optional) maps keys to
+            numbers. The classes and the metrics of TAGGED become tags too: the registry shows nothing else.
+        tags: further tags.
+        description: markdown for the version's page.
+        alias: moved to the version unless a newer one holds it.
+    """
+    client, weights = tracking.store(), diffusion.digest()
+    number = _existing(client, name, run_id, weights)
+    if number is None:
+        metrics = {key: f"{value:.6g}" for key, value in evidence.get("metrics", {}).items() if key in TAGGED}
+        facts = {**metrics, "forgotten": ",".join(evidence["forgotten"]), **tags, WEIGHTS: weights}
+        model_id, facts[MANIFEST] = _upload(client, diffusion, name, run_id, evidence, weights)
+        with lock(name):
+            number = _existing(client, name, run_id, weights) or _create(
+                client, name, run_id, model_id, facts, description
+            )
+    if alias is not None:
+        _point(client, name, alias, number)
+    return number
+
+
+def copy(address: str, name: str) -> str:
+    """Make a version one of another registered model too, with its files and tags; return its number there.
+
+    Called again, it returns the version that is there. The source may be deleted later: the copy keeps the files.
+    """
+    found, client = version_of(address), tracking.store()
+    with lock(name):
+        there = client.search_model_versions(f"name='{name}'")
+        same = [str(each.version) for each in there if each.tags.get(MANIFEST) == found.tags.get(MANIFEST)]
+        if same:
+            return same[0]
+        with contextlib.redirect_stderr(io.StringIO()):  # MLflow prints that it copies, and from which of its methods
+            return str(client.copy_model_version(f"models:/{found.name}/{found.version}", name).version)
+
+
+def attach(address: str, kind: str, run_id: str, path: str | Path) -> None:
+    """Give a version evidence that was made later: a file becomes a run's artifact, and a tag of the version names it.
+
+    The tag evidence.KIND holds the run, the artifact's path and sha256, and the manifest digest of the version that it
+    was measured on, as JSON. It replaces an earlier one of its kind.
+
+    Args:
+        address: the version that was measured.
+        kind: attacks, panel or report.
+        run_id: the run that measured it.
+        path: the file.
+    """
+    found, client, path = version_of(address), tracking.store(), Path(path)
+    client.log_artifact(run_id, str(path), "evidence")
+    about = {
+        "run": run_id,
+        "path": f"evidence/{path.name}",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "manifest": found.tags[MANIFEST],
+    }
+    client.set_model_version_tag(found.name, str(found.version), f"evidence.{kind}", json.dumps(about))
+
+
+def _existing(client: MlflowClient, name: str, run_id: str, weights: str) -> str | None:
+    versions = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
+    return next((str(each.version) for each in versions if each.tags.get(WEIGHTS) == weights), None)
+
+
+def _upload(
+    client: MlflowClient, diffusion: Diffusion, name: str, run_id: str, evidence: Mapping[str, Any], weights: str
+) -> tuple[str, str]:
+    experiment_id = client.get_run(run_id).info.experiment_id
+    model = client.create_logged_model(experiment_id, name, run_id, tags={WEIGHTS: weights}, model_type="diffusion")
+    about = Model(
+        artifact_path=model.artifact_location, run_id=run_id, model_uuid=model.model_id, model_id=model.model_id
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        digest = _build(diffusion, evidence, about, Path(scratch))
+        client.log_model_artifacts(model.model_id, f"{scratch}/version")
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    with tempfile.TemporaryDirectory() as scratch:
+        download(f"models:/{model.model_id}", Path(scratch), digest)
+    return model.model_id, digest
+
+
+def _build(diffusion: Diffusion, evidence: Mapping[str, Any], about: Model, scratch: Path) -> str:
+    diffusion.save(scratch / "pipeline")
+    (scratch / "evidence.json").write_text(json.dumps(evidence, indent=1, sort_keys=True) + "\n")
+    mlflow.pyfunc.save_model(
+        scratch / "version",
+        python_model=served_model.__file__,
+        artifacts={"pipeline": str(scratch / "pipeline"), "evidence": str(scratch / "evidence.json")},
+        signature=served_model.signature(),
+        code_paths=[str(Path(safemax.__file__).parent)],  # the version draws with the code that it was measured with
+        pip_requirements=[f"{each}=={installed(each).partition('+')[0]}" for each in _SERVING_NEEDS],
+        model_config=served_model.LIMITS,
+        input_example=_example(diffusion, evidence["forgotten"]),
+        mlflow_model=about,
+    )
+    return manifest.write(scratch / "version")
+
+
+def _example(diffusion: Diffusion, forgotten: Sequence[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    kept = [name for name in diffusion.class_names if name not in forgotten]
+    return pd.DataFrame({"class_label": kept[:1]}), served_model.defaults()
+
+
+def _create(
+    client: MlflowClient, name: str, run_id: str, model_id: str, tags: Mapping[str, str], description: str
+) -> str:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"models:/{model_id}"
+    made = client.create_model_version(
+        name, source, run_id, dict(tags), description=tracking.spaced(description), model_id=model_id
+    )
+    # What mlflow.register_model writes too: it links the logged model's page and the run's to the version.
+    link = json.dumps([{"name": name, "version": str(made.version)}])
+    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
+    return str(made.version)
+
+
+def _point(client: MlflowClient, name: str, alias: str, number: str) -> None:
+    holder = client.get_registered_model(name).aliases.get(alias)
+    if holder is None or int(holder) < int(number):
+        client.set_registered_model_alias(name, alias, number)

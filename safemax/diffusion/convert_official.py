@@ -1,0 +1,194 @@
+"""Convert the U-Net that SA, SalUn, EraseDiff and SFR-on share into a diffusers one with the same outputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import linear, silu
+
+from safemax.diffusion.model import DDPM, Diffusion
+from safemax.errors import InputError
+
+Tensors = dict[str, Tensor]
+
+GROUPS = 32  # of every group normalisation
+
+# Modules of a residual and an attention block, ours and theirs. Their attention has 1x1 convolutions where ours is linear.
+RESIDUAL = {
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "time_emb_proj": "temb_cemb_proj",
+    "norm2": "norm2",
+    "conv2": "conv2",
+    "conv_shortcut": "nin_shortcut",
+}
+ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def convert(state_dict: Path | str, class_names: tuple[str, ...], *, size: int = 32) -> Diffusion:
+    """Return a model with the outputs of the official network (measured: they differ by 3e-6), null label included.
+
+    That network concatenates the embeddings of step and class, which diffusers adds. Twice as wide an embedding holds both:
+    the step fills its first half and the class its second, each zero in the other's half, and silu(0) = 0 keeps them apart
+    up to the fused layer of every residual block. The two layers after the class table are folded into its K + 1 rows.
+    Training may fill the zeros; the outputs before training are the same.
+
+    Args:
+        state_dict: a safetensors file of the official state dict, as it is or with DataParallel's "module." prefixes; the
+            widths, depths and attention levels are read off its shapes.
+        class_names: the K names, in label order; the null label is added.
+        size: side of the images in pixels, which no tensor tells.
+
+    Raises:
+        InputError: the file is unreadable, or a tensor is missing, superfluous or of a wrong shape, by name.
+    """
+    source = _read(Path(state_dict))
+    halvings = 2 ** max(source.count(r"down\.(\d+)\.") - 1, 0)
+    if size % halvings:
+        raise InputError(f"size = {size} is not divisible by {halvings}, as the levels of {state_dict} need")
+    try:
+        denoiser = UNet2DModel(**_config(source, len(class_names), size))
+        denoiser.load_state_dict(_translated(source, denoiser))
+    except InputError as error:
+        raise InputError(f"{state_dict} is not the official U-Net: {error}") from None
+    schedule = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, clip_sample=False)
+    return Diffusion(denoiser, schedule, class_names).eval()
+
+
+class _Source:
+    """The official tensors, handed out by name and shape; what nobody asked for is superfluous."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.tensors = tensors
+        self.asked: set[str] = set()
+
+    def __call__(self, name: str, shape: Iterable[int]) -> Tensor:
+        found, wanted = self._find(name), tuple(shape)
+        if tuple(found.shape) != wanted:
+            raise InputError(f"{name} has the shape {tuple(found.shape)}, not {wanted}")
+        return found.float()
+
+    def channels(self, name: str) -> tuple[int, int]:
+        """Return a convolution's numbers of output and input channels."""
+        shape = self._find(name).shape
+        if len(shape) != 4 or shape[0] % GROUPS:
+            raise InputError(
+                f"{name} has the shape {tuple(shape)}, not that of a convolution to a multiple of {GROUPS}"
+            )
+        return shape[0], shape[1]
+
+    def count(self, pattern: str) -> int:
+        """Return how many different numbers the pattern's group takes over all names."""
+        return len({match[1] for name in self.tensors if (match := re.match(pattern, name))})
+
+    def refuse_rest(self) -> None:
+        """Raise InputError, naming the first, where tensors were not asked for."""
+        rest = sorted(set(self.tensors) - self.asked)
+        if rest:
+            raise InputError(f"{rest[0]} is superfluous" + (f", and {len(rest) - 1} more" if len(rest) > 1 else ""))
+
+    def _find(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise InputError(f"{name} is missing")
+        self.asked.add(name)
+        return self.tensors[name]
+
+
+def _read(path: Path) -> _Source:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"state_dict = {path} is not a readable safetensors file: {str(error).splitlines()[0]}"
+        ) from error
+    return _Source({name.removeprefix("module."): value for name, value in tensors.items()})
+
+
+def _config(source: _Source, num_classes: int, size: int) -> dict[str, object]:
+    """Read the architecture off the shapes; what differs from DDPM is the width of the embedding."""
+    width, channels = source.channels("conv_in.weight")
+    levels = range(source.count(r"down\.(\d+)\."))
+    blocks = tuple(source.channels(f"down.{i}.block.0.conv1.weight")[0] for i in levels)
+    attends = [source.count(rf"down\.{i}\.attn\.(\d+)\.") > 0 for i in levels]
+    if blocks[:1] != (width,):
+        raise InputError(
+            f"conv_in.weight has {width} channels, its levels {blocks}; only an equal first one can be converted"
+        )
+    return DDPM | {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": blocks,
+        "layers_per_block": source.count(r"down\.0\.block\.(\d+)\."),
+        "down_block_types": tuple("AttnDownBlock2D" if each else "DownBlock2D" for each in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends)),
+        "time_embedding_dim": 8 * width,
+        "num_class_embeds": num_classes + 1,
+    }
+
+
+def _translated(source: _Source, denoiser: UNet2DModel) -> Tensors:
+    """Return the state dict of the denoiser."""
+    wanted = denoiser.state_dict()
+    embedding = _embeddings(source, wanted["conv_in.weight"].shape[0], denoiser.config.num_class_embeds - 1)
+    modules = dict(_modules(len(denoiser.config.block_out_channels), denoiser.config.layers_per_block))
+    for name, like in wanted.items():
+        if name not in embedding:
+            module, kind = name.rsplit(".", 1)
+            shape = (*like.shape, 1, 1) if ".to_" in name and kind == "weight" else like.shape
+            embedding[name] = source(f"{modules[module]}.{kind}", shape).view(like.shape)
+    source.refuse_rest()
+    return embedding
+
+
+def _modules(levels: int, layers: int) -> Iterator[tuple[str, str]]:
+    """Yield the name of each module with the official one; the official levels of `up` count from the finest."""
+    yield from {"conv_in": "conv_in", "conv_norm_out": "norm_out", "conv_out": "conv_out"}.items()
+    for i in range(levels):
+        up = f"up_blocks.{levels - 1 - i}"
+        for j in range(layers):
+            yield from _block(f"down_blocks.{i}", f"down.{i}", j)
+        for j in range(layers + 1):
+            yield from _block(up, f"up.{i}", j)
+        yield f"down_blocks.{i}.downsamplers.0.conv", f"down.{i}.downsample.conv"
+        yield f"{up}.upsamplers.0.conv", f"up.{i}.upsample.conv"
+    yield from _parts("mid_block.attentions.0", "mid.attn_1", ATTENTION)
+    for j in range(2):
+        yield from _parts(f"mid_block.resnets.{j}", f"mid.block_{j + 1}", RESIDUAL)
+
+
+def _block(ours: str, theirs: str, j: int) -> Iterator[tuple[str, str]]:
+    yield from _parts(f"{ours}.resnets.{j}", f"{theirs}.block.{j}", RESIDUAL)
+    yield from _parts(f"{ours}.attentions.{j}", f"{theirs}.attn.{j}", ATTENTION)
+
+
+def _parts(ours: str, theirs: str, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    return ((f"{ours}.{mine}", f"{theirs}.{other}") for mine, other in names.items())
+
+
+def _embeddings(source: _Source, width: int, num_classes: int) -> Tensors:
+    """Return the step's layers, zero beyond the first half of the embedding, and the class table, zero in that half."""
+    half = 4 * width
+    first, second = torch.zeros(2 * half, width), torch.zeros(2 * half, 2 * half)
+    first[:half] = source("temb.dense.0.weight", (half, width))
+    second[:half, :half] = source("temb.dense.1.weight", (half, half))
+    biases = [torch.cat([source(f"temb.dense.{i}.bias", (half,)), torch.zeros(half)]) for i in range(2)]
+    classes = source("classes_emb.weight", (num_classes, width))
+    table = torch.cat([classes, source("null_classes_emb", (width,))[None]])
+    for i, inputs in enumerate((width, half)):
+        weight, bias = source(f"cemb.dense.{i}.weight", (half, inputs)), source(f"cemb.dense.{i}.bias", (half,))
+        table = linear(silu(table) if i else table, weight, bias)
+    return {
+        "time_embedding.linear_1.weight": first,
+        "time_embedding.linear_1.bias": biases[0],
+        "time_embedding.linear_2.weight": second,
+        "time_embedding.linear_2.bias": biases[1],
+        "class_embedding.weight": torch.cat([torch.zeros_like(table), table], dim=1),
+    }

@@ -1,0 +1,235 @@
+"""The judges of a data set: one as the paper has it, an ensemble that also knows "none of these", and the real images they saw."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safemax.data.batches import to_float
+from safemax.data.dataset import Dataset
+from safemax.errors import InputError
+from safemax.judges.classifier import Ensemble, Judge, accuracy, load_judge, noise_histogram, predict, save
+from safemax.judges.inception import Inception, by_class, load_inception
+from safemax.judges.train import train_judge
+from safemax.knobs import check, knob
+from safemax.storage import cache
+
+# Part of every kept judge's key, by Dataset.natural: a change of how judges are trained must change it.
+RECIPE = {False: 2, True: 3}
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Which classifiers judge. A judge that is not given by path is trained once on the same data and kept."""
+
+    judge: str = knob("auto", "small, resnet20, resnet34 or a path to weights; auto fits the image size")
+    judge_steps: int = knob(
+        0, "training steps of a judge; 0 takes as many as its architecture needs", bounds=(0, 1_000_000)
+    )
+    judge_pretrained: str = knob(
+        "none", "ImageNet weights for resnet34, by path or hub id; none starts from random weights"
+    )
+    reject_judges: int = knob(3, "judges of the ensemble with a reject class", bounds=(1, 10))
+    reject_judge: str = knob("auto", "architecture of the ensemble, or a path to a saved one; auto fits the image size")
+    judge_seed: int = knob(0, "fixes the judges' training", bounds=(0, 2**31))
+    inception: str = knob(
+        "none", "adds retain/fid_inception, the standard FID: path of FID-Inception weights as safetensors, or none"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The classifiers of one data set.
+
+    Args:
+        plain: judges as the paper does, one of K classes for every image, noise included; its features feed FID and KID.
+        reject: an ensemble that also knows "none of these"; its verdict counts.
+        about: accuracy on real test images and the answers to pure noise, of each.
+        digest: of the weights of both.
+        inception: the network of the standard FID, None where no weights were given.
+    """
+
+    plain: Judge
+    reject: Judge
+    about: dict[str, Any]
+    digest: str
+    inception: Inception | None = None
+
+    def noise_attractor(self, forget: tuple[int, ...]) -> float:
+        """Return the largest share, in percent, of pure noise that the plain judge takes for the forgotten classes."""
+        names = {self.plain.class_names[k] for k in forget}
+        laws = self.about["plain"]["noise"].values()
+        return max(sum(share for name, share in law.items() if name in names) for law in laws)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of real images, by class.
+
+    Args:
+        features: in the plain judge's space, (N, D).
+        labels: (N,).
+        rejecting: in the space of the ensemble with a reject class, (N, E).
+        inception: of all real training images in the space of the standard FID, (N_k, 2048) a class; empty without its weights.
+    """
+
+    features: Tensor
+    labels: Tensor
+    rejecting: Tensor
+    inception: tuple[Tensor, ...] = ()
+
+    def of(self, classes: tuple[int, ...]) -> Tensor:
+        """Return the plain judge's features of some classes' real images."""
+        return self.features[self._rows(classes)]
+
+    def rejecting_of(self, classes: tuple[int, ...]) -> Tensor:
+        """Return the ensemble's features of the same images."""
+        return self.rejecting[self._rows(classes)]
+
+    def without(self, classes: tuple[int, ...]) -> Reference:
+        """Return the features of all other classes: those that a model forgot earlier are neither forgotten now nor kept."""
+        rows = ~self._rows(classes)
+        inception = tuple(each[:0] if k in classes else each for k, each in enumerate(self.inception))
+        return Reference(self.features[rows], self.labels[rows], self.rejecting[rows], inception)
+
+    def _rows(self, classes: tuple[int, ...]) -> Tensor:
+        return torch.isin(self.labels, torch.tensor(classes, dtype=torch.int64))
+
+
+def judges(dataset: Dataset, judging: Judging, *, device: str = "cpu", progress: bool = True) -> Judges:
+    """Return the judges of a data set, from the cache where they were trained before.
+
+    Raises:
+        InputError: an unknown architecture, a missing or damaged file, or a judge of other classes.
+    """
+    inception = None if judging.inception == "none" else load_inception(judging.inception).to(device)
+    plain = _plain(dataset, judging, device, progress).to(device)
+    reject = _reject(dataset, judging, device, progress).to(device)
+    about = {"plain": _about(plain, dataset), "reject": _about(reject, dataset)}
+    facts = {"plain": cache.weights_digest(plain.state_dict()), "reject": cache.weights_digest(reject.state_dict())}
+    return Judges(plain, reject, about, cache.key(facts), inception)
+
+
+def identity(dataset: Dataset, judging: Judging) -> str:
+    """Return what names the judges of a data set, before they are there: how each is trained, or the bytes it is read from."""
+    asked = {"plain": (judging.judge, [judging.judge_seed]), "reject": (judging.reject_judge, _reject_seeds(judging))}
+    facts: dict[str, Any] = {}
+    for role, (name, seeds) in asked.items():
+        if _is_path(name):
+            facts[role] = _file_digest(name)
+        else:
+            arch = _architecture(name, dataset)
+            facts[role] = [_facts(dataset, arch, judging, role == "reject", seed) for seed in seeds]
+    return cache.key(facts)
+
+
+def reference(dataset: Dataset, judges: Judges, per_class: int = 1000) -> Reference:
+    """Return features of the first `per_class` real training images of each class, Inception's of all; computed once, then kept."""
+    made = _reference(dataset, judges, per_class)
+    real = Reference(made["features"], made["labels"], made["rejecting"])
+    if judges.inception is None:
+        return real
+    return replace(real, inception=by_class(judges.inception, dataset.train, dataset.digest, dataset.class_names))
+
+
+def _reference(dataset: Dataset, judges: Judges, per_class: int) -> dict[str, Tensor]:
+    facts = {"data": dataset.digest, "judges": judges.digest, "per_class": per_class, "spaces": 2}
+    path = cache.folder("references") / f"{cache.key(facts)}.safetensors"
+
+    def make() -> dict[str, Tensor]:
+        rows = torch.cat(
+            [torch.nonzero(dataset.train.labels == k).flatten()[:per_class] for k in range(dataset.num_classes)]
+        )
+        images = to_float(dataset.train.images[rows])
+        features, rejecting = (predict(judge, images)[1] for judge in (judges.plain, judges.reject))
+        return {"features": features, "labels": dataset.train.labels[rows], "rejecting": rejecting}
+
+    return cache.tensors(path, make)
+
+
+def _plain(dataset: Dataset, judging: Judging, device: str, progress: bool) -> Judge:
+    if _is_path(judging.judge):
+        return load_judge(judging.judge, class_names=dataset.class_names)
+    arch = _architecture(judging.judge, dataset)
+    return _kept(dataset, arch, judging, reject=False, seed=judging.judge_seed, device=device, progress=progress)
+
+
+def _reject(dataset: Dataset, judging: Judging, device: str, progress: bool) -> Judge:
+    if _is_path(judging.reject_judge):
+        judge = load_judge(judging.reject_judge, class_names=dataset.class_names)
+        if not judge.reject:
+            raise InputError(f"reject_judge = {judging.reject_judge} has no reject class")
+        return judge
+    arch = _architecture(judging.reject_judge, dataset)
+    every = _reject_seeds(judging)
+    return Ensemble(
+        [_kept(dataset, arch, judging, reject=True, seed=s, device=device, progress=progress) for s in every]
+    )
+
+
+def _reject_seeds(judging: Judging) -> range:
+    return range(judging.judge_seed + 1, judging.judge_seed + 1 + judging.reject_judges)
+
+
+def _file_digest(path: str) -> str:
+    """Return the sha256 (hex) of a judge's file, or of the files of its folder."""
+    place, sha = Path(path), hashlib.sha256()
+    for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        if file.is_file():
+            sha.update(file.read_bytes())
+    return sha.hexdigest()
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.endswith(".safetensors")
+
+
+def _architecture(name: str, dataset: Dataset) -> str:
+    if name != "auto":
+        return name
+    return "small" if dataset.image_shape[-1] <= 16 else "resnet20"
+
+
+def _kept(
+    dataset: Dataset, arch: str, judging: Judging, *, reject: bool, seed: int, device: str, progress: bool
+) -> Judge:
+    folder = cache.folder("judges") / cache.key(_facts(dataset, arch, judging, reject, seed))
+    if folder.exists():
+        return load_judge(folder, class_names=dataset.class_names)
+    steps = {"steps": judging.judge_steps} if judging.judge_steps else {}
+    pretrained = judging.judge_pretrained if arch == "resnet34" and judging.judge_pretrained != "none" else None
+    judge = train_judge(
+        dataset, arch, reject=reject, seed=seed, device=device, progress=progress, pretrained=pretrained, **steps
+    )
+    cache.publish(folder, lambda place: save(judge, place))
+    return judge
+
+
+def _facts(dataset: Dataset, arch: str, judging: Judging, reject: bool, seed: int) -> dict[str, Any]:
+    """Return all that decides how a judge is trained."""
+    return {"data": dataset.digest, "arch": arch, "reject": reject, "seed": seed, "steps": judging.judge_steps,
+            "pretrained": judging.judge_pretrained, "recipe": RECIPE[dataset.natural], "torch": torch.__version__}  # fmt: skip
+
+
+def _about(judge: Judge, dataset: Dataset) -> dict[str, Any]:
+    facts = {"judge": cache.weights_digest(judge.state_dict()), "data": dataset.digest}
+    path = cache.folder("judges") / f"about-{cache.key(facts)}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    images = to_float(dataset.test.images[:2000])
+    about = {
+        "arch": judge.arch,
+        "test_accuracy": accuracy(judge, dataset.test),
+        "noise": noise_histogram(judge, images=images),
+    }
+    cache.write(path, f"{json.dumps(about, indent=2)}\n".encode())
+    return about

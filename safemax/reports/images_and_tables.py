@@ -1,0 +1,111 @@
+"""Pictures and tables that people look at first: base beside corrected, sample grids, metrics side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from safemax.data.batches import to_float, to_uint8
+from safemax.evaluation.measure import SHOWN, Evaluation, Samples
+
+TILE = 40  # least pixels of an image's side on the page: 8x8 digits are enlarged five times
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One block of a comparison: a title, images (N, C, H, W) in [-1, 1] and their labels (N,)."""
+
+    title: str
+    images: Tensor
+    labels: Tensor
+
+
+def grid(images: Tensor, columns: int) -> Image.Image:
+    """Return images (N, C, H, W) in [-1, 1] as one picture, row by row, enlarged without blurring."""
+    scale = max(1, math.ceil(TILE / images.shape[-1]))
+    pixels = to_uint8(images).repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    pixels = torch.nn.functional.pad(pixels, (1, 1, 1, 1), value=255)
+    rows = math.ceil(len(pixels) / columns)
+    blank = torch.full((rows * columns - len(pixels), *pixels.shape[1:]), 255, dtype=torch.uint8)
+    tiles = torch.cat([pixels, blank]).unflatten(0, (rows, columns))  # rows, columns, C, h, w
+    sheet = tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # rows * h, columns * w, C
+    return Image.fromarray(sheet.expand(-1, -1, 3).contiguous().numpy())
+
+
+def comparison(
+    panels: Sequence[Panel], class_names: Sequence[str], forget: Sequence[int], *, columns: int = 5
+) -> Figure:
+    """Return a figure with a row a class and a block a panel; the forgotten classes come first, in red.
+
+    Args:
+        panels: base beside corrected, from identical starting noise, for each sampler.
+        class_names: the name of each label.
+        forget: forgotten labels.
+        columns: images of a class in a block; every class of every panel needs as many.
+    """
+    order = [*forget, *(k for k in range(len(class_names)) if k not in forget)]
+    sheets = [grid(torch.cat([p.images[p.labels == k][:columns] for k in order]), columns) for p in panels]
+    width, height = sheets[0].size
+    figure = Figure(
+        figsize=(1.1 + len(panels) * (width / 100 + 0.15), height / 100 + 0.5), dpi=100, layout="compressed"
+    )
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, panel, sheet in zip(axes, panels, sheets, strict=True):
+        axis.imshow(np.asarray(sheet), interpolation="nearest")
+        axis.set_title(panel.title, fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    rows = len(order)
+    axes[0].set_yticks([(i + 0.5) * height / rows for i in range(rows)], [class_names[k] for k in order])
+    for label in axes[0].get_yticklabels()[: len(forget)]:
+        label.set(color="crimson", fontweight="bold")
+    return figure
+
+
+def compare_samples(
+    models: Mapping[str, Samples], class_names: Sequence[str], forget: Sequence[int], evaluation: Evaluation
+) -> Figure:
+    """Return `comparison` of models by name: all of them under the main sampler, then all under the second."""
+    panels = [
+        Panel(f"{name}, {sampler}", to_float(images), labels)
+        for sampler, second in ((evaluation.main_sampler, False), (evaluation.second_sampler, True))
+        for name, s in models.items()
+        for images, labels in [(s.second_images, s.second_labels) if second else (s.images, s.labels)]
+    ]
+    fewest = min(int(p.labels.bincount().min()) for p in panels)
+    return comparison(panels, class_names, forget, columns=min(SHOWN, fewest))
+
+
+def table(base: Mapping[str, float], corrected: Mapping[str, float]) -> pd.DataFrame:
+    """Return a row a metric that both have: base, corrected, difference."""
+    names = [name for name in corrected if name in base]
+    frame = pd.DataFrame({"base": [base[n] for n in names], "corrected": [corrected[n] for n in names]}, index=names)
+    return frame.assign(difference=frame["corrected"] - frame["base"]).rename_axis("metric")
+
+
+def as_text(frame: pd.DataFrame, digits: int = 3) -> str:
+    """Return a table for a terminal."""
+    return frame.to_string(float_format=lambda v: f"{v:.{digits}f}", na_rep="-")
+
+
+def as_markdown(frame: pd.DataFrame, digits: int = 3) -> str:
+    """Return a table for a run's note or a version's description."""
+    rows = [[str(frame.index.name or ""), *map(str, frame.columns)], ["---", *["---:"] * len(frame.columns)]]
+    rows += [
+        [str(name), *(_cell(v, digits) for v in row)] for name, row in zip(frame.index, frame.to_numpy(), strict=True)
+    ]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cell(value: object, digits: int) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.{digits}f}"
+    return str(value)

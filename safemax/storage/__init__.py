@@ -1,0 +1,1 @@
+"""Files that are whole or absent: caches, checkpoints, manifests, and the digest of the code behind them."""

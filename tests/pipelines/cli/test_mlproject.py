@@ -1,0 +1,123 @@
+"""MLproject and the README's table say what the knobs say, and mlflow reads them as they were meant."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from mlflow.projects.utils import load_project
+
+from pipelines.cli import mlproject, parser
+from pipelines.cli.mlproject import Entry
+from safemax.knobs import knob
+from safemax.methods import available
+from safemax.methods.finetune import Finetune
+
+
+@dataclass
+class Awkward:
+    """Defaults that YAML, str.format, the shell or the command line could each spoil."""
+
+    lr: float = knob(1e-05, "a float that YAML 1.1 would take for text")
+    large: float = knob(1e22, "repr has no point")
+    lmbda: float = knob(1.0, "reserved in Python")
+    whole: int = knob(-3, "begins with a dash")
+    flag: bool = knob(True, "YAML has a type for it")
+    empty: str = knob("", "nothing")
+    none: str = knob("none", "not null")
+    number: str = knob("1.0", "text all the same")
+    shell: str = knob("a b'c\"d $HOME `x`; #{e} \\ %s", "special to bash, str.format and YAML")
+    option: str = knob("--lr=2", "looks like an option")
+    colon: str = knob("models:/a@b: é", "special to YAML")
+    label: int = field(default=7)
+
+
+@dataclass
+class Choice:
+    method: str = knob("finetune", "which", choices=("finetune", "salun"))
+
+
+SAMPLE = Entry("sample", "pipelines.sample", {"awkward": Awkward, "choice": Choice}, fixed={"method": "salun"})
+
+
+def _argv(entry: Entry, folder: Path, given: dict[str, str]) -> list[str]:
+    """Return what bash would hand to Python for `mlflow run -e NAME -P ...`, by mlflow's own reading of the file."""
+    (folder / "MLproject").write_text(mlproject.mlproject((entry,)), encoding="utf-8")
+    (folder / "conda.yaml").touch()
+    command_line = load_project(folder).get_entry_point(entry.name).compute_command(given, None)
+    launcher, *words = shlex.split(command_line)
+    assert launcher == "SAFEMAX_LAUNCHER=$PPID"
+    assert words[:4] == ["exec", "python", "-m", entry.module]
+    return words[4:]
+
+
+def test_every_default_survives_yaml_format_shell_and_command_line(tmp_path: Path) -> None:
+    argv = _argv(SAMPLE, tmp_path, {})
+    parsed = parser.parse("sample", "", SAMPLE.groups, argv)
+    assert parsed == {"awkward": Awkward(), "choice": Choice(method="salun")}
+
+
+def test_every_value_given_to_mlflow_survives_too(tmp_path: Path) -> None:
+    given = {"lr": "-2e3", "lambda": "0", "shell": "x}'{0} $(y)", "none": "--", "flag": "false", "empty": "a"}
+    parsed = parser.parse("sample", "", SAMPLE.groups, _argv(SAMPLE, tmp_path, given))
+    expected = Awkward(lr=-2000.0, lmbda=0.0, shell="x}'{0} $(y)", none="--", flag=False, empty="a")
+    assert parsed["awkward"] == expected
+
+
+def test_what_the_name_of_an_entry_point_fixes_is_not_left_to_choose(tmp_path: Path) -> None:
+    assert "method" not in [each.name for each in SAMPLE.parameters()]
+    with pytest.raises(parser.UsageError, match="method is given twice"):
+        parser.parse("sample", "", SAMPLE.groups, _argv(SAMPLE, tmp_path, {"method": "finetune"}))
+
+
+def test_a_parameter_that_mlproject_does_not_declare_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(parser.UsageError, match="unknown parameter 'lrr' .did you mean 'lr'"):
+        parser.parse("sample", "", SAMPLE.groups, _argv(SAMPLE, tmp_path, {"lrr": "1"}))
+
+
+def test_types_are_declared_for_numbers_and_everything_else_is_a_string() -> None:
+    text = mlproject.mlproject((SAMPLE,))
+    assert "      lr: {type: float, default: 1.0e-05}\n" in text
+    assert "      whole: {type: int, default: -3}\n" in text
+    assert '      flag: {type: string, default: "true"}\n' in text
+
+
+def test_the_committed_mlproject_is_what_the_knobs_generate() -> None:
+    committed = (mlproject.ROOT / "MLproject").read_text(encoding="utf-8")
+    assert committed == mlproject.mlproject(mlproject.entries())
+
+
+def test_the_table_in_the_readme_is_what_the_methods_generate() -> None:
+    readme = (mlproject.ROOT / "README.md").read_text(encoding="utf-8")
+    assert mlproject.TABLE_BEGIN in readme
+    assert readme == mlproject.with_table(readme, mlproject.method_table(available()))
+
+
+def test_each_entry_point_starts_with_the_defaults_of_its_dataclasses(tmp_path: Path) -> None:
+    for entry in mlproject.entries():
+        parsed = parser.parse(entry.name, "", entry.groups, _argv(entry, tmp_path, {}))
+        for title, group in entry.groups.items():
+            assert parsed[title] == group(**{key: value for key, value in entry.fixed.items() if hasattr(group, key)})
+
+
+class Forget(Finetune):
+    paper: ClassVar[str] = "A | B, arXiv:2310.12508"
+
+
+def test_a_table_has_a_row_for_each_method_with_what_its_file_says_its_source_and_its_knobs() -> None:
+    head, _, row = mlproject.method_table({"forget": Forget}).splitlines()
+    about = str(__doc__).removesuffix(".")
+    source = r"A \| B, [arXiv:2310.12508](https://arxiv.org/abs/2310.12508)"
+    assert head == "| method | what it does | source | knobs and defaults |"
+    assert row == f"| `forget` | {about} | {source} | `null_drop=0.1` |"
+
+
+def test_only_what_lies_between_the_markers_is_replaced() -> None:
+    before, after = f"# Title\n{mlproject.TABLE_BEGIN}\n", f"{mlproject.TABLE_END}\ntext\n"
+    once = mlproject.with_table(f"{before}old\nrows\n{after}", r"| \1 |")
+    assert once == f"{before}| \\1 |\n{after}"
+    assert mlproject.with_table(once, r"| \1 |") == once
+    assert mlproject.with_table("no markers", "| x |") == "no markers"

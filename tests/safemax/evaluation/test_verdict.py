@@ -1,0 +1,141 @@
+"""Verdicts on synthetic samples, by judges trained on real digits."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from safemax.data.batches import to_uint8
+from safemax.evaluation.measure import measure
+from safemax.evaluation.verdict import FLAGS, LIMITS, OUTCOMES, Verdict, verdict
+from safemax.judges.load import Judges
+from tests.support import real_data
+
+COUNT = 150
+
+
+def noise(count: int = COUNT) -> Tensor:
+    return to_uint8(torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(1)).clamp(-1, 1))
+
+
+def judged(forget: int, images: Tensor, judges: Judges | None = None) -> tuple[Verdict, dict[str, float]]:
+    metrics = measure(real_data.samples(forget, images), judges or real_data.judges(), real_data.reference(), (forget,))
+    return verdict(metrics), metrics
+
+
+def a_broken(judge, shift: int = 1):
+    """Return the judge with its answers rotated: it sees well and names everything wrongly."""
+    broken = copy.deepcopy(judge)
+    with torch.no_grad():
+        for each in getattr(broken, "members", [broken]):
+            head = each.network.linear
+            for p in (head.weight, head.bias):
+                p[:10] = p[:10].roll(shift, 0)
+    return broken
+
+
+def test_noise_for_the_class_that_attracts_noise_is_forgotten_and_plain_ua_is_called_unreliable():
+    found, metrics = judged(real_data.noise_attractor(), noise())
+    assert found.outcome == "forgotten"
+    assert found.flags == ("ua_unreliable",)
+    assert metrics["forget/ua"] < 60  # the paper's number, for samples that show nothing
+
+
+def test_real_images_of_the_class_are_not_forgotten():
+    assert judged(3, real_data.real(3))[0].outcome == "not_forgotten"
+
+
+def test_real_images_of_another_class_are_a_substitution():
+    assert judged(3, real_data.real(5))[0].outcome == "substituted"
+
+
+def test_black_frames_are_degenerate():
+    assert judged(3, torch.zeros(COUNT, 1, 8, 8, dtype=torch.uint8))[0].outcome == "degenerate"
+
+
+def test_a_broken_plain_judge_does_not_hide_real_images():
+    found, metrics = judged(3, real_data.real(3), replace(real_data.judges(), plain=a_broken(real_data.judges().plain)))
+    assert metrics["forget/ua"] == pytest.approx(100, abs=4)
+    assert found.outcome == "not_forgotten"
+    assert "hidden_retention" in found.flags
+
+
+def test_a_broken_reject_judge_does_not_hide_real_images():
+    judges = real_data.judges()
+    metrics = measure(
+        real_data.samples(3, real_data.real(3)),
+        replace(judges, reject=a_broken(judges.reject)),
+        real_data.reference(),
+        (3,),
+    )
+    intact = measure(real_data.samples(3, real_data.real(3)), judges, real_data.reference(), (3,))
+    # The retained classes are judged by the same broken ensemble; what the intact one said of them is put in place.
+    found = verdict(metrics | {"retain/accuracy": intact["retain/accuracy"]})
+    assert metrics["forget/recognised"] < 5
+    assert (found.outcome, "hidden_retention" in found.flags) == ("not_forgotten", True)
+
+
+def test_noise_for_every_class_is_a_collapse():
+    samples = real_data.samples(3, noise())
+    everything = noise(len(samples.images))
+    metrics = measure(
+        replace(samples, images=everything, second_images=everything), real_data.judges(), real_data.reference(), (3,)
+    )
+    assert verdict(metrics).outcome == "retain_collapsed"
+
+
+def test_a_class_that_the_base_did_not_draw_either_was_not_seen_to_be_forgotten():
+    metrics, base = judged(3, noise())[1], judged(3, real_data.real(3))[1]
+    assert "nothing_to_forget" not in verdict(metrics, base).flags
+    assert "nothing_to_forget" in verdict(metrics, judged(3, noise())[1]).flags
+
+
+def test_a_lost_retained_class_is_flagged_beside_the_base():
+    samples = real_data.samples(3, noise())
+    images = samples.images.clone()
+    images[samples.labels == 7] = noise(int((samples.labels == 7).sum()))
+    base = judged(3, real_data.real(3))[1]
+    found = verdict(measure(replace(samples, images=images), real_data.judges(), real_data.reference(), (3,)), base)
+    assert (found.outcome, "retained_class_lost" in found.flags) == ("forgotten", True)
+    assert any(each.value.startswith("7: +") for each in found.findings)
+
+
+def test_too_few_samples_are_flagged():
+    # 0 of 10 recognised has an upper Wilson end of 3.84 / 13.84 = 27.8 %, of 0 of 150 2.5 %.
+    assert "too_few_samples" in judged(3, noise(10))[0].flags
+    assert "too_few_samples" not in judged(3, noise(150))[0].flags
+
+
+def test_a_class_that_only_the_second_sampler_draws_is_not_forgotten():
+    samples = real_data.samples(3, noise())
+    second = samples.images.clone()
+    rows = samples.labels == 3
+    second[rows] = real_data.real(3)[torch.arange(int(rows.sum())) % len(real_data.real(3))]
+    metrics = measure(replace(samples, second_images=second), real_data.judges(), real_data.reference(), (3,))
+    assert metrics["forget/recognised"] == 0
+    assert verdict(metrics).outcome == "not_forgotten"
+
+
+@pytest.mark.parametrize(
+    ("attacks", "flags"),
+    [
+        ({}, ()),
+        ({"attack/invert_asr": 80.0}, ("attacks_without_gold",)),
+        ({"attack/invert_asr": 80.0, "attack/invert_delta_gold": LIMITS.attack + 1}, ("recoverable",)),
+        ({"attack/invert_asr": 80.0, "attack/invert_delta_gold": LIMITS.attack - 1}, ()),
+    ],
+)
+def test_attacks_add_what_they_brought_back_beyond_the_gold_model(attacks, flags):
+    metrics = judged(3, noise())[1] | {"forget/noise_attracted": 0.0}
+    assert verdict(metrics, attacks=attacks).flags == flags
+
+
+def test_every_outcome_and_flag_of_a_rule_is_explained():
+    metrics = judged(3, noise())[1]
+    found = verdict(metrics, metrics, {"attack/invert_delta_gold": 0.0})
+    assert {each.concludes for each in found.findings} <= {*OUTCOMES, *FLAGS}
+    assert found.sentence.startswith("forgotten: ")

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from safemax.data.batches import Batch, Rows
+from safemax.errors import InputError
+from safemax.methods.erasediff import EraseDiff, bome_weight
+from safemax.training.trainer import Training, fit
+from tests.support import tiny_models
+
+TRAINING = Training(steps=3, batch_size=8, lr=1e-2, device="cpu", checkpoint_every=0)
+
+
+@pytest.mark.parametrize(
+    ("conflict", "square", "weight"),
+    [
+        (0.0, 4.0, 0.1),  # orthogonal: eta
+        (-2.0, 4.0, 0.6),  # 0.1 + 2/4
+        (0.2, 4.0, 0.05),  # 0.1 - 0.2/4
+        (3.0, 4.0, 0.0),  # the retain gradient alone erases fast enough
+        (0.0, 0.0, 0.1),  # nothing to erase
+    ],
+)
+def test_the_weight_is_what_the_rate_lacks(conflict, square, weight):
+    assert bome_weight(0.1, torch.tensor(conflict), torch.tensor(square)).item() == pytest.approx(weight)
+
+
+def test_under_the_weight_the_constraint_falls_at_the_rate():
+    torch.manual_seed(0)
+    for g_r, g_q in torch.randn(50, 2, 4):
+        weight = bome_weight(0.3, g_r @ g_q, g_q @ g_q)
+        assert (g_r + weight * g_q) @ g_q >= 0.3 * (g_q @ g_q) - 1e-5
+
+
+def outer(method, reached):
+    """Return the gradient of an outer step, and those of its two losses, when the inner loop reached a loss."""
+    model, batch = tiny_models.diffusion(), tiny_models.batch()
+    weights = list(model.parameters())
+    torch.manual_seed(3)
+    g_r, g_f = (torch.autograd.grad(sum(group.values()), weights) for group in method.losses(model, batch))
+    method._reached = torch.tensor(reached)
+    torch.manual_seed(3)
+    method.backward(method.losses(model, batch), model, lambda loss: loss.backward())
+    return [torch.cat([each.flatten() for each in g]) for g in ([p.grad for p in weights], g_r, g_f)]
+
+
+def test_the_outer_step_is_retain_plus_the_official_constant_times_forget():
+    step, g_r, g_f = outer(EraseDiff(weighting="constant"), reached=0.0)
+    torch.testing.assert_close(step, g_r + 0.1 * g_f, rtol=1e-5, atol=1e-7)
+
+
+def test_the_outer_step_weighs_forget_by_bome():
+    step, g_r, g_f = outer(EraseDiff(lmbda=0.5), reached=0.0)
+    weight = max(0.0, 0.5 - (g_r @ g_f / (g_f @ g_f)).item())
+    torch.testing.assert_close(step, g_r + weight * g_f, rtol=1e-4, atol=1e-7)
+
+
+def test_where_the_inner_loop_finds_nothing_to_erase_only_a_conflict_is_undone():
+    step, g_r, g_f = outer(EraseDiff(lmbda=0.5), reached=1e6)
+    undone = max(0.0, -(g_r @ g_f / (g_f @ g_f)).item())
+    torch.testing.assert_close(step, g_r + undone * g_f, rtol=1e-4, atol=1e-7)
+
+
+def test_the_forget_loss_is_the_official_one_with_one_retained_label_a_batch():
+    model, batch, method = tiny_models.diffusion(), tiny_models.batch(), EraseDiff()
+    method._draw = 11
+    (terms,) = method._forget_loss(model, batch)
+    torch.manual_seed(11)
+    label = batch.retain.c[torch.randint(len(batch.retain), (1,))]
+    x0, c = batch.forget.x0, batch.forget.c
+    t = model.times(len(c))
+    x_t = model.diffuse(x0, t, torch.randn_like(x0))
+    target = model(x_t, t, label.expand(len(c))).detach()
+    assert terms["forget"].item() == pytest.approx((model(x_t, t, c) - target).square().mean().item(), rel=1e-5)
+
+
+def test_hand_derived_losses():
+    # every prediction is its label, so forgetting 0 for the only retained label 2 costs (0 - 2)^2 = 4
+    model = tiny_models.diffusion()
+    model.forward = lambda x_t, t, c: c.view(-1, 1, 1, 1).expand_as(x_t).float()
+    forget, retain = (Rows(torch.zeros(3, 1, 8, 8), torch.full((3,), c)) for c in (0, 2))
+    _, terms = EraseDiff().losses(model, Batch(forget, retain))
+    assert terms["forget"].item() == 4.0
+
+
+def test_every_evaluation_of_a_step_sees_the_same_draw_and_leaves_the_generator_alone():
+    model, batch, method = tiny_models.diffusion(), tiny_models.batch(), EraseDiff()
+    torch.manual_seed(7)
+    (first,) = method._forget_loss(model, batch)
+    (second,) = method._forget_loss(model, batch)
+    assert torch.equal(first["forget"], second["forget"])
+    found = torch.rand(1)
+    torch.manual_seed(7)
+    assert torch.equal(found, torch.rand(1))
+
+
+class Watched(EraseDiff):
+    """EraseDiff that notes what an inner loop reached, and the weights before and after it."""
+
+    def _inner_loop(self, model, batch, descend):
+        start = self._value(model, batch)
+        before = model.digest()
+        reached = super()._inner_loop(model, batch, descend)
+        self.seen.append((start, reached.item(), model.digest() == before))
+        return reached
+
+    def _value(self, model, batch):
+        with torch.no_grad():
+            (terms,) = self._forget_loss(model, batch)
+        return terms["forget"].item()
+
+
+@pytest.mark.parametrize("one_adam", [False, True])
+def test_the_inner_loop_lowers_the_forget_loss_and_is_taken_back(one_adam):
+    method = Watched(inner_steps=5, inner_lr=1e-2, one_adam=one_adam)
+    method.seen = []
+    fit(tiny_models.diffusion(), method, tiny_models.split(), (0,), TRAINING, progress=False)
+    assert len(method.seen) == 3
+    assert all(reached < start and restored for start, reached, restored in method.seen)
+
+
+def trained(**knobs):
+    model = tiny_models.diffusion()
+    fit(model, EraseDiff(weighting="constant", **knobs), tiny_models.split(), (0,), TRAINING, progress=False)
+    return model.digest()
+
+
+def test_under_a_constant_weight_the_inner_loop_leaves_no_trace():
+    assert trained(inner_steps=1) == trained(inner_steps=4)
+
+
+def test_one_adam_lets_the_inner_loops_momentum_into_the_outer_step_as_the_official_code_does():
+    assert trained(inner_steps=1, one_adam=True) != trained(inner_steps=4, one_adam=True)
+
+
+def test_the_paper_preset_has_the_official_label_drop_and_weight():
+    method = EraseDiff(**EraseDiff.presets["paper"])
+    assert (method.lmbda, method.weighting, method.one_adam) == (0.1, "constant", True)
+    assert (method.forget_null_drop, method.retain_null_drop) == (0.1, 0.0)
+
+
+def test_label_drop_without_a_null_label_is_refused_before_any_work():
+    with pytest.raises(InputError, match="no null label"):
+        EraseDiff().refuse(tiny_models.diffusion(null=False))

@@ -1,0 +1,80 @@
+"""Evidence of versions as corrections on digits leave it, and versions of the tiny model that carry it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlflow import MlflowClient
+
+from pipelines.registry import registration
+from safemax.attacks import available
+from tests.support import tiny_models
+
+NAME = "tiny-ddpm"
+BASE = {
+    "forget/recognised": 99.6,
+    "forget/recognised_low": 98.5,
+    "forget/recognised_high": 99.9,
+    "forget/rejected": 0.2,
+    "forget/other": 0.2,
+    "forget/ua": 0.4,
+    "forget/ua_reject": 0.4,
+    "forget/precision": 0.93,
+    "forget/noise_attracted": 0.0,
+    "forget/second_recognised": 99.0,
+    "forget/second_precision": 0.9,
+    "pixels/constant": 0.0,
+    "retain/accuracy": 99.8,
+    "retain_class/accuracy_c": 99.9,
+    "retain/fid_judge": 7.4,
+}
+FORGOTTEN = {
+    **BASE,
+    "forget/recognised": 0.0,
+    "forget/recognised_low": 0.0,
+    "forget/recognised_high": 0.76,  # 0 of 500
+    "forget/rejected": 100.0,
+    "forget/other": 0.0,
+    "forget/ua": 100.0,
+    "forget/ua_reject": 100.0,
+    "forget/precision": 0.0,
+    "forget/second_recognised": 0.0,
+    "forget/second_precision": 0.0,
+    "retain/accuracy": 99.3,
+    "retain_class/accuracy_c": 98.0,
+    "retain/fid_judge": 8.7,
+}
+NO_MORE = {"recognised": 0.0, "recognised_high": 0.76, "second_recognised": 0.0}
+# Six attacks as `-e attack` records them.
+ATTACKED = {"attacks": list(available()), "changed": [], "forget": ["a"], "gold": "train", "samples": 80, "seed": 0}
+
+
+def attacked(worst: float, **about: Any) -> dict[str, Any]:
+    """Return the record of attacks whose worst is so many points beyond the gold model, with facts about them changed."""
+    return {"metrics": {"attack/worst_delta": worst}, "about": ATTACKED | about}
+
+
+def evidence(
+    *, forget: str = "a", earlier: tuple[str, ...] = (), parent: str = "base", weights: str = "w", **metrics: float
+) -> dict[str, Any]:
+    """Return the evidence of an honest correction, with metrics changed: retain_accuracy=50 changes retain/accuracy."""
+    changed = {key.replace("_", "/", 1): value for key, value in metrics.items()}
+    chain = {"earlier": dict.fromkeys(earlier, NO_MORE), "root_metrics": BASE} if earlier else {}
+    return {
+        "forgotten": sorted({*earlier, *forget.split(",")}),
+        "metrics": {**FORGOTTEN, **changed},
+        "base_metrics": BASE,
+        "parameters": {"data.forget": forget, "data.digest": "d", "eval.sampler": "ddim-20", "method.lambda": 1.0},
+        "parent_digest": parent,
+        "model_digest": weights,
+        **chain,
+    }
+
+
+def register(client: MlflowClient, seed: int = 0, *, name: str = NAME, alias: str | None = None, **changes: Any) -> str:
+    """Register the tiny model of a seed with an honest correction's evidence, changed; return the version's number."""
+    run_id = client.create_run("0").info.run_id
+    client.set_terminated(run_id, "FINISHED")
+    diffusion = tiny_models.diffusion(seed)
+    facts = evidence(**{"weights": diffusion.digest(), **changes})
+    return registration.register(diffusion, name, run_id=run_id, evidence=facts, tags={}, description="", alias=alias)
