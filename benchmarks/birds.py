@@ -26,10 +26,10 @@ from safemax.data.dataset import Dataset
 from safemax.data.sources import load
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, PAPER, SECOND, Sampler, sample
-from safemax.evaluation.measure import Evaluation, Samples, kept_draw, measure
+from safemax.evaluation.measure import Evaluation, Samples, cached_samples, measure
 from safemax.evaluation.verdict import verdict
 from safemax.judges.classifier import save
-from safemax.judges.load import Judges, Judging, judges, reference
+from safemax.judges.load import JudgeConfig, Judges, judges, reference
 from safemax.knobs import check, knob
 from safemax.methods import create
 from safemax.storage import cache
@@ -94,14 +94,14 @@ class Optimum(Diffusion):
 def digits(extent: Extent) -> Iterator[dict[str, Any]]:
     """Yield a row a judge and set of samples, by the base and by a correction of it, for the class that judge 0 takes noise for."""
     dataset = load("digits")
-    first = judges(dataset, Judging())
+    first = judges(dataset, JudgeConfig())
     k = max(range(dataset.num_classes), key=lambda each: first.noise_attractor((each,)))
     ensemble = _saved(first, dataset)
-    juries = {seed: judges(dataset, Judging(judge_seed=seed, reject_judge=ensemble)) for seed in SEEDS}
+    juries = {seed: judges(dataset, JudgeConfig(judge_seed=seed, reject_judge=ensemble)) for seed in SEEDS}
     training = Training(steps=extent.steps, device="cpu", checkpoint_every=0)
     corrected = made(base_of(dataset), create("safemax"), dataset, k, training)
     for who, model, sampler in (("base", base_of(dataset), FAST), *(("SAFEMax", corrected, s) for s in (FAST, SECOND))):
-        samples = kept_draw(model, (k,), _custom(sampler))
+        samples = cached_samples(model, (k,), _custom(sampler))
         for seed, jury in juries.items():
             yield _row(dataset, k, f"{who}, {sampler}", f"small, seed {seed}", jury, samples)
 
@@ -134,7 +134,7 @@ def laws(dataset: Dataset) -> dict[str, Tensor]:
 
 def _cifar10_juries(dataset: Dataset, extent: Extent) -> Iterator[tuple[str, Judges]]:
     """Yield three plain judges by name, each beside the same ensemble with a reject class."""
-    small = Judging(judge="small", reject_judge="small", judge_steps=extent.small_steps)
+    small = JudgeConfig(judge="small", reject_judge="small", judge_steps=extent.small_steps)
     ensemble = _saved(judges(dataset, small), dataset)
     folder = Path(os.environ["SAFEMAX_DATA"]) / "judges"
     given: dict[str, dict[str, Any]] = {
@@ -143,7 +143,7 @@ def _cifar10_juries(dataset: Dataset, extent: Extent) -> Iterator[tuple[str, Jud
         "ResNet-20, ours": {"judge": "resnet20", "judge_steps": extent.resnet20_steps},
     }
     for name, knobs in given.items():
-        jury = judges(dataset, Judging(reject_judge=ensemble, **knobs))
+        jury = judges(dataset, JudgeConfig(reject_judge=ensemble, **knobs))
         yield f"{name} ({jury.about['plain']['test_accuracy']:.1f} % right)", jury
 
 

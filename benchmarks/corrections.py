@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 import safemax
 from pipelines.pretrain import PARAMETERS as PRETRAIN
-from pipelines.pretrain import Network
+from pipelines.pretrain import NetworkOptions
 from safemax.data.dataset import Dataset
 from safemax.data.sources import load
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.measure import Evaluation, kept_draw, measure
-from safemax.judges.load import Judges, Judging, Reference, judges, reference
+from safemax.evaluation.measure import Evaluation, cached_samples, measure
+from safemax.judges.load import JudgeConfig, Judges, Reference, judges, reference
 from safemax.methods import create
 from safemax.methods.finetune import Finetune
 from safemax.storage import cache
@@ -71,7 +71,7 @@ def row(job: Job) -> dict[str, Any]:
 def base_of(dataset: Dataset) -> Diffusion:
     """Return the demo's base model, trained once."""
     training = PRETRAIN["training"](device="cpu")
-    diffusion = Network().create(dataset, training.seed)
+    diffusion = NetworkOptions().create(dataset, training.seed)
     folder = cache.folder("bases") / cache.key({"start": diffusion.digest(), "training": str(training)})
     if not folder.exists():
         fit(diffusion, Finetune(), dataset.train, (), training)
@@ -83,7 +83,7 @@ def _row(job: Job) -> dict[str, Any]:
     dataset, judged, real = _settled()
 
     def measured(diffusion: Diffusion) -> dict[str, float]:
-        samples = kept_draw(diffusion, (job.forget,), job.evaluation, progress=False)
+        samples = cached_samples(diffusion, (job.forget,), job.evaluation, progress=False)
         return measure(samples, judged, real, (job.forget,))
 
     diffusion = base_of(dataset)
@@ -116,7 +116,7 @@ def _beside(after: dict[str, float], before: dict[str, float]) -> dict[str, floa
 @once
 def _settled() -> tuple[Dataset, Judges, Reference]:
     dataset = load("digits")
-    judged = judges(dataset, Judging())
+    judged = judges(dataset, JudgeConfig())
     base_of(dataset)
     return dataset, judged, reference(dataset, judged)
 

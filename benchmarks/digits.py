@@ -18,7 +18,7 @@ from benchmarks.corrections import Job, rows
 from pipelines.cli.parser import main, parse
 from safemax.data.batches import parse_classes
 from safemax.data.sources import load
-from safemax.judges.load import Judging, Reference, judges, reference
+from safemax.judges.load import JudgeConfig, Reference, judges, reference
 from safemax.knobs import check, knob
 from safemax.metrics.frechet import frechet_distance, statistics
 
@@ -56,7 +56,7 @@ def benchmark(argv: Sequence[str]) -> None:
     """Run and write the table."""
     extent = parse("python -m benchmarks.digits", __doc__ or "", {"extent": Extent}, argv)["extent"]
     dataset = load("digits")
-    real = reference(dataset, judges(dataset, Judging()))
+    real = reference(dataset, judges(dataset, JudgeConfig()))
     variants = VARIANTS if extent.only == "all" else {extent.only: VARIANTS[extent.only]}
     classes = [c for name in extent.classes.split(",") for c in parse_classes(name, dataset.class_names)]
     jobs = [

@@ -14,15 +14,15 @@ import pandas as pd
 from benchmarks import tables
 from benchmarks.corrections import base_of
 from pipelines.pretrain import PARAMETERS as PRETRAIN
-from pipelines.pretrain import Network
+from pipelines.pretrain import NetworkOptions
 from safemax import attacks
 from safemax.attacks.base import Setting
 from safemax.data.dataset import Dataset
 from safemax.data.sources import load
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.measure import Evaluation, draw, kept_draw, measure
+from safemax.evaluation.measure import Evaluation, cached_samples, draw, measure
 from safemax.evaluation.retention import neighbours
-from safemax.judges.load import Judging, judges, reference
+from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.methods import create
 from safemax.storage import cache
 from safemax.training.method import Method
@@ -58,15 +58,15 @@ def main() -> None:
     model = made(
         base_of(dataset), create("safemax"), dataset, FORGET, Training(steps=300, device="cpu", checkpoint_every=0)
     )
-    gold = made(Network().create(dataset, as_base.seed), create("retrain"), dataset, FORGET, as_base)
-    jury = judges(dataset, Judging())
+    gold = made(NetworkOptions().create(dataset, as_base.seed), create("retrain"), dataset, FORGET, as_base)
+    jury = judges(dataset, JudgeConfig())
     real = reference(dataset, jury)
-    kept_draw(base, (FORGET,), PANEL)
+    cached_samples(base, (FORGET,), PANEL)
     seconds: dict[str, float] = {}
 
     def panel() -> None:
         samples = draw(model, (FORGET,), PANEL, progress=False)
-        before = kept_draw(base, (FORGET,), PANEL)
+        before = cached_samples(base, (FORGET,), PANEL)
         for each in (before, samples):
             measure(each, jury, real, (FORGET,))
 

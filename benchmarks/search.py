@@ -31,15 +31,15 @@ from optuna.trial import FrozenTrial, TrialState
 from benchmarks import tables
 from benchmarks.corrections import base_of, source
 from hpo import figures
-from hpo.config import Request
+from hpo.config import SearchConfig
 from hpo.search import requested, run
 from hpo.study import dominates
 from pipelines import tracking
 from pipelines.cli.parser import main, parse
-from pipelines.engine.signals import Flag, stop_on_sigterm
+from pipelines.engine.signals import StopSignal, stop_on_sigterm
 from pipelines.registry import model_versions
 from safemax.data.sources import load
-from safemax.judges.load import Judging, judges, reference
+from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.knobs import check, knob
 from safemax.storage import cache
 
@@ -100,7 +100,7 @@ class Measured:
     again: dict[str, dict[str, float]]
 
 
-def searched(extent: Extent, stop: Flag, forget: str, *more: str, timed: bool = False) -> Measured:
+def searched(extent: Extent, stop: StopSignal, forget: str, *more: str, timed: bool = False) -> Measured:
     """Return a search of digits over lambda and lr at equal steps, run now unless it was before."""
     given = [f"--forget={forget}", f"--model={base(extent)}", f"--trials={extent.count}", f"--steps={extent.steps}"]
     given += ["--accuracy_drop=100"] if timed else []  # no trial too bad to count
@@ -116,7 +116,7 @@ def searched(extent: Extent, stop: Flag, forget: str, *more: str, timed: bool = 
     return Measured(**json.loads(path.read_text()))
 
 
-def measured(request: Request, stop: Flag) -> Measured:
+def measured(request: SearchConfig, stop: StopSignal) -> Measured:
     """Run a search and return what came of it."""
     address = run(request, stop)
     client, trials = tracking.store(), trials_of(request)
@@ -140,7 +140,7 @@ def measured(request: Request, stop: Flag) -> Measured:
     )
 
 
-def trials_of(request: Request) -> list[FrozenTrial]:
+def trials_of(request: SearchConfig) -> list[FrozenTrial]:
     """Return the trials of a study that has ended."""
     journal = JournalStorage(JournalFileBackend(str(request.journal)))
     return optuna.load_study(study_name=request.study, storage=journal).get_trials(deepcopy=False)
@@ -159,7 +159,7 @@ def base(extent: Extent) -> Path:
     return folder
 
 
-def digits(extent: Extent, stop: Flag) -> None:
+def digits(extent: Extent, stop: StopSignal) -> None:
     """Whether each front holds a point that dominates the paper's defaults, measured on fresh seeds."""
     rows = []
     for forget in extent.classes.split(","):
@@ -190,7 +190,7 @@ def beside_defaults(found: Measured) -> list[dict[str, Any]]:
     ]
 
 
-def hypervolume(extent: Extent, stop: Flag) -> None:
+def hypervolume(extent: Extent, stop: StopSignal) -> None:
     """How much better TPE is than random search."""
     rows = []
     for seed in range(extent.seeds):
@@ -207,7 +207,7 @@ def hypervolume(extent: Extent, stop: Flag) -> None:
     tables.write("search-hypervolume", f"Hypervolume after {extent.count} trials", frame, remark)
 
 
-def overhead(extent: Extent, stop: Flag) -> None:
+def overhead(extent: Extent, stop: StopSignal) -> None:
     """What search, tracking and storage add to the trials' own work."""
     found = searched(extent, stop, extent.first, timed=True)
     row = {
@@ -224,7 +224,7 @@ def overhead(extent: Extent, stop: Flag) -> None:
     tables.write("search-overhead", "Overhead of a search", pd.DataFrame([row]).set_index("trials"), remark, digits=2)
 
 
-def workers(extent: Extent, stop: Flag) -> None:
+def workers(extent: Extent, stop: StopSignal) -> None:
     """What a second worker brings."""
     found = {n: searched(extent, stop, extent.first, "--prune=false", f"--workers={n}", timed=True) for n in (1, 2)}
     rows = [
@@ -274,7 +274,7 @@ def benchmark(argv: Sequence[str]) -> None:
     place = cache.folder("benchmarks") / "search"
     place.mkdir(parents=True, exist_ok=True)
     dataset = load("digits")
-    reference(dataset, judges(dataset, Judging()))  # as `make demo` leaves them: made once, not by the first search
+    reference(dataset, judges(dataset, JudgeConfig()))  # as `make demo` leaves them: made once, not by the first search
     os.chdir(place)
     mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")
     {"digits": digits, "hypervolume": hypervolume, "overhead": overhead, "workers": workers}[extent.part](extent, stop)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hpo import space
-from hpo.objective import QUALITIES, Task
-from hpo.study import OBJECTIVES, SAMPLERS, Plan
-from pipelines.cli.options import Data, Forget, Model
+from hpo.objective import QUALITIES, TrialConfig
+from hpo.study import OBJECTIVES, SAMPLERS, StudyPlan
+from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.correction.correction import Correction
 from pipelines.registry import lineage, model_versions
@@ -19,7 +19,7 @@ from pipelines.registry.lineage import agree_on_classes
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.measure import Evaluation
-from safemax.judges.load import Judging, identity
+from safemax.judges.load import JudgeConfig, identity
 from safemax.knobs import check, knob, knobs
 from safemax.methods import available, create
 from safemax.storage import cache
@@ -30,7 +30,7 @@ PREFERENCES = {"knee": "", "forgetting": "forgetting", "quality": "quality", "co
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchOptions:
     """How to search."""
 
     trials: int = knob(40, "trials of the study, the one with the defaults included", bounds=(1, 100_000))
@@ -58,7 +58,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Which:
+class SearchMethodOptions:
     """The method."""
 
     method: str = knob("safemax", "unlearning method; each has knobs of its own", choices=tuple(available()))
@@ -70,23 +70,23 @@ class Which:
 
 # A trial's evaluation decides what the trial costs; the front is measured again with more samples.
 PARAMETERS: dict[str, type] = {
-    "search": Search,
-    "method": Which,
-    "data": Data,
-    "forget": Forget,
-    "model": Model,
+    "search": SearchOptions,
+    "method": SearchMethodOptions,
+    "data": DataOptions,
+    "forget": ForgetOptions,
+    "model": ModelOptions,
     "training": Training,
     "evaluation": with_defaults(Evaluation, forget_samples=100, retain_samples=50, second_samples=10),
-    "judging": Judging,
+    "judging": JudgeConfig,
 }
 
 
 @dataclass(frozen=True)
-class Request:
+class SearchConfig:
     """Everything that decides a search."""
 
-    search: Search
-    data: Data
+    search: SearchOptions
+    data: DataOptions
     dataset: Dataset
     forget: tuple[int, ...]
     source: str
@@ -95,7 +95,7 @@ class Request:
     method: Method
     training: Training
     evaluation: Evaluation
-    judging: Judging
+    judging: JudgeConfig
     space: space.Space
 
     @cached_property
@@ -113,7 +113,7 @@ class Request:
         """The digest of the model to correct; InputError where it does not fit the data or the method."""
         diffusion = Diffusion.load(self.base)
         agree_on_classes(diffusion, self.dataset)
-        self.method.refuse(diffusion)
+        self.method.validate(diffusion)
         return diffusion.digest()
 
     @cached_property
@@ -164,15 +164,15 @@ class Request:
         """Where the study is kept unless the storage is given."""
         return self.folder.parent / f"{self.study}.journal"
 
-    def plan(self) -> Plan:
+    def plan(self) -> StudyPlan:
         """Return what decides the course of the study."""
         asked = self.search
         rule = (asked.objective, asked.search_sampler, asked.search_seed, asked.accuracy_drop)
-        return Plan(self.study, self.space, asked.trials, *rule)
+        return StudyPlan(self.study, self.space, asked.trials, *rule)
 
-    def task(self) -> Task:
+    def task(self) -> TrialConfig:
         """Return what every worker is told."""
-        return Task(
+        return TrialConfig(
             self.data.data, self.data.size, str(self.base), list(self.forget), list(self.earlier),
             self.method_name, self._knobs(),
             asdict(self.training), asdict(self.evaluation), asdict(self.judging), self.search.quality, str(self.folder),

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.config import Request
+from hpo.config import SearchConfig
 
 _FRONT, _OTHER, _COSTLY = "#1f77b4", "lightsteelblue", "gainsboro"
 _X = "probability of the forgotten class (judges with a reject class)"
@@ -37,7 +37,7 @@ class Captions:
     quality: str
 
 
-def captions(request: Request) -> Captions:
+def captions(request: SearchConfig) -> Captions:
     """Return the captions of a search."""
     distance = request.search.quality.upper()
     return Captions(f"{request.method_name}, forget {request.class_names}", f"{distance} of retained classes - base's")

@@ -11,12 +11,12 @@ import pandas as pd
 from optuna.trial import FrozenTrial
 
 from hpo import figures, objective
-from hpo.config import PREFERENCES, Request
-from hpo.runner import Course
-from hpo.study import Books
-from pipelines.correction.correction import Found, conclude
-from pipelines.engine.signals import Flag
-from pipelines.engine.worker_pool import Crew, Job, Message
+from hpo.config import PREFERENCES, SearchConfig
+from hpo.runner import StudyRunner
+from hpo.study import TrialScheduler
+from pipelines.correction.correction import SearchProvenance, measure_and_register
+from pipelines.engine.signals import StopSignal
+from pipelines.engine.worker_pool import Job, Message, WorkerPool
 from pipelines.registry import model_versions
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
@@ -27,7 +27,7 @@ Scores = Mapping[str, float]
 _BASE = -1  # in place of a trial's number
 
 
-def finish(course: Course, stop: Flag, minutes: float) -> str:
+def finish(course: StudyRunner, stop: StopSignal, minutes: float) -> str:
     """Measure the front and the defaults again, show the study, register the preferred member, and return its address.
 
     Args:
@@ -53,7 +53,7 @@ def finish(course: Course, stop: Flag, minutes: float) -> str:
         print(f"\nregistered before, as {known}")
         return known
     values, kept = trials[winner].params, trials[winner].user_attrs["metrics"]
-    found = Found(
+    found = SearchProvenance(
         {"search.study": request.study, "search.trial": str(winner)},
         {"search": {"study": request.study, "trial": winner, "of": len(course.books.trials), "values": values,
                     "prefer": request.search.prefer, "scores": again, "front": sorted(numbers)}},
@@ -63,13 +63,13 @@ def finish(course: Course, stop: Flag, minutes: float) -> str:
     diffusion.denoiser.load_state_dict(objective.weights_of(request.task(), winner, request.by_field(values)))
     cost = {key: value for key, value in kept.items() if key.startswith("cost/")} | {"cost/search_minutes": minutes}
     correction = request.correction(values, evaluation)
-    address = conclude(correction, course.run, diffusion, request.parent, stop, cost=cost, found=found)
+    address = measure_and_register(correction, course.run, diffusion, request.parent, stop, cost=cost, found=found)
     course.books.study.set_user_attr(f"version of trial {winner}", address)
     return address
 
 
 def measured(
-    request: Request, crew: Crew, trials: Mapping[int, FrozenTrial], evaluation: Evaluation
+    request: SearchConfig, crew: WorkerPool, trials: Mapping[int, FrozenTrial], evaluation: Evaluation
 ) -> dict[int, dict[str, float]]:
     """Return the scores of trials by another evaluation, by number; the base is measured by it too."""
     shared: dict[str, Any] = {"evaluation": asdict(evaluation)}
@@ -78,20 +78,20 @@ def measured(
         jobs.append(Job({"kind": "again", "number": number, "values": request.by_field(each.params), **shared}))
     metrics: dict[int, dict[str, float]] = {}
 
-    def hear(job: Job, message: Message) -> bool:
+    def on_message(job: Job, message: Message) -> bool:
         if message["kind"] == "failed":
             raise RuntimeError(f"trial {job.request['number']} could not be measured again: {message['reason']}")
         if message["kind"] == "done":
             metrics[job.request["number"]] = message["metrics"]
         return False
 
-    crew.run(lambda: jobs.popleft() if jobs else None, hear)
+    crew.run(lambda: jobs.popleft() if jobs else None, on_message)
     base = metrics.pop(_BASE)
     minutes = {number: {"minutes": each.user_attrs["scores"]["minutes"]} for number, each in trials.items()}
     return {n: objective.scores(each, base, request.search.quality) | minutes[n] for n, each in sorted(metrics.items())}
 
 
-def choose(front: Mapping[int, Scores], request: Request, unit: float) -> int:
+def choose(front: Mapping[int, Scores], request: SearchConfig, unit: float) -> int:
     """Return the number of the trial to register, among those that keep to the constraint on fresh seeds too, if any do.
 
     The knee is the member nearest to the ideal, forgetting 0 at the base's own quality, where one unit of quality is the
@@ -105,7 +105,7 @@ def choose(front: Mapping[int, Scores], request: Request, unit: float) -> int:
     return min(allowed, key=lambda n: allowed[n]["forgetting"] ** 2 + (max(0.0, allowed[n]["quality"]) / unit) ** 2)
 
 
-def _registered(course: Course, winner: int) -> str:
+def _registered(course: StudyRunner, winner: int) -> str:
     """Return the version that a trial became when the study ended before, "" where there is none (any more)."""
     address = str(course.books.study.user_attrs.get(f"version of trial {winner}", ""))
     try:
@@ -114,7 +114,7 @@ def _registered(course: Course, winner: int) -> str:
         return ""
 
 
-def _nothing(course: Course) -> str:
+def _nothing(course: StudyRunner) -> str:
     trials, drop = course.books.trials, course.request.search.accuracy_drop
     if course.books.completed:
         least = min(each.user_attrs["scores"]["accuracy_drop"] for each in course.books.completed)
@@ -125,7 +125,7 @@ def _nothing(course: Course) -> str:
     return f"none of {len(trials)} trials ended with a result; {reasons[0] if reasons else 'all were given up'}"
 
 
-def _show(course: Course, members: Sequence[FrozenTrial], again: Mapping[int, Scores], winner: int) -> str:
+def _show(course: StudyRunner, members: Sequence[FrozenTrial], again: Mapping[int, Scores], winner: int) -> str:
     """Log tables and figures to the study's run; return the head of its note."""
     run, captions, books = course.run, course.captions, course.books
     done, names = books.completed, list(course.request.space.ranges)
@@ -151,7 +151,7 @@ def _show(course: Course, members: Sequence[FrozenTrial], again: Mapping[int, Sc
     )
 
 
-def _table(books: Books, names: Sequence[str], again: Mapping[int, Scores], winner: int) -> pd.DataFrame:
+def _table(books: TrialScheduler, names: Sequence[str], again: Mapping[int, Scores], winner: int) -> pd.DataFrame:
     trials, joint = books.trials, books.plan.objective == "joint"
     rows = [
         {name: trials[n].params[name] for name in names}

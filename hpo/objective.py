@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.cli.options import Data
-from safemax.data.batches import mix, to_float
+from pipelines.cli.options import DataOptions
+from safemax.data.batches import derive_seed, to_float
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.measure import SHOWN, Evaluation, Samples, draw, kept_draw, measure
-from safemax.judges.load import Judging, judges, reference
+from safemax.evaluation.measure import SHOWN, Evaluation, Samples, cached_samples, draw, measure
+from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.methods import create
 from safemax.reports.images_and_tables import grid
 from safemax.storage import cache, checkpoint
@@ -39,7 +39,7 @@ class Pruned(Exception):
 
 
 @dataclass(frozen=True)
-class Task:
+class TrialConfig:
     """What all trials of a search share: plain JSON, since it reaches a worker as text.
 
     Args:
@@ -52,7 +52,7 @@ class Task:
         knobs: the values of the method's knobs, by field; a trial changes those that are searched.
         training: likewise, of safemax.training.trainer.Training.
         evaluation: of safemax.evaluation.Evaluation; the same seeds for every trial (common random numbers).
-        judging: of safemax.judges.load.Judging.
+        judging: of safemax.judges.load.JudgeConfig.
         quality: fid or kid.
         folder: where trials keep their checkpoints, weights and pictures.
         prune: whether trials report on the way and may be given up.
@@ -116,7 +116,7 @@ class Probe:
 
     def __init__(self, diffusion: Diffusion, dataset: Dataset, forget: list[int], seed: int) -> None:
         """Fix the rows and measure the model to correct on them."""
-        generator = torch.Generator().manual_seed(mix(seed, 0))
+        generator = torch.Generator().manual_seed(derive_seed(seed, 0))
         train, wanted = dataset.train, torch.isin(dataset.train.labels, torch.tensor(forget))
         rows = torch.cat([_some(wanted, generator), _some(~wanted, generator)])
         eps = torch.randn(len(rows), *dataset.image_shape, generator=generator)
@@ -153,19 +153,19 @@ class Probe:
         return (diffusion(self._x_t, self._t, c) - self._eps).square().mean((1, 2, 3))
 
 
-class Bench:
+class TrialContext:
     """What a worker loads once: data, base model, judges, reference statistics; `trial` runs one trial on it."""
 
-    def __init__(self, task: Task, stop: Callable[[], bool]) -> None:
+    def __init__(self, task: TrialConfig, stop: Callable[[], bool]) -> None:
         self.task, self.stop = task, stop
-        dataset = Data(task.data, task.size).load()
+        dataset = DataOptions(task.data, task.size).load()
         self.forget, self.earlier = tuple(task.forget), tuple(task.earlier)
         self.dataset = replace(dataset, train=dataset.train.without(self.earlier))
         self.evaluation = Evaluation(**task.evaluation)
         device = accelerate(Training(**task.training)).device
         self.diffusion = Diffusion.load(task.base).to(device)
         self.start = {name: value.clone() for name, value in self.diffusion.denoiser.state_dict().items()}
-        self.judges = judges(dataset, Judging(**task.judging), device=str(device), progress=False)
+        self.judges = judges(dataset, JudgeConfig(**task.judging), device=str(device), progress=False)
         self.reference = reference(dataset, self.judges).without(self.earlier)
         self.probe = (
             Probe(self.diffusion, self.dataset, task.forget, self.evaluation.evaluation_seed) if task.prune else None
@@ -175,7 +175,7 @@ class Bench:
     def measure_base(self, evaluation: Evaluation) -> dict[str, float]:
         """Return the metrics of the model to correct; its samples are kept."""
         self._load(self.start)
-        return self._measured(kept_draw(self.diffusion, self.forget, evaluation, progress=False))
+        return self._measured(cached_samples(self.diffusion, self.forget, evaluation, progress=False))
 
     def trial(self, number: int, values: Mapping[str, Any], log: Log, report: Report) -> dict[str, float]:
         """Unlearn with a trial's values and measure; weights and a picture stay in its folder.
@@ -209,7 +209,7 @@ class Bench:
             self._keep(place)
         else:
             self._load({name: value.to(self.diffusion.device) for name, value in found.tensors.items()})
-        return self._measured(kept_draw(self.diffusion, self.forget, evaluation, progress=False))
+        return self._measured(cached_samples(self.diffusion, self.forget, evaluation, progress=False))
 
     def _unlearn(self, place: Path, values: Mapping[str, Any], log: Log, report: Report | None) -> dict[str, float]:
         task = self.task
@@ -245,7 +245,7 @@ class Bench:
         return measure(samples.without(self.earlier), self.judges, self.reference, self.forget)
 
 
-def weights_of(task: Task, number: int, values: Mapping[str, Any]) -> dict[str, Tensor]:
+def weights_of(task: TrialConfig, number: int, values: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights that a trial with these values, by field, ended with; KeyError where this machine keeps none."""
     found = checkpoint.newest(task.place(number, values) / "weights")
     if found is None:
@@ -260,7 +260,7 @@ def settings(evaluation: Evaluation, times: int) -> dict[str, Any]:
         evaluation,
         forget_samples=forget * times,
         retain_samples=retain * times,
-        evaluation_seed=mix(evaluation.evaluation_seed, 1) >> 1,
+        evaluation_seed=derive_seed(evaluation.evaluation_seed, 1) >> 1,
     )
     return asdict(more)
 

@@ -9,18 +9,18 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from hpo import figures, objective
-from hpo.config import Request
+from hpo.config import SearchConfig
 from hpo.objective import QUALITIES
-from hpo.study import Books, Lost
-from hpo.trial_runs import Records
+from hpo.study import TrialLost, TrialScheduler
+from hpo.trial_runs import TrialRuns
 from pipelines import tracking
-from pipelines.engine.worker_pool import Crew, Job, Message
+from pipelines.engine.worker_pool import Job, Message, WorkerPool
 from safemax.storage import checkpoint
 
 REFRESH = 10  # trials between two drawings of the front
 
 
-class Course:
+class StudyRunner:
     """Runs what is left of a study's trials.
 
     Args:
@@ -31,7 +31,9 @@ class Course:
         run: the study's own run.
     """
 
-    def __init__(self, request: Request, books: Books, crew: Crew, records: Records, run: tracking.Run) -> None:
+    def __init__(
+        self, request: SearchConfig, books: TrialScheduler, crew: WorkerPool, records: TrialRuns, run: tracking.Run
+    ) -> None:
         self.request, self.books, self.crew, self.records, self.run = request, books, crew, records, run
         self.captions = figures.captions(request)
         self._task = request.task()
@@ -53,7 +55,7 @@ class Course:
             self.run.log({"search/hypervolume": volume}, n)  # of the runs that this one continues
         print(f"study {self.books.plan.name}: {self.books.over} of {self.books.plan.size} trials done", flush=True)
         while self.books.over < self.books.plan.size:
-            self.crew.run(self._next, self._hear)
+            self.crew.run(self._next, self._on_message)
             if self.books.over < self.books.plan.size:
                 time.sleep(1)
                 self.crew.idle()
@@ -65,19 +67,19 @@ class Course:
         request = {"kind": "trial", "number": trial.number, "values": self.request.by_field(trial.params)}
         return Job(request, list(trial.user_attrs.get("deaths", [])))
 
-    def _hear(self, job: Job, message: Message) -> bool:
+    def _on_message(self, job: Job, message: Message) -> bool:
         number = job.request["number"]
         if not self.books.holds(number):
             return True
         try:
-            return self._heed(number, job, message)
-        except Lost:
+            return self._handle(number, job, message)
+        except TrialLost:
             reason = "this machine gave no sign for too long: another one runs the trial again"
             self.records.fail(number, reason)
             print(f"trial {number}: {reason}", flush=True)
             return True
 
-    def _heed(self, number: int, job: Job, message: Message) -> bool:
+    def _handle(self, number: int, job: Job, message: Message) -> bool:
         kind = message["kind"]
         if kind == "report":
             probe = {"knowledge": message["knowledge"], "damage": message["damage"]}

@@ -24,22 +24,22 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import space, storage
-from hpo.config import PARAMETERS, Request
+from hpo.config import PARAMETERS, SearchConfig
 from hpo.finish import finish
-from hpo.runner import Course
-from hpo.study import Books, warn_of_population
-from hpo.trial_runs import Ending, Records, inherit
+from hpo.runner import StudyRunner
+from hpo.study import TrialScheduler, warn_of_population
+from hpo.trial_runs import Ending, TrialRuns, inherit
 from pipelines import tracking, unlearn
 from pipelines.cli.parameters import UsageError, for_method
 from pipelines.cli.parser import choose, main, parse
-from pipelines.engine.signals import Flag, die_with_parent, stop_on_sigterm
-from pipelines.engine.worker_pool import Crew
+from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_sigterm
+from pipelines.engine.worker_pool import WorkerPool
 from safemax.data.batches import parse_classes
 from safemax.errors import InputError, Stopped
 from safemax.methods import available
 
 
-def run(request: Request, stop: Flag) -> str:
+def run(request: SearchConfig, stop: StopSignal) -> str:
     """Run a study to its end in an MLflow run of its own and return the address of what it registered.
 
     On a shared storage, "" where another machine came first: that one does the end.
@@ -53,14 +53,14 @@ def run(request: Request, stop: Flag) -> str:
     warn_of_population(request.plan())
     tags = {"search.study": request.study, **request.tags}
     with storage.opened(request.search.storage, request.study, request.journal) as store:
-        books = Books(request.plan(), store)
+        books = TrialScheduler(request.plan(), store)
         _refuse_other_request(books, request)
         with _opened(request, tags) as opened:
             _lead(books, opened) if store.leads else _wait_for_leader(books, stop)
-            crew = Crew("hpo.worker", asdict(request.task()), request.search.workers, lambda: _beat(books, stop))
-            records = Records(lambda: str(books.study.user_attrs["run"]), request.name, request.shared(), tags)
+            crew = WorkerPool("hpo.worker", asdict(request.task()), request.search.workers, lambda: _beat(books, stop))
+            records = TrialRuns(lambda: str(books.study.user_attrs["run"]), request.name, request.shared(), tags)
             with crew, records:
-                course = Course(request, books, crew, records, opened)
+                course = StudyRunner(request, books, crew, records, opened)
                 course.follow()
                 if store.leads:
                     return finish(course, stop, (time.perf_counter() - started) / 60)
@@ -69,20 +69,20 @@ def run(request: Request, stop: Flag) -> str:
 
 
 @contextmanager
-def _opened(request: Request, tags: Mapping[str, str]) -> Iterator[tracking.Run]:
+def _opened(request: SearchConfig, tags: Mapping[str, str]) -> Iterator[tracking.Run]:
     name, tags = f"search-{request.title}", {"kind": "search", **tags}
     with tracking.run(name, experiment=request.name, params=request.params(), tags=tags) as opened:
         opened.dataset(request.dataset, "training")
         yield opened
 
 
-def _beat(books: Books, stop: Flag) -> None:
+def _beat(books: TrialScheduler, stop: StopSignal) -> None:
     if stop():
         raise Stopped("the study goes on where it stands with the same command")
     books.tick()
 
 
-def _lead(books: Books, opened: tracking.Run) -> None:
+def _lead(books: TrialScheduler, opened: tracking.Run) -> None:
     """Make this run the study's, and take the trials of those before it along."""
     earlier = books.study.user_attrs.get("run")
     if earlier:
@@ -90,7 +90,7 @@ def _lead(books: Books, opened: tracking.Run) -> None:
     books.study.set_user_attr("run", opened.id)
 
 
-def _endings(books: Books, trial: FrozenTrial) -> Iterator[tuple[str, Ending | None]]:
+def _endings(books: TrialScheduler, trial: FrozenTrial) -> Iterator[tuple[str, Ending | None]]:
     """Yield the runs of a trial, and how each should have been closed; all but the last were killed."""
     *killed, last = trial.user_attrs.get("runs", [""])
     yield from ((each, Ending("KILLED", {})) for each in killed)
@@ -101,13 +101,13 @@ def _endings(books: Books, trial: FrozenTrial) -> Iterator[tuple[str, Ending | N
         yield last, Ending(status, trial.user_attrs.get("metrics", {}))
 
 
-def _wait_for_leader(books: Books, stop: Flag) -> None:
+def _wait_for_leader(books: TrialScheduler, stop: StopSignal) -> None:
     while "run" not in books.study.user_attrs:
         time.sleep(1)
         _beat(books, stop)
 
 
-def _refuse_other_request(books: Books, request: Request) -> None:
+def _refuse_other_request(books: TrialScheduler, request: SearchConfig) -> None:
     """A study has one space, one objective and one model, or its trials could not be compared."""
     if books.study.user_attrs.get("key", request.key) != request.key:
         raise InputError(
@@ -116,7 +116,7 @@ def _refuse_other_request(books: Books, request: Request) -> None:
     books.study.set_user_attr("key", request.key)
 
 
-def requested(argv: Sequence[str]) -> Request:
+def requested(argv: Sequence[str]) -> SearchConfig:
     """Return what the command line asks for; --method chooses the method, and with it the knobs."""
     name, method_type = choose(argv, "method", {each: (each, cls) for each, cls in available().items()}, "safemax")
     chosen = parse("python -m hpo.search", __doc__ or "", for_method(PARAMETERS, name, method_type), argv)
@@ -131,7 +131,7 @@ def requested(argv: Sequence[str]) -> Request:
         raise UsageError(str(error)) from error
     tracking.setup(product)
     source = unlearn.find_base(product, chosen["data"].data) if source == "base" else source
-    return Request(
+    return SearchConfig(
         chosen["search"], chosen["data"], dataset, parse_classes(chosen["forget"].forget, dataset.class_names), source,
         product, name, method, training, chosen["evaluation"], chosen["judging"], ranges,
     )  # fmt: skip

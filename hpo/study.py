@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from hpo import storage
 from hpo.space import Number, Space
 from pipelines import tracking
-from safemax.data.batches import mix
+from safemax.data.batches import derive_seed
 from safemax.errors import InputError
 
 SAMPLERS = ("tpe", "gp", "nsga2", "random", "grid")
@@ -40,7 +40,7 @@ _OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """What decides the course of a study.
 
     Args:
@@ -69,11 +69,11 @@ class Plan:
         return min(self.trials, 1 + len(self.space.grid(self.trials - 1, self.seed)))
 
 
-class Lost(Exception):
+class TrialLost(Exception):
     """A trial that another machine has taken for dead, and runs again."""
 
 
-class Books:
+class TrialScheduler:
     """The trials of a study, past and present.
 
     A trial is born with all its values, which follow from (seed, number, trials so far) alone: no sampler keeps state, so
@@ -81,7 +81,7 @@ class Books:
     number; on a shared storage, one whose machine died fails and is copied, as Optuna does it, and the copies count once.
     """
 
-    def __init__(self, plan: Plan, store: storage.Store) -> None:
+    def __init__(self, plan: StudyPlan, store: storage.Store) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.plan, self._store = plan, store
         goals = OBJECTIVES[plan.objective]
@@ -126,7 +126,7 @@ class Books:
         """Note how a trial does on its way (see hpo.objective.Probe); return whether to give it up.
 
         Raises:
-            Lost: it is no longer this machine's, here as in `complete`, `end` and `note`.
+            TrialLost: it is no longer this machine's, here as in `complete`, `end` and `note`.
         """
         self.note(number, **{f"probe_{percent}": [knowledge, damage]})
         trial = self._mine[number]
@@ -162,7 +162,7 @@ class Books:
                 self._mine[number].set_user_attr(key, value)
         except UpdateFinishedTrialError:
             del self._mine[number]
-            raise Lost(number) from None
+            raise TrialLost(number) from None
 
     def holds(self, number: int) -> bool:
         """Return whether a trial is under way here."""
@@ -214,7 +214,7 @@ class Books:
         return bool(self.trials[trial.number].constraints)
 
 
-def propose(plan: Plan, trials: Sequence[FrozenTrial]) -> FrozenTrial:
+def propose(plan: StudyPlan, trials: Sequence[FrozenTrial]) -> FrozenTrial:
     """Return the next trial, not begun: the defaults first, then what the sampler makes of the trials so far."""
     number, distributions = len(trials), plan.space.distributions()
     if number == 0:
@@ -225,7 +225,7 @@ def propose(plan: Plan, trials: Sequence[FrozenTrial]) -> FrozenTrial:
         return _born(plan.space.grid(plan.trials - 1, plan.seed)[points - 1], distributions, {})
     goals = OBJECTIVES[plan.objective]
     with _quiet():
-        sampler = _sampler(plan.sampler, mix(plan.seed, number) % 2**32)
+        sampler = _sampler(plan.sampler, derive_seed(plan.seed, number) % 2**32)
         shadow = optuna.create_study(directions=["minimize"] * len(goals), sampler=sampler)
         shadow.add_trials(trials)
         drawn = shadow.ask(distributions)
@@ -242,7 +242,7 @@ def _is_far_better(one: Sequence[float], other: Sequence[float]) -> bool:
     return min(gains) >= 0 and max(gains) > _MARGIN
 
 
-def warn_of_population(plan: Plan) -> None:
+def warn_of_population(plan: StudyPlan) -> None:
     """Warn where nsga2 would be random search: its first population is drawn blindly."""
     if plan.sampler == "nsga2" and plan.trials <= 2 * POPULATION:
         warnings.warn(

@@ -21,7 +21,7 @@ class TrialFailed(Exception):
     """A trial that ended without a result, in the words of its worker."""
 
 
-class Records:
+class TrialRuns:
     """The children of one parent run.
 
     Args:
@@ -37,7 +37,7 @@ class Records:
         self._parent, self._experiment, self._params, self._tags = parent, experiment, dict(params), dict(tags)
         self._open: dict[int, tuple[ExitStack, tracking.Run]] = {}
 
-    def __enter__(self) -> Records:
+    def __enter__(self) -> TrialRuns:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:

@@ -7,21 +7,21 @@ import traceback
 
 import torch
 
-from hpo.objective import Bench, Pruned, Task
-from pipelines.engine.signals import Flag, die_with_parent, stop_on_sigterm
+from hpo.objective import Pruned, TrialConfig, TrialContext
+from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_sigterm
 from pipelines.engine.worker_pool import Channel, Message
 from safemax.errors import InputError, NonFiniteError, Stopped
 from safemax.evaluation.measure import Evaluation
 
 
-def serve(channel: Channel, stop: Flag) -> None:
+def serve(channel: Channel, stop: StopSignal) -> None:
     """Load what the first message tells, then do the jobs that follow until there are no more."""
     task = channel.receive()
     if task is None:
         return
     try:
-        with stop.at_once():
-            bench = Bench(Task(**task), stop)
+        with stop.interruptible():
+            bench = TrialContext(TrialConfig(**task), stop)
     except InputError as error:
         channel.send("refused", reason=str(error))
         return
@@ -30,7 +30,7 @@ def serve(channel: Channel, stop: Flag) -> None:
         _do(bench, job, channel, stop)
 
 
-def _do(bench: Bench, job: Message, channel: Channel, stop: Flag) -> None:
+def _do(bench: TrialContext, job: Message, channel: Channel, stop: StopSignal) -> None:
     try:
         metrics = _metrics(bench, job, channel, stop)
     except Pruned:
@@ -46,7 +46,7 @@ def _do(bench: Bench, job: Message, channel: Channel, stop: Flag) -> None:
         channel.send("done", metrics=metrics)
 
 
-def _metrics(bench: Bench, job: Message, channel: Channel, stop: Flag) -> dict[str, float]:
+def _metrics(bench: TrialContext, job: Message, channel: Channel, stop: StopSignal) -> dict[str, float]:
     if job["kind"] == "trial":
         return bench.trial(
             job["number"], job["values"],
@@ -56,7 +56,7 @@ def _metrics(bench: Bench, job: Message, channel: Channel, stop: Flag) -> dict[s
             ),
         )  # fmt: skip
     evaluation = Evaluation(**job["evaluation"])
-    with stop.at_once():
+    with stop.interruptible():
         if job["kind"] == "base":
             return bench.measure_base(evaluation)
         return bench.again(job["number"], job["values"], evaluation)

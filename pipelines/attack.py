@@ -18,10 +18,10 @@ from typing import Any
 import pandas as pd
 
 from pipelines import tracking
-from pipelines.cli.options import Data, product
+from pipelines.cli.options import DataOptions, product
 from pipelines.cli.parser import main, parse
-from pipelines.correction.retrained import Gold
-from pipelines.engine.signals import Flag, die_with_parent, stop_on_sigterm
+from pipelines.correction.retrained import GoldOptions
+from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_sigterm
 from pipelines.registry import lineage, model_versions, registration
 from safemax import attacks
 from safemax.attacks.base import Attack, Setting
@@ -30,15 +30,15 @@ from safemax.attacks.invert import Invert
 from safemax.attacks.relearn import Relearn
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.attack_results import Trio, figure, kept_run, metrics, table
+from safemax.evaluation.attack_results import AttackComparison, cached_attack, figure, metrics, table
 from safemax.evaluation.retention import neighbours
-from safemax.judges.load import Judges, Judging, judges, reference
+from safemax.judges.load import JudgeConfig, Judges, judges, reference
 from safemax.knobs import check, knob
 from safemax.reports.images_and_tables import as_markdown, as_text
 
 
 @dataclass(frozen=True)
-class Subject:
+class AttackOptions:
     """The model under attack."""
 
     model: str = knob("models:/digits-ddpm@candidate", "models:/NAME@ALIAS, a folder, or a Hugging Face id")
@@ -65,10 +65,10 @@ class Subject:
 
 
 PARAMETERS: dict[str, type] = {
-    "model": Subject,
-    "gold": Gold,
-    "data": Data,
-    "judging": Judging,
+    "model": AttackOptions,
+    "gold": GoldOptions,
+    "data": DataOptions,
+    "judging": JudgeConfig,
     "relearn": Relearn,
     "invert": Invert,
     "guided": Guided,
@@ -108,7 +108,7 @@ def attack(argv: Sequence[str]) -> None:
     chosen = parse("python -m pipelines.attack", __doc__ or "", PARAMETERS, argv)
     stop = stop_on_sigterm()
     die_with_parent()
-    subject: Subject = chosen["model"]
+    subject: AttackOptions = chosen["model"]
     dataset: Dataset = chosen["data"].load()
     experiment = product(subject.name, dataset.name)
     tracking.setup(experiment)
@@ -129,7 +129,7 @@ def attack(argv: Sequence[str]) -> None:
         run.dataset(dataset, "attack")
         clock = Clock({})
         models = _models(address, base, chosen, dataset, forget, stop, clock)
-        with stop.at_once():
+        with stop.interruptible():
             results = _attacked(models, chosen, dataset, forget, clock)
             about = {
                 "attacks": list(results), "changed": _changed(chosen, results), "forget": names,
@@ -145,7 +145,7 @@ def _models(
     chosen: dict[str, Any],
     dataset: Dataset,
     forget: tuple[int, ...],
-    stop: Flag,
+    stop: StopSignal,
     clock: Clock,
 ) -> Models:
     model = lineage.load(address, dataset)
@@ -157,8 +157,8 @@ def _models(
 
 def _attacked(
     models: Models, chosen: dict[str, Any], dataset: Dataset, forget: tuple[int, ...], clock: Clock
-) -> dict[str, Trio]:
-    subject: Subject = chosen["model"]
+) -> dict[str, AttackComparison]:
+    subject: AttackOptions = chosen["model"]
     with clock.time("judges"):
         jury: Judges = judges(dataset, chosen["judging"], device=str(models.model.device))
         near = neighbours(reference(dataset, jury), forget)[0]
@@ -172,8 +172,8 @@ def _attacked(
         for who, each in models.present().items():
             print(f"{name} on {who} ...", flush=True)
             with clock.time(f"{name} on {who}"):
-                outcomes[who] = kept_run(name, weapon, each, setting, judges=jury.digest)
-        results[name] = Trio(**outcomes)
+                outcomes[who] = cached_attack(name, weapon, each, setting, judges=jury.digest)
+        results[name] = AttackComparison(**outcomes)
     return results
 
 
@@ -181,7 +181,7 @@ def _weapon(name: str, chosen: dict[str, Any]) -> Attack:
     return chosen[name] if name in chosen else attacks.find(name)()
 
 
-def _changed(chosen: dict[str, Any], results: dict[str, Trio]) -> list[str]:
+def _changed(chosen: dict[str, Any], results: dict[str, AttackComparison]) -> list[str]:
     """Return the knobs of the attacks that were run which are not at their defaults, such as relearn_steps."""
     weapons = {name: _weapon(name, chosen) for name in results}
     return [
@@ -192,7 +192,7 @@ def _changed(chosen: dict[str, Any], results: dict[str, Trio]) -> list[str]:
 
 def _publish(
     address: str,
-    results: dict[str, Trio],
+    results: dict[str, AttackComparison],
     about: dict[str, Any],
     chosen: dict[str, Any],
     run: tracking.Run,

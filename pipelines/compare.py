@@ -23,47 +23,47 @@ from typing import Any
 import pandas as pd
 
 from pipelines import tracking, unlearn
-from pipelines.cli.options import Data, Model
+from pipelines.cli.options import DataOptions, ModelOptions
 from pipelines.cli.parser import main, parse
 from pipelines.comparison import child_runs, report, variants
-from pipelines.comparison.job import Bench, Task, attempt
-from pipelines.comparison.plan import GOLD, Asked, Comparison, ablation_of
-from pipelines.engine.signals import Flag, die_with_parent, follows, stop_on_sigterm
-from pipelines.engine.worker_pool import Crew, Job, Message
+from pipelines.comparison.job import ChildConfig, ChildContext, attempt
+from pipelines.comparison.plan import GOLD, Comparison, ComparisonOptions, ablation_of
+from pipelines.engine.signals import StopSignal, die_with_parent, is_follower_rank, stop_on_sigterm
+from pipelines.engine.worker_pool import Job, Message, WorkerPool
 from pipelines.registry import model_versions
 from safemax.data.batches import parse_classes
 from safemax.errors import InputError, Stopped
 from safemax.evaluation.measure import Evaluation
-from safemax.judges.load import Judging
+from safemax.judges.load import JudgeConfig
 from safemax.reports.comparison_tables import UNSEEDED
 
 PARAMETERS: dict[str, type] = {
-    "comparison": Asked,
-    "data": Data,
-    "model": Model,
+    "comparison": ComparisonOptions,
+    "data": DataOptions,
+    "model": ModelOptions,
     "evaluation": Evaluation,
-    "judging": Judging,
+    "judging": JudgeConfig,
 }
 
 Jobs = Sequence[dict[str, Any]]
 
 
 @dataclass
-class Course:
+class ComparisonRunner:
     """A comparison under way."""
 
     comparison: Comparison
     run: tracking.Run
-    stop: Flag
+    stop: StopSignal
     failures: list[str] = field(default_factory=list)
     minutes: dict[str, float] = field(default_factory=dict)
 
     def follow(self) -> pd.DataFrame:
-        """Run what is not finished; return a row a run: contender, forget, seed, run, and the metrics."""
+        """Run what is not finished; return a row a run: variant, forget, seed, run, and the metrics."""
         task = self.comparison.task(self.run.id)
         plan = self._with_digests(task)
         found = child_runs.finished()
-        # What two contenders share runs once, under the first one's name.
+        # What two variants share runs once, under the first one's name.
         jobs = {job["digest"]: job for job in reversed(plan)}
         todo = [job for job in plan if job is jobs[job["digest"]] and job["digest"] not in found]
         print(f"{len(jobs)} children, {len(jobs) - len(todo)} of them finished before", flush=True)
@@ -72,11 +72,11 @@ class Course:
             self._run(task, todo)
         return child_runs.rows(plan, child_runs.finished(), self.comparison.dataset.class_names)
 
-    def _with_digests(self, task: Task) -> list[dict[str, Any]]:
+    def _with_digests(self, task: ChildConfig) -> list[dict[str, Any]]:
         dataset, model = self.comparison.dataset, self.comparison.model_digest
         return [{**job, "digest": task.digest(dataset, job, model)} for job in self.comparison.children()]
 
-    def _run(self, task: Task, todo: Jobs) -> None:
+    def _run(self, task: ChildConfig, todo: Jobs) -> None:
         """Prepare, then run the children, on this process or on several."""
         stages = {
             "preparation": self.comparison.preparations(todo),
@@ -85,11 +85,11 @@ class Course:
         }
         started = time.perf_counter()
         if self.comparison.asked.workers == 1:
-            bench = Bench(task, self.stop)
+            bench = ChildContext(task, self.stop)
             self._clock("judges", started)
             self._stages(stages, lambda jobs: self._alone(bench, jobs))
             return
-        with Crew("pipelines.comparison.job", asdict(task), self.comparison.asked.workers, self._idle) as crew:
+        with WorkerPool("pipelines.comparison.job", asdict(task), self.comparison.asked.workers, self._idle) as crew:
             self._clock("judges", started)
             self._stages(stages, lambda jobs: self._together(crew, jobs))
 
@@ -99,29 +99,29 @@ class Course:
             work(jobs)
             self._clock(name, started)
 
-    def _alone(self, bench: Bench, jobs: Jobs) -> None:
+    def _alone(self, bench: ChildContext, jobs: Jobs) -> None:
         for number, job in enumerate(jobs, start=1):
             self._idle()
-            self._heard(job, attempt(bench, job), f"{number}/{len(jobs)}")
+            self._on_message(job, attempt(bench, job), f"{number}/{len(jobs)}")
 
-    def _together(self, crew: Crew, jobs: Jobs) -> None:
+    def _together(self, crew: WorkerPool, jobs: Jobs) -> None:
         waiting, ended = deque(Job(job) for job in jobs), 0
 
-        def hear(job: Job, message: Message) -> bool:
+        def on_message(job: Job, message: Message) -> bool:
             nonlocal ended
             ended += message["kind"] in ("done", "failed")
-            self._heard(job.request, message, f"{ended}/{len(jobs)}")
+            self._on_message(job.request, message, f"{ended}/{len(jobs)}")
             return False
 
         if waiting:
-            crew.run(lambda: waiting.popleft() if waiting else None, hear)
+            crew.run(lambda: waiting.popleft() if waiting else None, on_message)
 
-    def _heard(self, job: Mapping[str, Any], message: Message, count: str) -> None:
+    def _on_message(self, job: Mapping[str, Any], message: Message, count: str) -> None:
         if message["kind"] == "died" and "digest" in job:
             child_runs.end_orphan(self.run.id, job["digest"])
         if message["kind"] not in ("done", "failed"):
             return
-        what = job["contender"]["label"] if "contender" in job else job["kind"]
+        what = job["variant"]["label"] if "variant" in job else job["kind"]
         name = f"{what}, forget {self.comparison.dataset.class_names[job['forget']]}"
         name += f", seed {job['seed']}" if job["seed"] != UNSEEDED else ""
         prefix = "prior of " if job["kind"] == "prior" else ""
@@ -145,12 +145,12 @@ class Course:
 def compare(argv: Sequence[str]) -> None:
     """Compare by the command line's parameters."""
     chosen = parse("python -m pipelines.compare", __doc__ or "", PARAMETERS, argv)
-    asked: Asked = chosen["comparison"]
+    asked: ComparisonOptions = chosen["comparison"]
     taking_part = variants.read(asked.methods, asked.overrides, asked.common)
     ablation = ablation_of(asked)
     stop = stop_on_sigterm()
     die_with_parent()
-    if follows():
+    if is_follower_rank():
         raise InputError("a comparison runs each child in one process; workers = 2 runs two at a time")
     dataset = chosen["data"].load()
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
@@ -176,7 +176,7 @@ def _refuse_output(output: str) -> None:
         raise InputError(f"output = {output} cannot be written to: {error.strerror}") from error
 
 
-def run(comparison: Comparison, stop: Flag) -> pd.DataFrame:
+def run(comparison: Comparison, stop: StopSignal) -> pd.DataFrame:
     """Compare in a run of its own; return a row a child.
 
     Raises:
@@ -184,10 +184,10 @@ def run(comparison: Comparison, stop: Flag) -> pd.DataFrame:
         Stopped: `stop` said so; the same comparison goes on.
     """
     comparison.check()
-    tags = {"kind": "comparison", "comparison.methods": ",".join(each.label for each in comparison.contenders)}
+    tags = {"kind": "comparison", "comparison.methods": ",".join(each.label for each in comparison.variants)}
     with tracking.run(comparison.title, experiment=comparison.name, params=comparison.params(), tags=tags) as opened:
         opened.dataset(comparison.dataset, "training")
-        course = Course(comparison, opened, stop)
+        course = ComparisonRunner(comparison, opened, stop)
         rows = course.follow()
         if len(rows):
             report.show(comparison, opened, rows, course.minutes, course.failures)

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipelines import tracking
-from pipelines.cli.options import Data, product
+from pipelines.cli.options import DataOptions, product
 from pipelines.cli.parser import main, parse
 from pipelines.engine.signals import die_with_parent, stop_on_sigterm
 from pipelines.registry import registration
@@ -44,7 +44,7 @@ _REFERENCE = ("x_t", "t", "c", "eps")
 
 
 @dataclass(frozen=True)
-class Conversion:
+class ConvertOptions:
     """What to convert."""
 
     state_dict: str = knob("", "safetensors file of the official network's state dict")
@@ -58,7 +58,7 @@ class Conversion:
         check(self)
 
 
-PARAMETERS: dict[str, type] = {"conversion": Conversion, "data": Data}
+PARAMETERS: dict[str, type] = {"conversion": ConvertOptions, "data": DataOptions}
 
 
 def largest_difference(model: Diffusion, reference: str) -> float:
@@ -111,7 +111,7 @@ def denoising_loss(model: Diffusion, dataset: Dataset) -> float:
 def convert_checkpoint(argv: Sequence[str]) -> None:
     """Convert by the command line's parameters."""
     chosen = parse("python -m pipelines.convert", __doc__ or "", PARAMETERS, argv)
-    asked: Conversion = chosen["conversion"]
+    asked: ConvertOptions = chosen["conversion"]
     if not asked.state_dict:
         raise InputError("state_dict has no value; it is a safetensors file of the official network's state dict")
     if asked.output != "none" and Path(asked.output).exists():
@@ -124,7 +124,7 @@ def convert_checkpoint(argv: Sequence[str]) -> None:
         raise InputError(
             f"state_dict = {asked.state_dict} draws {model.image_shape} images, the data are {dataset.image_shape}"
         )
-    with stop.at_once():
+    with stop.interruptible():
         loss = denoising_loss(model, dataset)
         if not math.isfinite(loss):
             raise InputError(f"state_dict = {asked.state_dict} gives a network whose denoising loss is {loss:g}")
@@ -146,7 +146,7 @@ def convert_checkpoint(argv: Sequence[str]) -> None:
     print(f"registered {address} with the alias base; {checked}")
 
 
-def _register(model: Diffusion, dataset: Dataset, asked: Conversion, facts: dict[str, float], checked: str) -> str:
+def _register(model: Diffusion, dataset: Dataset, asked: ConvertOptions, facts: dict[str, float], checked: str) -> str:
     name = product(asked.name, dataset.name)
     source = hashlib.sha256(Path(asked.state_dict).read_bytes()).hexdigest()
     params = {"convert.state_dict": asked.state_dict, "convert.sha256": source, "data.name": dataset.name}

@@ -9,25 +9,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines import tracking
-from pipelines.cli.options import Data, Forget
+from pipelines.cli.options import DataOptions, ForgetOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.cli.parser import main, parse
 from pipelines.correction.correction import Correction, correct
-from pipelines.engine.signals import die_with_parent, follows, stop_on_sigterm
+from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_sigterm
 from pipelines.pretrain import PARAMETERS as PRETRAIN
-from pipelines.pretrain import Network, train_base
+from pipelines.pretrain import NetworkOptions, train_base
 from pipelines.registry import model_versions
 from safemax.data.batches import parse_classes
 from safemax.errors import InputError
 from safemax.evaluation.measure import Evaluation
-from safemax.judges.load import Judging
+from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
 from safemax.methods.safemax import SAFEMax
 from safemax.training.trainer import Training
 
 
 @dataclass(frozen=True)
-class Base:
+class DemoOptions:
     """The base model, trained where none is registered yet."""
 
     name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
@@ -40,14 +40,14 @@ class Base:
 
 
 PARAMETERS: dict[str, type] = {
-    "data": Data,
-    "forget": Forget,
-    "base": Base,
+    "data": DataOptions,
+    "forget": ForgetOptions,
+    "base": DemoOptions,
     # 300 steps at a constant rate end on a noisy iterate; benchmarks/digits.py has both.
     "training": with_defaults(Training, steps=300, ema=0.98),
     "safemax": SAFEMax,
     "evaluation": with_defaults(Evaluation, retain_samples=50),
-    "judging": Judging,
+    "judging": JudgeConfig,
 }
 
 
@@ -56,11 +56,11 @@ def demo(argv: Sequence[str]) -> None:
     chosen = parse("python -m pipelines.demo", __doc__ or "", PARAMETERS, argv)
     stop = stop_on_sigterm()
     die_with_parent()
-    if follows():
+    if is_follower_rank():
         raise InputError("the demo runs in one process; under torchrun use pipelines.pretrain and pipelines.unlearn")
     dataset, base, training = chosen["data"].load(), chosen["base"], chosen["training"]
     evaluation = chosen["evaluation"]
-    network = Network(name=base.name)
+    network = NetworkOptions(name=base.name)
     name = network.name_for(dataset)
     forget = parse_classes(chosen["forget"].forget, dataset.class_names)
     tracking.setup(name)

@@ -23,11 +23,11 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from pipelines import tracking
-from pipelines.cli.options import Data, product
+from pipelines.cli.options import DataOptions, product
 from pipelines.cli.parameters import with_defaults
 from pipelines.cli.parser import main, parse
-from pipelines.correction.retrained import Gold
-from pipelines.engine.signals import Flag, die_with_parent, stop_on_sigterm
+from pipelines.correction.retrained import GoldOptions
+from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_sigterm
 from pipelines.registry import lineage, model_versions, registration
 from safemax import attacks
 from safemax.data.batches import to_float
@@ -35,17 +35,17 @@ from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation.attack_results import sheet
-from safemax.evaluation.measure import Evaluation, Samples, kept_draw, measure
+from safemax.evaluation.measure import Evaluation, Samples, cached_samples, measure
 from safemax.evaluation.retention import neighbours
 from safemax.evaluation.verdict import Verdict, verdict
-from safemax.judges.load import Judges, Judging, judges, reference
+from safemax.judges.load import JudgeConfig, Judges, judges, reference
 from safemax.knobs import check, knob
 from safemax.reports.html_report import INTERVALS, Picture, Report, html
 from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, table
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluateOptions:
     """The model to measure."""
 
     model: str = knob("models:/digits-ddpm@candidate", "models:/NAME@ALIAS, a folder, or a Hugging Face id")
@@ -65,11 +65,11 @@ class Subject:
 
 
 PARAMETERS: dict[str, type] = {
-    "model": Subject,
-    "gold": with_defaults(Gold, gold="kept"),
-    "data": Data,
+    "model": EvaluateOptions,
+    "gold": with_defaults(GoldOptions, gold="kept"),
+    "data": DataOptions,
     "evaluation": Evaluation,
-    "judging": Judging,
+    "judging": JudgeConfig,
 }
 GRID = 40  # samples of the forgotten classes in a picture of their own
 
@@ -84,7 +84,7 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class EvaluationContext:
     """What is measured, and how; classes that the model has forgotten too, and is not asked about, count nowhere."""
 
     dataset: Dataset
@@ -96,8 +96,10 @@ class Task:
 
     def measure(self, address: str, model: Diffusion) -> Measured:
         """Draw from a model and measure what came, from the cache where it drew the same before."""
-        samples = kept_draw(model, self.forget, self.evaluation)
-        gold = None if self.gold is None else kept_draw(self.gold, self.forget, self.evaluation).without(self.earlier)
+        samples = cached_samples(model, self.forget, self.evaluation)
+        gold = (
+            None if self.gold is None else cached_samples(self.gold, self.forget, self.evaluation).without(self.earlier)
+        )
         real = reference(self.dataset, self.judges).without(self.earlier)
         metrics = measure(samples.without(self.earlier), self.judges, real, self.forget, gold=gold)
         return Measured(address, samples, metrics)
@@ -130,7 +132,7 @@ def evaluate(argv: Sequence[str]) -> None:
     with tracking.run(name, experiment=experiment, params=params, tags=tags) as run:
         run.dataset(dataset, "evaluation")
         model, task = _task(address, beside, chosen, dataset, forget, stop)
-        with stop.at_once():
+        with stop.interruptible():
             started = time.perf_counter()
             before = task.measure(beside, lineage.load(beside, dataset)) if beside else None
             after = task.measure(address, model)
@@ -139,19 +141,24 @@ def evaluate(argv: Sequence[str]) -> None:
 
 
 def _task(
-    address: str, beside: str | None, chosen: dict[str, Any], dataset: Dataset, forget: tuple[int, ...], stop: Flag
-) -> tuple[Diffusion, Task]:
+    address: str,
+    beside: str | None,
+    chosen: dict[str, Any],
+    dataset: Dataset,
+    forget: tuple[int, ...],
+    stop: StopSignal,
+) -> tuple[Diffusion, EvaluationContext]:
     model = lineage.load(address, dataset)
     gold = chosen["gold"].find(model, beside, dataset, forget, stop)
-    with stop.at_once():
+    with stop.interruptible():
         jury = judges(dataset, chosen["judging"], device=str(model.device))
     gone = map(dataset.class_names.index, lineage.forgotten(address))
     earlier = tuple(k for k in gone if k not in forget)
-    return model, Task(dataset, forget, earlier, chosen["evaluation"], jury, gold)
+    return model, EvaluationContext(dataset, forget, earlier, chosen["evaluation"], jury, gold)
 
 
 def _publish(
-    task: Task,
+    task: EvaluationContext,
     before: Measured | None,
     after: Measured,
     attacked: str | None,
@@ -251,12 +258,12 @@ def _title(before: Measured | None, after: Measured) -> str:
     return f"{before.address} beside {after.address}" if before else after.address
 
 
-def _comparison(task: Task, before: Measured | None, after: Measured) -> Figure:
+def _comparison(task: EvaluationContext, before: Measured | None, after: Measured) -> Figure:
     models = ({"base": before.samples} if before else {}) | {"this model": after.samples}
     return compare_samples(models, task.dataset.class_names, task.forget, task.evaluation)
 
 
-def _pictures(task: Task, after: Measured) -> list[Picture]:
+def _pictures(task: EvaluationContext, after: Measured) -> list[Picture]:
     said = []
     drawn, how = after.samples, task.evaluation
     for images, labels, sampler in (
@@ -266,7 +273,7 @@ def _pictures(task: Task, after: Measured) -> list[Picture]:
         rows = [images[labels == k][: GRID // len(task.forget)] for k in task.forget]
         names = ", ".join(task.dataset.class_names[k] for k in task.forget)
         sheets = [_png(sheet(to_float(each), GRID // 2)) for each in rows]
-        said += [Picture(each, f"Asked to be of {names}, {sampler}.") for each in sheets]
+        said += [Picture(each, f"ComparisonOptions to be of {names}, {sampler}.") for each in sheets]
     return said
 
 
@@ -286,7 +293,7 @@ def _cost(address: str) -> dict[str, float]:
     return {key: value for key, value in told.items() if key.startswith("cost/")}
 
 
-def _lineage(task: Task, address: str, attacked: str | None, run: tracking.Run) -> dict[str, str]:
+def _lineage(task: EvaluationContext, address: str, attacked: str | None, run: tracking.Run) -> dict[str, str]:
     facts = {"model": address}
     if address.startswith("models:"):
         found, evidence = model_versions.version_of(address), model_versions.evidence(address)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from pipelines import tracking
-from pipelines.cli.options import Data, product
+from pipelines.cli.options import DataOptions, product
 from pipelines.cli.parameters import with_defaults
 from pipelines.cli.parser import main, parse
-from pipelines.engine.signals import die_with_parent, follows, stop_on_sigterm
+from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_sigterm
 from pipelines.registry import orphans, registration
-from safemax.data.batches import mix
+from safemax.data.batches import derive_seed
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, Sampler, sample
@@ -27,7 +27,7 @@ from safemax.training.trainer import Training, fit
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkOptions:
     """The network to train."""
 
     architecture: str = knob("auto", "small (8x8), ddpm (the paper's, 32x32); auto fits the image size")
@@ -40,7 +40,7 @@ class Network:
     def create(self, dataset: Dataset, seed: int) -> Diffusion:
         """Return the untrained network for a data set's images and classes."""
         fits = "small" if dataset.image_shape[-1] <= 16 else "ddpm"
-        torch.manual_seed(mix(seed, 0))
+        torch.manual_seed(derive_seed(seed, 0))
         architecture = fits if self.architecture == "auto" else self.architecture
         return Diffusion.create(architecture, dataset.image_shape, dataset.class_names)
 
@@ -50,12 +50,16 @@ class Network:
 
 
 BASE_TRAINING: dict[str, Any] = {"steps": 800, "lr": 1e-3, "ema": 0.99, "forget_share": 0.0}
-PARAMETERS: dict[str, type] = {"data": Data, "network": Network, "training": with_defaults(Training, **BASE_TRAINING)}
+PARAMETERS: dict[str, type] = {
+    "data": DataOptions,
+    "network": NetworkOptions,
+    "training": with_defaults(Training, **BASE_TRAINING),
+}
 
 
 def train_base(
     dataset: Dataset,
-    network: Network,
+    network: NetworkOptions,
     training: Training,
     stop: Callable[[], bool],
     *,
@@ -82,7 +86,7 @@ def train_base(
     folder = cache.folder("checkpoints") / cache.key(facts)
     params: dict[str, object] = {f"train.{key}": value for key, value in asdict(training).items()}
     params |= {"data.name": dataset.name, "model.null_drop": network.null_drop}
-    if follows():
+    if is_follower_rank():
         fit(
             diffusion,
             Finetune(null_drop=network.null_drop),
@@ -94,11 +98,11 @@ def train_base(
             stop=stop,
         )
         return ""
-    orphans.sweep(network.name_for(dataset))
+    orphans.remove_orphans(network.name_for(dataset))
     name = f"pretrain-{dataset.name}-seed{training.seed}"
     with tracking.run(name, experiment=network.name_for(dataset), params=params, tags={"kind": "base"}) as run:
         run.dataset(dataset, "training")
-        run.keep(folder)
+        run.start_journal(folder)
         result = fit(
             diffusion, Finetune(null_drop=network.null_drop), dataset.train, (), training,
             flip=dataset.natural, log=run.log, folder=folder, origin=run.id, stop=stop,
@@ -109,7 +113,7 @@ def train_base(
         labels = torch.arange(dataset.num_classes).repeat_interleave(shown)
         picture = run.picture(grid(sample(diffusion, labels, sampler, seed=0, progress=True), shown), "samples/base")
         version = _register(diffusion, dataset, network.name_for(dataset), result.cost.metrics(), run, picture, params)
-        run.let_go()
+        run.delete_journal()
     checkpoint.clear(folder)
     return f"models:/{network.name_for(dataset)}/{version}"
 

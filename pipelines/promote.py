@@ -1,6 +1,6 @@
 """Promote a version: let an alias point to it if its evidence passes every gate, and record who did so, when and why.
 
-The gates stand in pipelines/gates.yaml. A refusal ends with status 1 and leaves the alias where it was; so does a dry run
+The gates stand in pipelines/registry/gates.yaml. A refusal ends with status 1 and leaves the alias where it was; so does a dry run
 that would be refused.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines import tracking
-from pipelines.cli.options import Alias, taken
+from pipelines.cli.options import AliasOptions, taken
 from pipelines.cli.parser import main, parse
 from pipelines.registry import aliases, gates, model_versions, registration
 from safemax.diffusion.model import Diffusion
@@ -21,11 +21,11 @@ from safemax.reports.images_and_tables import as_markdown, as_text
 
 
 @dataclass(frozen=True)
-class Promotion:
+class PromoteOptions:
     """The version, the gates and the place."""
 
     version: str = knob("candidate", "version to promote: a number, or an alias")
-    gates: str = knob("default", "YAML file of gates; default is pipelines/gates.yaml")
+    gates: str = knob("default", "YAML file of gates; default is pipelines/registry/gates.yaml")
     to: str = knob("same", "registered model whose alias moves; another one than the model gets a copy of the version")
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class Promotion:
         return f"models:/{model}{'/' if self.version.isdecimal() else '@'}{self.version}"
 
 
-PARAMETERS: dict[str, type] = {"alias": Alias, "promotion": Promotion}
+PARAMETERS: dict[str, type] = {"alias": AliasOptions, "promotion": PromoteOptions}
 
 
 def promote(argv: Sequence[str]) -> None:
@@ -48,7 +48,7 @@ def promote(argv: Sequence[str]) -> None:
     address = model_versions.pinned(promotion.address(asked.model))
     target = asked.model if promotion.to == "same" else promotion.to
     holder = model_versions.holder(target, asked.alias)
-    asked.refuse(holder)
+    asked.validate(holder)
     params = {"promote.model": address, "promote.to": target, "promote.alias": asked.alias, "promote.from": holder}
     name = f"promote-{target}-{asked.alias}-{address.rpartition('/')[2]}"
     with tracking.run(name, experiment=tracking.ADMINISTRATION, params=params, tags={"kind": "promotion"}) as run:
@@ -77,7 +77,7 @@ def case(address: str, champion: str | None) -> gates.Case:
     )
 
 
-def _decide(address: str, champion: str | None, limits: gates.Limits, run: tracking.Run) -> list[gates.Gate]:
+def _decide(address: str, champion: str | None, limits: gates.GateThresholds, run: tracking.Run) -> list[gates.Gate]:
     applied = gates.judge(case(address, champion), limits)
     frame = gates.table(applied)
     print(f"\n{address}, beside {champion or 'no champion'}\n\n{as_text(frame)}\n")
@@ -89,7 +89,7 @@ def _decide(address: str, champion: str | None, limits: gates.Limits, run: track
 
 
 def _move(
-    name: str, number: str, holder: str | None, asked: Alias, passed: Sequence[gates.Gate], run: tracking.Run
+    name: str, number: str, holder: str | None, asked: AliasOptions, passed: Sequence[gates.Gate], run: tracking.Run
 ) -> None:
     if holder == number:
         print(f"{asked.alias} of {name} points to version {number} already")

@@ -22,7 +22,7 @@ from safemax.knobs import check, knob
 
 
 @dataclass(frozen=True)
-class Reaping:
+class ReapOptions:
     """What may be ended."""
 
     unclaimed_minutes: float = knob(60.0, "age at which a run that no process took over is ended", bounds=(1, 1e6))
@@ -32,7 +32,7 @@ class Reaping:
         check(self)
 
 
-PARAMETERS: dict[str, type] = {"reap": Reaping}
+PARAMETERS: dict[str, type] = {"reap": ReapOptions}
 
 
 def reap(argv: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ def reap(argv: Sequence[str]) -> None:
     with tracking.run("reap", experiment=tracking.ADMINISTRATION, params=params, tags={"kind": "reap"}) as run:
         lines = _end_dead(tracking.store(), asked)
         if not asked.dry_run:
-            lines += [line for name in _names(tracking.store()) for line in orphans.sweep(name)]
+            lines += [line for name in _names(tracking.store()) for line in orphans.remove_orphans(name)]
         print("\n".join(lines or ["nothing to tidy"]))
         run.note("\n\n".join(lines or ["nothing to tidy"]))
 
@@ -61,11 +61,11 @@ def dead(run: Run, unclaimed_minutes: float) -> str | None:
     return None
 
 
-def _end_dead(client: MlflowClient, asked: Reaping) -> list[str]:
+def _end_dead(client: MlflowClient, asked: ReapOptions) -> list[str]:
     lines = []
     for run in _running(client):
         why = dead(run, asked.unclaimed_minutes)
-        # Asked again: the process may have ended its run, and itself, since the search.
+        # ComparisonOptions again: the process may have ended its run, and itself, since the search.
         if why is None or client.get_run(run.info.run_id).info.status != "RUNNING":
             continue
         lines.append(f"run {run.info.run_id} ({run.info.run_name}): {why}")

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipelines import tracking
-from pipelines.cli.options import Alias
+from pipelines.cli.options import AliasOptions
 from pipelines.cli.parser import main, parse
 from pipelines.registry import aliases, model_versions
 from safemax.errors import InputError, unknown
 
-PARAMETERS: dict[str, type] = {"alias": Alias}
+PARAMETERS: dict[str, type] = {"alias": AliasOptions}
 
 
 def rollback(argv: Sequence[str]) -> None:
     """Roll back by the command line's parameters."""
     asked = parse("python -m pipelines.rollback", __doc__ or "", PARAMETERS, argv)["alias"]
     holder = model_versions.holder(asked.model, asked.alias)
-    asked.refuse(holder)
+    asked.validate(holder)
     if holder is None and not tracking.store().search_registered_models(filter_string=f"name='{asked.model}'"):
         known = [each.name for each in tracking.store().search_registered_models()]
         raise unknown("registered model", asked.model, known)

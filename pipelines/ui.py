@@ -22,7 +22,7 @@ HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class Server:
+class UIOptions:
     """The server."""
 
     port: int = knob(5000, "port on this machine", bounds=(1, 65535))
@@ -31,7 +31,7 @@ class Server:
         check(self)
 
 
-PARAMETERS: dict[str, type] = {"server": Server}
+PARAMETERS: dict[str, type] = {"server": UIOptions}
 
 
 def links(client: MlflowClient, base: str) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines import tracking
-from pipelines.cli.options import Data, Forget, Model
+from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions
 from pipelines.cli.parameters import for_method
 from pipelines.cli.parser import choose, main, parse
 from pipelines.correction.correction import Correction, correct
@@ -16,7 +16,7 @@ from pipelines.registry import model_versions
 from safemax.data.batches import parse_classes
 from safemax.errors import InputError
 from safemax.evaluation.measure import Evaluation
-from safemax.judges.load import Judging
+from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob, knobs
 from safemax.methods import available, create
 from safemax.training.method import Method
@@ -24,7 +24,7 @@ from safemax.training.trainer import Training
 
 
 @dataclass(frozen=True)
-class Choice:
+class MethodOptions:
     """The method."""
 
     method: str = knob("safemax", "unlearning method; each has knobs of its own", choices=tuple(available()))
@@ -36,13 +36,13 @@ class Choice:
 
 
 PARAMETERS: dict[str, type] = {
-    "method": Choice,
-    "data": Data,
-    "forget": Forget,
-    "model": Model,
+    "method": MethodOptions,
+    "data": DataOptions,
+    "forget": ForgetOptions,
+    "model": ModelOptions,
     "training": Training,
     "evaluation": Evaluation,
-    "judging": Judging,
+    "judging": JudgeConfig,
 }
 
 

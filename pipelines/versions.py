@@ -50,7 +50,7 @@ _STYLE = (
 
 
 @dataclass(frozen=True)
-class Listing:
+class ListOptions:
     """What to list."""
 
     model: str = knob("digits-ddpm", "registered model")
@@ -62,7 +62,7 @@ class Listing:
         taken("model", self.model)
 
 
-PARAMETERS: dict[str, type] = {"versions": Listing}
+PARAMETERS: dict[str, type] = {"versions": ListOptions}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def versions(argv: Sequence[str]) -> None:
         print(line, file=sys.stderr)
 
 
-def _log(asked: Listing, frame: pd.DataFrame, texts: Mapping[str, str]) -> None:
+def _log(asked: ListOptions, frame: pd.DataFrame, texts: Mapping[str, str]) -> None:
     params = {"versions.model": asked.model, "versions.where": asked.where}
     name, tags = f"versions-{asked.model}", {"kind": "versions"}
     with tracking.run(name, experiment=tracking.ADMINISTRATION, params=params, tags=tags) as run:
@@ -195,7 +195,7 @@ def _past_the_gates(name: str) -> list[str]:
     return [
         f"warning: {each} points to version {number}, which no promotion set: somebody moved it by hand"
         for each, number in now.items()
-        if moves[each] and aliases.trail(moves[each], str(number))[-1:] != [str(number)]
+        if moves[each] and aliases.promotion_history(moves[each], str(number))[-1:] != [str(number)]
     ]
 
 

@@ -36,7 +36,7 @@ def taken(parameter: str, name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Data:
+class DataOptions:
     """The real images."""
 
     data: str = knob(
@@ -55,14 +55,14 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Forget:
+class ForgetOptions:
     """The classes to forget."""
 
     forget: str = knob("0", "classes by name or index, separated by commas: airplane, or 3,5")
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelOptions:
     """The model to correct, and the name that its versions and its experiment carry."""
 
     model: str = knob("base", "base (the registered one), a folder, a Hugging Face id, or models:/NAME@ALIAS")
@@ -74,7 +74,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Alias:
+class AliasOptions:
     """The alias to move."""
 
     model: str = knob("digits-ddpm", "registered model")
@@ -93,7 +93,7 @@ class Alias:
         if len(self.why) > 1000:
             raise InputError(f"why has {len(self.why)} characters; the record takes up to 1000")
 
-    def refuse(self, holder: str | None) -> None:
+    def validate(self, holder: str | None) -> None:
         """Raise InputError if the alias does not point where it is expected to."""
         now = holder or "none"
         if self.expect not in ("any", now):

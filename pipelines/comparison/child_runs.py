@@ -57,7 +57,7 @@ def end_orphan(parent: str, digest: str) -> None:
 
 
 def rows(plan: Sequence[Mapping[str, Any]], found: Mapping[str, StoredRun], class_names: Sequence[str]) -> pd.DataFrame:
-    """Return a row a finished child of a plan: contender, forget, seed, run, commit, and its metrics by key.
+    """Return a row a finished child of a plan: variant, forget, seed, run, commit, and its metrics by key.
 
     The base's rows come from what the first child of each class measured of it.
     """
@@ -67,11 +67,11 @@ def rows(plan: Sequence[Mapping[str, Any]], found: Mapping[str, StoredRun], clas
         stored = found[job["digest"]]
         commit = stored.data.tags.get("mlflow.source.git.commit", "")
         common = {"forget": class_names[job["forget"]], "run": stored.info.run_id, "commit": commit}
-        label = job["contender"]["label"] if "contender" in job else GOLD
-        made.append({"contender": label, "seed": job["seed"], **common, **_own(stored.data.metrics)})
+        label = job["variant"]["label"] if "variant" in job else GOLD
+        made.append({"variant": label, "seed": job["seed"], **common, **_own(stored.data.metrics)})
         if job["kind"] == "child" and job["forget"] not in seen:
             seen.add(job["forget"])
-            made.append({"contender": BASE, "seed": UNSEEDED, **common, **_of_base(stored.data.metrics)})
+            made.append({"variant": BASE, "seed": UNSEEDED, **common, **_of_base(stored.data.metrics)})
     return pd.DataFrame(made)
 
 

@@ -26,7 +26,7 @@ Strips = Mapping[tuple[str, str], Tensor]
 
 
 @dataclass(frozen=True)
-class Blocks:
+class StripLayout:
     """How many images of each class a strip has: the forgotten class's come first."""
 
     forgotten: int
@@ -34,26 +34,26 @@ class Blocks:
     num_classes: int
 
     @classmethod
-    def of(cls, evaluation: Evaluation, num_classes: int) -> Blocks:
+    def of(cls, evaluation: Evaluation, num_classes: int) -> StripLayout:
         """Return the blocks of the strips that an evaluation leaves."""
         forget, retain = evaluation.counts
         return cls(min(STRIP, forget), min(OTHERS, retain), num_classes)
 
 
 def read(rows: pd.DataFrame, labels: Sequence[str]) -> Strips:
-    """Return the strip of each contender and forgotten class, (N, C, H, W) in [-1, 1], of the first seed."""
-    first = rows[rows["contender"].isin(labels)].sort_values("seed").drop_duplicates(["contender", "forget"])
-    first = first.assign(order=first["contender"].map({each: i for i, each in enumerate(labels)})).sort_values("order")
+    """Return the strip of each variant and forgotten class, (N, C, H, W) in [-1, 1], of the first seed."""
+    first = rows[rows["variant"].isin(labels)].sort_values("seed").drop_duplicates(["variant", "forget"])
+    first = first.assign(order=first["variant"].map({each: i for i, each in enumerate(labels)})).sort_values("order")
     found = {}
     for row in first.itertuples():
-        name = "base" if row.contender == BASE else "corrected"
+        name = "base" if row.variant == BASE else "corrected"
         strip = _download(str(row.run), name)
         if strip is not None:
-            found[str(row.contender), str(row.forget)] = strip
+            found[str(row.variant), str(row.forget)] = strip
     return found
 
 
-def overview(strips: Strips, comparison: Comparison, blocks: Blocks) -> Figure:
+def overview(strips: Strips, comparison: Comparison, blocks: StripLayout) -> Figure:
     """Return Figure 2: a row a model, two images of each class where that class is the forgotten one."""
     shown = min(2, blocks.forgotten)
     names = [name for name in comparison.class_names if any(key[1] == name for key in strips)]
@@ -66,7 +66,7 @@ def overview(strips: Strips, comparison: Comparison, blocks: Blocks) -> Figure:
     return comparison_figures.rows(images, names, [shown] * len(names), range(len(names)))
 
 
-def of_class(strips: Strips, comparison: Comparison, blocks: Blocks, k: int) -> Figure | None:
+def of_class(strips: Strips, comparison: Comparison, blocks: StripLayout, k: int) -> Figure | None:
     """Return a grid of Figures 4 to 13: a row a model, the forgotten class before the others; None where nothing is kept."""
     names = comparison.dataset.class_names
     images = {label: strip for (label, name), strip in strips.items() if name == names[k]}

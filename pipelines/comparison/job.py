@@ -19,16 +19,16 @@ import torch
 from PIL import Image
 
 from pipelines import tracking
-from pipelines.cli.options import Data
-from pipelines.correction.correction import Correction, rehearse
-from pipelines.correction.retrained import Gold
-from pipelines.engine.signals import Flag, die_with_parent, stop_on_sigterm
+from pipelines.cli.options import DataOptions
+from pipelines.correction.correction import Correction, run_unregistered
+from pipelines.correction.retrained import GoldOptions
+from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_sigterm
 from pipelines.engine.worker_pool import Channel
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError, NonFiniteError, Stopped
-from safemax.evaluation.measure import Evaluation, Samples, kept_draw, measure
-from safemax.judges.load import Judging, identity, judges, reference
+from safemax.evaluation.measure import Evaluation, Samples, cached_samples, measure
+from safemax.judges.load import JudgeConfig, identity, judges, reference
 from safemax.methods import create
 from safemax.storage import cache, source_digest
 from safemax.training.trainer import Training, accelerate, fit
@@ -39,7 +39,7 @@ _HOW = ("checkpoint_every",)  # of a training: what decides nothing
 
 
 @dataclass(frozen=True)
-class Task:
+class ChildConfig:
     """What all jobs of a comparison share: plain JSON, since it reaches a worker as text.
 
     Args:
@@ -50,8 +50,8 @@ class Task:
         name: experiment.
         parent: id of the run that the children belong to.
         evaluation: of safemax.evaluation.Evaluation.
-        judging: of safemax.judges.load.Judging.
-        gold_steps: of pipelines.correction.retrained.Gold.
+        judging: of safemax.judges.load.JudgeConfig.
+        gold_steps: of pipelines.correction.retrained.GoldOptions.
         device: of safemax.training.trainer.Training.
     """
 
@@ -67,18 +67,18 @@ class Task:
     device: str
 
     def correction(self, dataset: Dataset, job: Mapping[str, Any]) -> Correction:
-        """Return a job's correction: its contender's, of its class, with its seed."""
-        about = job["contender"]
+        """Return a job's correction: its variant's, of its class, with its seed."""
+        about = job["variant"]
         training = replace(Training(**about["training"]), seed=job["seed"])
         return Correction(
             dataset, (job["forget"],), self.source, self.name, about["name"], create(about["name"], **about["knobs"]),
-            training, Evaluation(**self.evaluation), Judging(**self.judging), previews=0,
+            training, Evaluation(**self.evaluation), JudgeConfig(**self.judging), previews=0,
         )  # fmt: skip
 
     def digest(self, dataset: Dataset, job: Mapping[str, Any], model: str) -> str:
         """Return what names a job's result by all that decides it, code and judges included; not the machine."""
         facts: dict[str, Any] = {"model": model, "data": dataset.digest, "forget": job["forget"], "kind": job["kind"]}
-        judging = Judging(**self.judging)
+        judging = JudgeConfig(**self.judging)
         facts |= {"evaluation": Evaluation(**self.evaluation).describe(), "judges": identity(dataset, judging)}
         facts |= {"inception": judging.inception, "measuring": source_digest.digest("safemax.evaluation.measure")}
         facts |= {"second_samples": self.evaluation["second_samples"]}
@@ -86,7 +86,7 @@ class Task:
             return cache.key({**facts, "source": self.source, "steps": self.gold_steps})
         correction = self.correction(dataset, job)
         training = {name: value for name, value in asdict(correction.training).items() if name not in _HOW}
-        own = {"method": job["contender"]["knobs"], "name": correction.method_name, "train": training}
+        own = {"method": job["variant"]["knobs"], "name": correction.method_name, "train": training}
         return cache.key(
             {
                 **facts,
@@ -96,15 +96,15 @@ class Task:
         )
 
 
-class Bench:
+class ChildContext:
     """What a process loads once, to do jobs on: data, judges, reference features; it makes what the caches lack."""
 
-    def __init__(self, task: Task, stop: Flag) -> None:
+    def __init__(self, task: ChildConfig, stop: StopSignal) -> None:
         self.task, self.stop = task, stop
-        self.dataset = Data(task.data, task.size).load()
-        self.evaluation, judging = Evaluation(**task.evaluation), Judging(**task.judging)
+        self.dataset = DataOptions(task.data, task.size).load()
+        self.evaluation, judging = Evaluation(**task.evaluation), JudgeConfig(**task.judging)
         self.device = str(accelerate(Training(device=task.device)).device)
-        with stop.at_once():
+        with stop.interruptible():
             self.judges = judges(self.dataset, judging, device=self.device)
             self.reference = reference(self.dataset, self.judges)
 
@@ -116,14 +116,14 @@ class Bench:
 
     def _base(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Draw what the base is measured by, for the cache."""
-        with self.stop.at_once():
-            kept_draw(Diffusion.load(self.task.base).to(self.device), (job["forget"],), self.evaluation)
+        with self.stop.interruptible():
+            cached_samples(Diffusion.load(self.task.base).to(self.device), (job["forget"],), self.evaluation)
         return {}
 
     def _prior(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Prepare a method that serves every forget class alike, for the cache."""
         asked = self.task.correction(self.dataset, job)
-        with self.stop.at_once():
+        with self.stop.interruptible():
             result = fit(
                 Diffusion.load(self.task.base), asked.method, self.dataset.train, asked.forget,
                 replace(asked.training, steps=0), flip=self.dataset.natural, priors=cache.folder("priors"), progress=False,
@@ -140,10 +140,10 @@ class Bench:
         run_name = f"gold-{self.dataset.name}-forget{name}"
         with tracking.run(run_name, experiment=task.name, params=params, tags=tags, parent=task.parent) as run:
             like = Diffusion.load(task.base)
-            gold = Gold("train", task.gold_steps).find(like, task.source, self.dataset, forget, self.stop)
+            gold = GoldOptions("train", task.gold_steps).find(like, task.source, self.dataset, forget, self.stop)
             assert gold is not None
-            with self.stop.at_once():
-                samples = kept_draw(gold, forget, self.evaluation)
+            with self.stop.interruptible():
+                samples = cached_samples(gold, forget, self.evaluation)
                 metrics = measure(samples, self.judges, self.reference, forget)
             run.log(metrics)
             _keep(run, {"corrected": samples}, job["forget"])
@@ -151,12 +151,12 @@ class Bench:
 
     def _child(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Correct the base as pipelines/correction.py does, in a run of its own, and register nothing."""
-        task, label, asked = self.task, job["contender"]["label"], self.task.correction(self.dataset, job)
+        task, label, asked = self.task, job["variant"]["label"], self.task.correction(self.dataset, job)
         run_name = f"{label}-{self.dataset.name}-forget{asked.class_names[0]}-seed{job['seed']}"
         tags = {**self._tags(job, label), "unlearning.method": asked.method_name}
         with tracking.run(run_name, experiment=task.name, params=asked.params(), tags=tags, parent=task.parent) as run:
             run.dataset(self.dataset, "training")
-            outcome = rehearse(asked, run, task.base, self.stop)
+            outcome = run_unregistered(asked, run, task.base, self.stop)
             _keep(run, {"base": outcome.base, "corrected": outcome.corrected}, job["forget"])
         return {"run": run.id, "ua_reject": outcome.after["forget/ua_reject"], "fid": outcome.after["retain/fid_judge"]}
 
@@ -164,13 +164,13 @@ class Bench:
         return {
             "kind": KIND,
             DIGEST: job["digest"],
-            "comparison.contender": label,
+            "comparison.variant": label,
             "comparison.seed": str(job["seed"]),
             "unlearning.forget": self.dataset.class_names[job["forget"]],
         }
 
 
-def attempt(bench: Bench, job: Mapping[str, Any]) -> dict[str, Any]:
+def attempt(bench: ChildContext, job: Mapping[str, Any]) -> dict[str, Any]:
     """Do a job; return {"kind": "done", ...} or, where only this job is lost, {"kind": "failed", "reason": ...}."""
     try:
         return {"kind": "done", **bench.do(job)}
@@ -214,12 +214,12 @@ def main() -> None:
         os._exit(143)  # nothing is left to write, and a broken stdout would complain
 
 
-def _serve(channel: Channel, stop: Flag) -> None:
+def _serve(channel: Channel, stop: StopSignal) -> None:
     task = channel.receive()
     if task is None:
         return
     try:
-        bench = Bench(Task(**task), stop)
+        bench = ChildContext(ChildConfig(**task), stop)
     except InputError as error:
         channel.send("refused", reason=str(error))
         return

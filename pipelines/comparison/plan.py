@@ -7,29 +7,29 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from pipelines.cli.options import Data
+from pipelines.cli.options import DataOptions
 from pipelines.cli.parameters import UsageError, Value
 from pipelines.comparison import variants
-from pipelines.comparison.job import Task
-from pipelines.comparison.variants import Contender
+from pipelines.comparison.job import ChildConfig
+from pipelines.comparison.variants import MethodVariant
 from pipelines.registry import lineage, model_versions
 from pipelines.registry.lineage import agree_on_classes
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation.measure import Evaluation
-from safemax.judges.load import Judging
+from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
 from safemax.methods import create
 from safemax.reports.comparison_tables import UNSEEDED
 
 GOLD, BASE = "gold", "base"
-_NAMED = 4  # contenders that a title names
+_NAMED = 4  # variants that a title names
 AS_PAPER, EQUAL = "as the paper", "equal retain weight"
 
 
 @dataclass(frozen=True)
-class Asked:
+class ComparisonOptions:
     """What to compare."""
 
     methods: str = knob(
@@ -62,16 +62,16 @@ class Asked:
 class Comparison:
     """Everything that decides a comparison."""
 
-    asked: Asked
-    data: Data
+    asked: ComparisonOptions
+    data: DataOptions
     dataset: Dataset
     classes: tuple[int, ...]
     source: str
     name: str
-    contenders: tuple[Contender, ...]
-    ablation: tuple[tuple[str, float, Contender], ...]
+    variants: tuple[MethodVariant, ...]
+    ablation: tuple[tuple[str, float, MethodVariant], ...]
     evaluation: Evaluation
-    judging: Judging
+    judging: JudgeConfig
 
     @cached_property
     def base(self) -> str:
@@ -81,15 +81,15 @@ class Comparison:
     def check(self) -> None:
         """Raise InputError where the model to correct does not fit the data or a method, or has forgotten a class before.
 
-        Gold models and retained classes would have to leave that class out for each contender alike; nobody compares so.
+        Gold models and retained classes would have to leave that class out for each variant alike; nobody compares so.
         """
         gone = lineage.forgotten(self.source)
         if gone:
             raise InputError(f"model = {self.source} has forgotten {', '.join(gone)}; a comparison starts from a base")
         diffusion = Diffusion.load(self.base)
         agree_on_classes(diffusion, self.dataset)
-        for each in (*self.contenders, *(contender for _, _, contender in self.ablation)):
-            each.method.refuse(diffusion)
+        for each in (*self.variants, *(variant for _, _, variant in self.ablation)):
+            each.method.validate(diffusion)
 
     @cached_property
     def model_digest(self) -> str:
@@ -103,8 +103,8 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """Such as compare-digits-safemax+salun; of many contenders their number."""
-        labels = [each.label for each in self.contenders]
+        """Such as compare-digits-safemax+salun; of many variants their number."""
+        labels = [each.label for each in self.variants]
         who = "+".join(labels) if len(labels) <= _NAMED else f"{len(labels)}-methods"
         return f"compare-{self.dataset.name}-{who}"
 
@@ -115,9 +115,9 @@ class Comparison:
         names = {"data.name": self.dataset.name, "data.digest": self.dataset.digest, "model.source": self.source}
         return {**asked, **measured, **names}
 
-    def task(self, parent: str) -> Task:
+    def task(self, parent: str) -> ChildConfig:
         """Return what every worker is told."""
-        return Task(
+        return ChildConfig(
             self.data.data, self.data.size, self.base, self.source, self.name, parent, asdict(self.evaluation),
             asdict(self.judging), self.asked.gold_steps, self.asked.device,
         )  # fmt: skip
@@ -127,27 +127,27 @@ class Comparison:
         seeds = range(self.asked.seeds)
         gold = [{"kind": GOLD, "forget": k, "seed": UNSEEDED} for k in self.classes if self.asked.gold]
         # Class by class, so that a comparison that was stopped can be read as far as it came.
-        jobs = [(each, k, seed) for seed in seeds for k in self.classes for each in self.contenders]
+        jobs = [(each, k, seed) for seed in seeds for k in self.classes for each in self.variants]
         jobs += [(each, self.classes[0], seed) for seed in seeds for _, _, each in self.ablation]
-        return gold + [{"kind": "child", "contender": c.describe(), "forget": k, "seed": s} for c, k, s in jobs]
+        return gold + [{"kind": "child", "variant": c.describe(), "forget": k, "seed": s} for c, k, s in jobs]
 
     def preparations(self, children: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return the jobs that come before these children, so that no child pays for what several need."""
         jobs: dict[tuple[object, ...], dict[str, Any]] = {}
         for each in children:
             jobs[BASE, each["forget"]] = {"kind": BASE, "forget": each["forget"], "seed": UNSEEDED}
-            if each["kind"] == "child" and self._shares(each["contender"]["label"]):
-                jobs["prior", each["contender"]["label"], each["seed"]] = {**each, "kind": "prior"}
+            if each["kind"] == "child" and self._shares(each["variant"]["label"]):
+                jobs["prior", each["variant"]["label"], each["seed"]] = {**each, "kind": "prior"}
         return list(jobs.values())
 
     def _shares(self, label: str) -> bool:
-        every = (*self.contenders, *(contender for _, _, contender in self.ablation))
+        every = (*self.variants, *(variant for _, _, variant in self.ablation))
         method = next(each.method for each in every if each.label == label)
         return method.shared and method.prior() is not None
 
 
-def ablation_of(asked: Asked) -> tuple[tuple[str, float, Contender], ...]:
-    """Return (weighting, lambda, contender) of Figure 3; its contenders are those of `safemax` but for two knobs."""
+def ablation_of(asked: ComparisonOptions) -> tuple[tuple[str, float, MethodVariant], ...]:
+    """Return (weighting, lambda, variant) of Figure 3; its variants are those of `safemax` but for two knobs."""
     if not asked.ablation:
         return ()
     mine = [word for word in asked.overrides.split(",") if word.strip().startswith("safemax.")]
@@ -157,7 +157,7 @@ def ablation_of(asked: Asked) -> tuple[tuple[str, float, Contender], ...]:
     return tuple((weighting, value, _with_lambda(safemax, value, weighting)) for weighting, value in settings)
 
 
-def _with_lambda(safemax: Contender, value: float, weighting: str) -> Contender:
+def _with_lambda(safemax: MethodVariant, value: float, weighting: str) -> MethodVariant:
     # Without psi the two weightings are one.
     own = {**safemax.describe()["knobs"], "lmbda": value, "normalize_psi": weighting == EQUAL and value != 0}
     label = f"safemax@lambda={value:g}{'-equal' if weighting == EQUAL else ''}"

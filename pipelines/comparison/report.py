@@ -49,7 +49,7 @@ _DRAWN = {
     "accuracy on retained classes, %": "retain/accuracy",
     "minutes of the optimisation": "cost/runtime_minutes",
 }
-_BESIDE = 6  # contenders that stand beside each other, as in the paper; more of them stand under each other
+_BESIDE = 6  # variants that stand beside each other, as in the paper; more of them stand under each other
 _DECISIVE = ("UA_reject %", "FID")  # what the note shows of the paired differences
 _MEANING = (
     "H: entropy of the plain judge's answers, nats. UA: share of samples of the forgotten class that a judge does not take for "
@@ -62,7 +62,7 @@ _PAPER = "(paper): another base, network judge, sampler, machine and FID; recomp
 
 
 @dataclass(frozen=True)
-class Exhibits:
+class ReportFiles:
     """Files that go to the run, and pictures that its note shows."""
 
     run: tracking.Run
@@ -88,7 +88,7 @@ def show(
     """Make the tables and figures of the rows (see pipelines.comparison.child_runs.rows) and log them to the run, with a note."""
     labels = _labels(comparison, rows)
     with tempfile.TemporaryDirectory() as scratch:
-        exhibits = Exhibits(run, Path(scratch) / "comparison")
+        exhibits = ReportFiles(run, Path(scratch) / "comparison")
         exhibits.folder.mkdir()
         rows.to_csv(exhibits.folder / "children.csv", index=False)
         title, about = _about(comparison, rows, minutes, failures)
@@ -109,25 +109,25 @@ def show(
 
 
 def _means(rows: pd.DataFrame) -> dict[str, float]:
-    """Return each contender's means, for the parent run's charts, which MLflow leaves empty otherwise."""
-    means = rows.groupby("contender")[[key for key in _CHARTED if key in rows]].mean()
+    """Return each variant's means, for the parent run's charts, which MLflow leaves empty otherwise."""
+    means = rows.groupby("variant")[[key for key in _CHARTED if key in rows]].mean()
     return {f"{key}/{label}": float(value) for key, column in means.items() for label, value in column.dropna().items()}
 
 
 def pairs_of(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Return who is held against whom: every contender against gold and base, and each two contenders."""
+    """Return who is held against whom: every variant against gold and base, and each two variants."""
     own = [each for each in labels if each not in (BASE, GOLD)]
     beside = [each for each in (GOLD, BASE) if each in labels]
     return [*((one, other) for other in beside for one in own), *combinations(own, 2)]
 
 
 def _labels(comparison: Comparison, rows: pd.DataFrame) -> list[str]:
-    asked = [BASE, GOLD, *(each.label for each in comparison.contenders)]
-    return [each for each in asked if each in set(rows["contender"])]
+    asked = [BASE, GOLD, *(each.label for each in comparison.variants)]
+    return [each for each in asked if each in set(rows["variant"])]
 
 
-def _standings(exhibits: Exhibits, comparison: Comparison, labels: Sequence[str], rows: pd.DataFrame) -> list[str]:
-    """Return the table and the picture with a row a contender: what the tables by class come to."""
+def _standings(exhibits: ReportFiles, comparison: Comparison, labels: Sequence[str], rows: pd.DataFrame) -> list[str]:
+    """Return the table and the picture with a row a variant: what the tables by class come to."""
     columns = [each for each in STANDING if each.metric in rows]
     frame = standings(table(rows, columns, labels, comparison.class_names))
     frame.set_axis([" ".join(each) for each in frame.columns], axis=1).to_csv(exhibits.folder / "standings.csv")
@@ -136,10 +136,10 @@ def _standings(exhibits: Exhibits, comparison: Comparison, labels: Sequence[str]
     print(f"\n{as_text(shown)}\n", flush=True)
     drawn = {label: key for label, key in _DRAWN.items() if key in rows}
     picture = exhibits.picture("standings", comparison_figures.standings(rows, drawn, labels))
-    return [f"**A row a contender**, mean ± sd over the forgotten classes\n\n{as_markdown(shown)}", picture]
+    return [f"**A row a variant**, mean ± sd over the forgotten classes\n\n{as_markdown(shown)}", picture]
 
 
-def _table(exhibits: Exhibits, comparison: Comparison, name: str, labels: Sequence[str], rows: pd.DataFrame) -> str:
+def _table(exhibits: ReportFiles, comparison: Comparison, name: str, labels: Sequence[str], rows: pd.DataFrame) -> str:
     title, wanted = TABLES[name]
     columns = [each for each in wanted if each.metric in rows]
     frame = table(rows, columns, labels, comparison.class_names)
@@ -158,14 +158,14 @@ def _table(exhibits: Exhibits, comparison: Comparison, name: str, labels: Sequen
     return f"**{title}**\n\n{as_markdown(shown)}\n\n{remark}".rstrip()
 
 
-def _differences(exhibits: Exhibits, labels: Sequence[str], rows: pd.DataFrame) -> str:
+def _differences(exhibits: ReportFiles, labels: Sequence[str], rows: pd.DataFrame) -> str:
     columns: list[Column] = [each for each in (*UNLEARNING, *RETENTION) if each.metric in rows]
     frame = paired(rows, columns, pairs_of(labels))
     frame.to_csv(exhibits.folder / "paired.csv", index=False)
     exhibits.text("paired.md", as_markdown(frame.set_index("value")) + "\n")
     exhibits.run.table(frame, "paired")
     first = next((each for each in labels if each not in (BASE, GOLD)), "")
-    shown = (frame["contender"] == first) | frame["against"].isin([BASE, GOLD])
+    shown = (frame["variant"] == first) | frame["against"].isin([BASE, GOLD])
     decisive = frame[shown & frame["value"].isin(_DECISIVE)].set_index("value")
     return (
         "**Paired differences**: mean over the classes (of one class, over its seeds), with Student's 95 % interval; the other "
@@ -173,12 +173,12 @@ def _differences(exhibits: Exhibits, labels: Sequence[str], rows: pd.DataFrame) 
     )
 
 
-def _pictures(exhibits: Exhibits, comparison: Comparison, labels: Sequence[str], rows: pd.DataFrame) -> list[str]:
+def _pictures(exhibits: ReportFiles, comparison: Comparison, labels: Sequence[str], rows: pd.DataFrame) -> list[str]:
     alpha_bar = Diffusion.load(comparison.base).alpha_bar
     figure = comparison_figures.latents(*latents.of_data(comparison.dataset.train, alpha_bar))
     parts = [f"**Figure 1**, latent states\n\n{exhibits.picture('figure1', figure)}"]
     kept = image_strips.read(rows, labels)
-    blocks = image_strips.Blocks.of(comparison.evaluation, comparison.dataset.num_classes)
+    blocks = image_strips.StripLayout.of(comparison.evaluation, comparison.dataset.num_classes)
     overview = image_strips.overview(kept, comparison, blocks)
     parts += [f"**Figure 2**, what each model draws for a forgotten class\n\n{exhibits.picture('figure2', overview)}"]
     for k in comparison.classes:
@@ -198,8 +198,8 @@ def _points(comparison: Comparison, rows: pd.DataFrame) -> pd.DataFrame:
     points = [
         {"weighting": weighting, "lambda": value, "seed": row["seed"], "ua": row["forget/ua_reject"],
          "ua_paper": row["forget/ua"], "fid": row["retain/fid_judge"]}
-        for weighting, value, contender in comparison.ablation
-        for _, row in first[first["contender"] == contender.label].iterrows()
+        for weighting, value, variant in comparison.ablation
+        for _, row in first[first["variant"] == variant.label].iterrows()
     ]  # fmt: skip
     return pd.DataFrame(points)
 

@@ -20,7 +20,7 @@ _LABEL = re.compile(r"(?P<name>[a-z_0-9]+)(@[A-Za-z0-9_.+-]{1,40})?")
 
 
 @dataclass(frozen=True)
-class Contender:
+class MethodVariant:
     """A method as it takes part.
 
     Args:
@@ -45,8 +45,8 @@ class Contender:
         return {"label": self.label, "name": self.name, "knobs": values, "training": asdict(self.training)}
 
 
-def read(methods: str, overrides: str, common: Mapping[str, Value]) -> tuple[Contender, ...]:
-    """Return the contenders that text names.
+def read(methods: str, overrides: str, common: Mapping[str, Value]) -> tuple[MethodVariant, ...]:
+    """Return the variants that text names.
 
     Args:
         methods: names or NAME@VARIANT, separated by commas: safemax,safemax@zero,salun. `all` stands for every method not
@@ -65,7 +65,7 @@ def read(methods: str, overrides: str, common: Mapping[str, Value]) -> tuple[Con
         raise UsageError(f"methods = {shown(methods)} names one twice; NAME@VARIANT is another set of knobs")
     names = {label: _name(label) for label in labels}
     given = _overrides(overrides, names)
-    return tuple(_contender(label, name, given[label], common) for label, name in names.items())
+    return tuple(_variant(label, name, given[label], common) for label, name in names.items())
 
 
 def _name(label: str) -> str:
@@ -91,7 +91,7 @@ def _overrides(text: str, names: Mapping[str, str]) -> dict[str, dict[str, str]]
     return given
 
 
-def _contender(label: str, name: str, given: Mapping[str, str], common: Mapping[str, Value]) -> Contender:
+def _variant(label: str, name: str, given: Mapping[str, str], common: Mapping[str, Value]) -> MethodVariant:
     method_type = available()[name]
     training_type = for_method({"training": Training}, name, method_type)["training"]
     own = {each.name: each for each in parameters(method_type)}
@@ -104,7 +104,7 @@ def _contender(label: str, name: str, given: Mapping[str, str], common: Mapping[
         settings.pop("steps", None)  # a closed form, done before the first step, has none to take
     training = training_type(**settings | _values(given, shared))
     method = with_preset(name, method_type(**_values(given, own)), given.get("preset", "none"))
-    return Contender(label, name, method, Training(**asdict(training)))
+    return MethodVariant(label, name, method, Training(**asdict(training)))
 
 
 def _values(given: Mapping[str, str], known: Mapping[str, Parameter]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from pipelines import tracking
-from pipelines.correction.result import Outcome
-from pipelines.engine.signals import Flag, follows
+from pipelines.correction.result import CorrectionResult
+from pipelines.engine.signals import StopSignal, is_follower_rank
 from pipelines.registry import lineage, model_versions, orphans, registration
 from pipelines.registry.lineage import agree_on_classes
 from safemax.data.batches import to_float
@@ -22,9 +22,9 @@ from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.errors import InputError
-from safemax.evaluation.measure import SHOWN, Evaluation, Samples, kept_draw, measure, recognised
+from safemax.evaluation.measure import SHOWN, Evaluation, Samples, cached_samples, measure, recognised
 from safemax.evaluation.verdict import verdict
-from safemax.judges.load import Judging, judges, reference
+from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.methods import knobs_of
 from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, grid, table
 from safemax.storage import cache, checkpoint
@@ -46,7 +46,7 @@ class Correction:
     method: Method
     training: Training
     evaluation: Evaluation
-    judging: Judging
+    judging: JudgeConfig
     previews: int = 4
 
     @property
@@ -83,7 +83,7 @@ class Correction:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchProvenance:
     """How a correction was found, where a search found it.
 
     Args:
@@ -97,7 +97,7 @@ class Found:
     preface: str = ""
 
 
-def correct(correction: Correction, stop: Flag, base: Callable[[], str] | None = None) -> str:
+def correct(correction: Correction, stop: StopSignal, base: Callable[[], str] | None = None) -> str:
     """Run a correction in an MLflow run of its own, register the result, print its table and return its address.
 
     Args:
@@ -105,12 +105,12 @@ def correct(correction: Correction, stop: Flag, base: Callable[[], str] | None =
         stop: asked before each step; True ends the run as KILLED, resumable.
         base: makes the model to correct where `correction.source` is not there yet, and returns its address.
     """
-    if follows():
+    if is_follower_rank():
         diffusion = Diffusion.load(model_versions.resolve(correction.source))
-        correction.method.refuse(diffusion)
+        correction.method.validate(diffusion)
         _fit(correction, diffusion, stop, correction.earlier(lineage.forgotten(correction.source)))
         return ""
-    for line in orphans.sweep(correction.name):
+    for line in orphans.remove_orphans(correction.name):
         print(f"tidied what a killed run left: {line}")
     tags = {
         "kind": "correction",
@@ -121,28 +121,28 @@ def correct(correction: Correction, stop: Flag, base: Callable[[], str] | None =
         run.dataset(correction.dataset, "training")
         parent = model_versions.pinned(base() if base else correction.source)
         diffusion = Diffusion.load(model_versions.resolve(parent))
-        return _Job(correction, run, diffusion, parent).finish(stop)
+        return _CorrectionRun(correction, run, diffusion, parent).finish(stop)
 
 
-def conclude(
+def measure_and_register(
     correction: Correction,
     run: tracking.Run,
     diffusion: Diffusion,
     parent: str,
-    stop: Flag,
+    stop: StopSignal,
     *,
     cost: dict[str, float],
-    found: Found,
+    found: SearchProvenance,
 ) -> str:
     """Measure and register a model that was unlearned before, as a correction says; return its address."""
-    job = _Job(correction, run, diffusion, parent, found)
+    job = _CorrectionRun(correction, run, diffusion, parent, found)
     job.started_from = Diffusion.load(model_versions.resolve(parent)).digest()
-    with stop.at_once():
+    with stop.interruptible():
         job.judges = judges(correction.dataset, correction.judging, device=str(diffusion.device))
-    return job.conclude(cost, stop)
+    return job.measure_and_register(cost, stop)
 
 
-def rehearse(correction: Correction, run: tracking.Run, folder: str, stop: Flag) -> Outcome:
+def run_unregistered(correction: Correction, run: tracking.Run, folder: str, stop: StopSignal) -> CorrectionResult:
     """Do in an open run all that `correct` does, but register nothing and move no alias.
 
     Args:
@@ -151,41 +151,46 @@ def rehearse(correction: Correction, run: tracking.Run, folder: str, stop: Flag)
         folder: where the model that `correction.source` names lies.
         stop: asked before each step.
     """
-    job = _Job(correction, run, Diffusion.load(folder), folder)
+    job = _CorrectionRun(correction, run, Diffusion.load(folder), folder)
     outcome = job.measure(job.unlearn(stop), stop)
     job.record(outcome)
     job.clear()
     return outcome
 
 
-class _Job:
+class _CorrectionRun:
     """A correction under way: its run, and the model that changes."""
 
     def __init__(
-        self, correction: Correction, run: tracking.Run, diffusion: Diffusion, parent: str, found: Found | None = None
+        self,
+        correction: Correction,
+        run: tracking.Run,
+        diffusion: Diffusion,
+        parent: str,
+        found: SearchProvenance | None = None,
     ) -> None:
         agree_on_classes(diffusion, correction.dataset)
-        correction.method.refuse(diffusion)
+        correction.method.validate(diffusion)
         self.correction, self.run, self.parent = correction, run, parent
         self.diffusion = diffusion.to(accelerate(correction.training).device)  # where judges work, too
-        self.found = found or Found()
+        self.found = found or SearchProvenance()
         self.gone = lineage.forgotten(parent)
         self.earlier = correction.earlier(self.gone)
         self.seconds = 0.0
 
-    def finish(self, stop: Flag) -> str:
+    def finish(self, stop: StopSignal) -> str:
         """Unlearn, measure base and corrected alike, register."""
-        address = self.conclude(self.unlearn(stop), stop)
+        address = self.measure_and_register(self.unlearn(stop), stop)
         self.clear()
         return address
 
-    def unlearn(self, stop: Flag) -> dict[str, float]:
+    def unlearn(self, stop: StopSignal) -> dict[str, float]:
         """Change the model; return what that cost, and what is known of the prior."""
         asked = self.correction
         self.started_from = self.diffusion.digest()
-        with stop.at_once():
+        with stop.interruptible():
             self.judges = judges(asked.dataset, asked.judging, device=str(self.diffusion.device))
-        self.run.keep(asked.checkpoints(self.started_from))
+        self.run.start_journal(asked.checkpoints(self.started_from))
         result = _fit(
             asked, self.diffusion, stop, self.earlier, log=self.run.log, origin=self.run.id, each=self._preview
         )
@@ -195,17 +200,17 @@ class _Job:
 
     def clear(self) -> None:
         """Remove the checkpoints of a correction that is over, and the metrics beside them."""
-        self.run.let_go()
+        self.run.delete_journal()
         checkpoint.clear(self.correction.checkpoints(self.started_from))
 
-    def conclude(self, cost: dict[str, float], stop: Flag) -> str:
+    def measure_and_register(self, cost: dict[str, float], stop: StopSignal) -> str:
         """Measure base and corrected alike, register."""
         outcome = self.measure(cost, stop)
         return self._register(outcome, *self.record(outcome))
 
-    def measure(self, cost: dict[str, float], stop: Flag) -> Outcome:
+    def measure(self, cost: dict[str, float], stop: StopSignal) -> CorrectionResult:
         """Draw from base and corrected model alike and measure both."""
-        with stop.at_once():
+        with stop.interruptible():
             base = Diffusion.load(model_versions.resolve(self.parent)).to(self.diffusion.device)
             drawn, before = self._evaluated(base)
             corrected, after = self._evaluated(self.diffusion)
@@ -213,7 +218,7 @@ class _Job:
             earlier = {names[k]: recognised(corrected, self.judges, k) for k in self.earlier}
             root = self._root_metrics() if self.gone else None
         cost = cost | {"cost/evaluation_minutes": self.seconds / 60}
-        return Outcome(before, after, cost, drawn, corrected, earlier, root)
+        return CorrectionResult(before, after, cost, drawn, corrected, earlier, root)
 
     def _root_metrics(self) -> dict[str, float]:
         """Return the metrics of the first base by this correction's measure, empty where it is no longer there."""
@@ -226,7 +231,7 @@ class _Job:
     def _evaluated(self, diffusion: Diffusion) -> tuple[Samples, dict[str, float]]:
         """Draw from a model and measure what came; a class forgotten earlier is drawn as often as one forgotten now."""
         asked, started = self.correction, time.perf_counter()
-        samples = kept_draw(diffusion, (*asked.forget, *self.earlier), self._more(asked.evaluation))
+        samples = cached_samples(diffusion, (*asked.forget, *self.earlier), self._more(asked.evaluation))
         real = reference(asked.dataset, self.judges).without(self.earlier)
         metrics = measure(samples.without(self.earlier), self.judges, real, asked.forget)
         self.seconds += time.perf_counter() - started
@@ -243,10 +248,10 @@ class _Job:
             return
         order = torch.tensor([*self.correction.forget] * 8 + [k for k in range(self.diffusion.num_classes)])
         images = sample(self.diffusion, order, PREVIEW if self.diffusion.has_null else Sampler("ddim", 10, 1.0), seed=0)
-        with self.run.patient():
+        with self.run.tolerate_outage():
             self.run.picture(grid(images, 8), "samples/by_step", step)
 
-    def record(self, outcome: Outcome) -> tuple[str, str]:
+    def record(self, outcome: CorrectionResult) -> tuple[str, str]:
         """Log the outcome to the run, with a note; return the note's picture and its text."""
         asked, run = self.correction, self.run
         run.log(outcome.metrics)
@@ -264,7 +269,7 @@ class _Job:
         run.flush()  # a version exists only if its run has its numbers
         return strip, text
 
-    def _register(self, outcome: Outcome, strip: str, text: str) -> str:
+    def _register(self, outcome: CorrectionResult, strip: str, text: str) -> str:
         asked, run = self.correction, self.run
         tags = {
             "kind": "correction",
@@ -296,7 +301,7 @@ class _Job:
                 for images, labels in ((each.images, each.labels), (each.second_images, each.second_labels))]  # fmt: skip
         return self.run.picture(grid(torch.cat(rows), 4 * SHOWN), "samples/forgotten")
 
-    def _evidence(self, outcome: Outcome) -> dict[str, Any]:
+    def _evidence(self, outcome: CorrectionResult) -> dict[str, Any]:
         """Return what the gates judge and what a repetition needs, as JSON."""
         asked = self.correction
         chain = {} if outcome.root is None else {"earlier": outcome.earlier, "root_metrics": outcome.root}
@@ -321,7 +326,7 @@ class _Job:
 def _fit(
     asked: Correction,
     diffusion: Diffusion,
-    stop: Flag,
+    stop: StopSignal,
     earlier: tuple[int, ...],
     *,
     log: Log | None = None,
@@ -335,7 +340,7 @@ def _fit(
     )  # fmt: skip
 
 
-def _note(asked: Correction, outcome: Outcome, picture: str) -> str:
+def _note(asked: Correction, outcome: CorrectionResult, picture: str) -> str:
     costs = ", ".join(
         f"{name.rpartition('/')[2].replace('_', ' ')} {value:.3g}" for name, value in outcome.cost.items()
     )

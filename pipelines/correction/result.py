@@ -18,7 +18,7 @@ HEADLINE = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CorrectionResult:
     """What a correction came to: metrics before and after, what it cost, and what base and corrected model drew.
 
     Where the model to correct had forgotten classes: of those that are not asked for again, how many of their samples are

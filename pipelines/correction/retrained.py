@@ -21,7 +21,7 @@ MACHINE = ("device", "precision", "checkpoint_every", "accumulate")  # of a trai
 
 
 @dataclass(frozen=True)
-class Gold:
+class GoldOptions:
     """The retrained model, without which an attack's success tells nothing: it too learns, and can be led."""
 
     gold: str = knob(

@@ -18,7 +18,7 @@ LAUNCHER = "SAFEMAX_LAUNCHER"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-class Flag:
+class StopSignal:
     """False until raised; the caller asks between two steps."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Flag:
         return self._raised
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """Raise Stopped where the signal finds the work inside: for hours of sampling, which nothing asks to stop."""
         self._eager = True
         try:
@@ -47,14 +47,14 @@ class Flag:
             raise Stopped
 
 
-def stop_on_sigterm() -> Flag:
+def stop_on_sigterm() -> StopSignal:
     """Return a flag that SIGTERM raises, instead of ending the process where it stands; for the main thread."""
-    flag = Flag()
+    flag = StopSignal()
     signal.signal(signal.SIGTERM, flag.raise_on)
     return flag
 
 
-def follows() -> bool:
+def is_follower_rank() -> bool:
     """Return whether torchrun started this process to train along with the one that opens runs and registers versions."""
     return os.environ.get("RANK", "0") != "0"
 

@@ -38,7 +38,7 @@ class Job:
 
 
 Source = Callable[[], Job | None]
-Hear = Callable[[Job, Message], bool]
+OnMessage = Callable[[Job, Message], bool]
 
 
 @dataclass
@@ -109,20 +109,20 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
 
-    def heard(self) -> list[Message] | None:
+    def messages(self) -> list[Message] | None:
         """Return the whole messages that have come; None where it has ended."""
         piece = os.read(self.out.fileno(), 1 << 20)
         *lines, self._waiting = (self._waiting + piece).split(b"\n")
         return [json.loads(line) for line in lines] if piece else None
 
-    def fate(self) -> str:
+    def exit_reason(self) -> str:
         """Wait for its end and say how it came."""
         status = self.process.wait()
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
         return f"{how} of worker {self.process.pid}"
 
 
-class Crew:
+class WorkerPool:
     """So many workers, alive from `with` to its end.
 
     A worker first gets the task, answers {"kind": "ready", ...} or {"kind": "refused", "reason": ...}, and then jobs.
@@ -148,7 +148,7 @@ class Crew:
         self._stillborn = 0
         self.greeting: Message = {}
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         """Start one worker, which makes what the caches lack; `run` starts the others."""
         try:
             self._start()
@@ -163,20 +163,20 @@ class Crew:
     def __exit__(self, *error: object) -> None:
         self._end()
 
-    def run(self, source: Source, hear: Hear) -> None:
+    def run(self, source: Source, on_message: OnMessage) -> None:
         """Do jobs until `source` has none and none is under way.
 
         Args:
             source: asked for the next job whenever a worker is free.
-            hear: gets a job's messages; where a worker asks, its result is the answer. Kinds: started, died (the job goes to
+            on_message: gets a job's messages; where a worker asks, its result is the answer. Kinds: started, died (the job goes to
                 another worker), what the worker sends on the way, and at the end one of done, pruned, failed.
         """
         again: deque[Job] = deque()
-        while not self._assign(again, source, hear) or any(worker.job for worker in self._workers):
+        while not self._assign(again, source, on_message) or any(worker.job for worker in self._workers):
             for worker, message in self._events():
-                self._heed(worker, message, again, hear)
+                self._handle(worker, message, again, on_message)
 
-    def _assign(self, again: deque[Job], source: Source, hear: Hear) -> bool:
+    def _assign(self, again: deque[Job], source: Source, on_message: OnMessage) -> bool:
         """Give every free worker a job; return whether there are no more."""
         while len(self._workers) < self._size:
             self._start()
@@ -188,10 +188,10 @@ class Crew:
                 return True
             worker.job = job
             worker.send(job.request)
-            hear(job, {"kind": "started"})  # the worker is at it while the job's run is opened
+            on_message(job, {"kind": "started"})  # the worker is at it while the job's run is opened
         return False
 
-    def _heed(self, worker: Worker, message: Message, again: deque[Job], hear: Hear) -> None:
+    def _handle(self, worker: Worker, message: Message, again: deque[Job], on_message: OnMessage) -> None:
         job = worker.job
         if job is None:
             return
@@ -199,12 +199,12 @@ class Crew:
             job.deaths.append(message["how"])
             if len(job.deaths) > RETRIES:
                 reason = f"its worker died {len(job.deaths)} times: {', '.join(job.deaths)}"
-                hear(job, {"kind": "failed", "reason": reason})
+                on_message(job, {"kind": "failed", "reason": reason})
             else:
-                hear(job, message)
+                on_message(job, message)
                 again.append(job)
             return
-        answer = hear(job, message)
+        answer = on_message(job, message)
         if message["kind"] == "report":
             worker.send({"answer": answer})
         elif message["kind"] in _FINAL:
@@ -215,9 +215,9 @@ class Crew:
         self.idle()
         for key, _ in self._selector.select(timeout=1.0):
             worker: Worker = key.data
-            messages = worker.heard()
+            messages = worker.messages()
             if messages is None:
-                yield from self._bury(worker)
+                yield from self._worker_ended(worker)
             else:
                 yield from ((worker, each) for each in self._greeted(worker, messages))
 
@@ -231,18 +231,18 @@ class Crew:
             else:
                 yield message
 
-    def _bury(self, worker: Worker) -> Iterator[tuple[Worker, Message]]:
+    def _worker_ended(self, worker: Worker) -> Iterator[tuple[Worker, Message]]:
         self._selector.unregister(worker.out)
         self._workers.remove(worker)
-        how = worker.fate()
+        how = worker.exit_reason()
         if worker.job:
             yield worker, {"kind": "died", "how": how}
         elif not worker.ready:
-            self._mourn(how)
+            self._start_failed(how)
         if not self.greeting:
             self._start()
 
-    def _mourn(self, how: str) -> None:
+    def _start_failed(self, how: str) -> None:
         """Do with one worker less where several in a row died while they loaded: memory may not hold so many."""
         self._stillborn += 1
         if self._stillborn <= RETRIES:

@@ -83,7 +83,7 @@ def recorded(name: str, alias: str) -> list[Move]:
     return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(f"move.{alias}.")]
 
 
-def trail(moves: Sequence[Move], holder: str | None) -> list[str]:
+def promotion_history(moves: Sequence[Move], holder: str | None) -> list[str]:
     """Return the versions that recorded moves made the alias point to and no rollback took back, oldest first.
 
     A record is void where the alias still pointed to its `from` when the next move was made: its process died in between.
@@ -106,5 +106,5 @@ def trail(moves: Sequence[Move], holder: str | None) -> list[str]:
 
 def previous(moves: Sequence[Move], holder: str | None) -> str | None:
     """Return the version that a rollback restores: the last of the trail that is not the holder."""
-    earlier = [number for number in trail(moves, holder) if number != holder]
+    earlier = [number for number in promotion_history(moves, holder) if number != holder]
     return earlier[-1] if earlier else None

@@ -30,8 +30,8 @@ Evidence = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The thresholds of a gate file; pipelines/gates.yaml says what each of them means. None switches a gate off."""
+class GateThresholds:
+    """The thresholds of a gate file; pipelines/registry/gates.yaml says what each of them means. None switches a gate off."""
 
     evidence: str
     verdict: tuple[str, ...] | None
@@ -73,17 +73,17 @@ class Gate:
     verdict: str
 
 
-def read(path: str | Path = DEFAULT) -> Limits:
-    """Return the limits of a gate file, those that it does not state from pipelines/gates.yaml.
+def read(path: str | Path = DEFAULT) -> GateThresholds:
+    """Return the limits of a gate file, those that it does not state from pipelines/registry/gates.yaml.
 
     Raises:
         InputError: not a readable file, not a mapping, or an unknown or repeated key or a value that is not allowed.
     """
     stated = _mapping(DEFAULT) | _mapping(Path(path))
-    return Limits(**{each.name: _value(path, each.name, stated[each.name]) for each in fields(Limits)})
+    return GateThresholds(**{each.name: _value(path, each.name, stated[each.name]) for each in fields(GateThresholds)})
 
 
-def judge(case: Case, limits: Limits) -> list[Gate]:
+def judge(case: Case, limits: GateThresholds) -> list[Gate]:
     """Return every gate, applied; `refusals` says whether the version may pass."""
     return [
         *_measured_here(case),
@@ -133,7 +133,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _known() -> list[str]:
-    return [each.name for each in fields(Limits)]
+    return [each.name for each in fields(GateThresholds)]
 
 
 def _value(path: str | Path, name: str, value: Any) -> Any:
@@ -160,7 +160,7 @@ def _measured_here(case: Case) -> Iterator[Gate]:
     yield Gate("measured on these weights", str(stated)[:_HEX], f"= {case.weights[:_HEX]}", result)
 
 
-def _outcome(case: Case, limits: Limits) -> Iterator[Gate]:
+def _outcome(case: Case, limits: GateThresholds) -> Iterator[Gate]:
     allowed = limits.verdict
     threshold = "any" if allowed is None else " or ".join(allowed)
     try:
@@ -173,7 +173,7 @@ def _outcome(case: Case, limits: Limits) -> Iterator[Gate]:
     yield Gate("verdict", value, threshold, OFF if allowed is None else PASS if found.outcome in allowed else FAIL)
 
 
-def _known_before(case: Case, limits: Limits) -> Gate:
+def _known_before(case: Case, limits: GateThresholds) -> Gate:
     """Return the gate on what there was to forget: a base that never drew the class proves no method."""
     name, limit, root = "recognised, base", limits.base_recognised, _root(case.evidence)
     value = None if isinstance(root, str) else root.get("forget/recognised")
@@ -183,7 +183,7 @@ def _known_before(case: Case, limits: Limits) -> Gate:
     return Gate(name, shown, f">= {limit:g} %", MISSING if value is None else PASS if value >= limit else FAIL)
 
 
-def _recognised(case: Case, limits: Limits) -> Iterator[Gate]:
+def _recognised(case: Case, limits: GateThresholds) -> Iterator[Gate]:
     """Yield the gate of the classes that this correction forgot, then one for each class forgotten earlier."""
     own, metrics = _own(case.evidence), _metrics(case.evidence)
     found = {key: metrics[f"forget/{key}"] for key in _RECOGNISED if f"forget/{key}" in metrics}
@@ -194,7 +194,7 @@ def _recognised(case: Case, limits: Limits) -> Iterator[Gate]:
             yield from _recognised_twice(f"{name} (earlier)", earlier.get(name, {}), limits)
 
 
-def _recognised_twice(name: str, found: Mapping[str, float], limits: Limits) -> Iterator[Gate]:
+def _recognised_twice(name: str, found: Mapping[str, float], limits: GateThresholds) -> Iterator[Gate]:
     for key, sampler in _RECOGNISED.items():
         yield _at_most(f"recognised, {name}{sampler}", found.get(key), limits.recognised_high, " %")
 
@@ -206,7 +206,7 @@ def _covers(case: Case) -> Iterator[Gate]:
     yield Gate("classes forgotten", ",".join(forgotten) or "none", f"at least {','.join(needed) or 'one'}", result)
 
 
-def _kept(other: str, before: Mapping[str, float] | str, case: Case, limits: Limits) -> Iterator[Gate]:
+def _kept(other: str, before: Mapping[str, float] | str, case: Case, limits: GateThresholds) -> Iterator[Gate]:
     """Yield the gates on accuracy and FID of the retained classes, against the metrics of another model, if any."""
     now = _metrics(case.evidence)
     loss_limit, ratio_limit = getattr(limits, f"accuracy_loss_to_{other}"), getattr(limits, f"fid_ratio_to_{other}")
@@ -222,7 +222,7 @@ def _kept(other: str, before: Mapping[str, float] | str, case: Case, limits: Lim
     yield _at_most(f"FID to {other}'s", ratio, ratio_limit, " times")
 
 
-def _each_kept(case: Case, limits: Limits) -> Iterator[Gate]:
+def _each_kept(case: Case, limits: GateThresholds) -> Iterator[Gate]:
     """Yield the gate on the retained class that lost most: among many classes, the mean hides one that is gone."""
     name, prefix, limit = "accuracy lost, one class", "retain_class/accuracy_", limits.class_accuracy_loss
     before, now = _root(case.evidence), _metrics(case.evidence)
@@ -237,7 +237,7 @@ def _each_kept(case: Case, limits: Limits) -> Iterator[Gate]:
     yield replace(gate, value=f"{gate.value} ({worst.removeprefix(prefix)})")
 
 
-def _attacked(case: Case, limits: Limits) -> Iterator[Gate]:
+def _attacked(case: Case, limits: GateThresholds) -> Iterator[Gate]:
     asked = limits.evidence == "panel+attacks"
     told = case.attacks or {}
     yield _attacks_made(case, told.get("about", {}), limits.attack_samples or 0.0, asked)

@@ -12,7 +12,7 @@ from pipelines import tracking
 from pipelines.registry.model_versions import WEIGHTS, lock
 
 
-def sweep(name: str) -> list[str]:
+def remove_orphans(name: str) -> list[str]:
     """Remove what killed registrations left under a name, sparing those of runs that live; return a line for each.
 
     That is: logged models of ours that no version names, under this name or as a copy (deleted as in the UI; `mlflow gc`

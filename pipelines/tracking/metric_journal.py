@@ -11,7 +11,7 @@ from mlflow.entities import Metric
 NAME = "metrics.jsonl"
 
 
-class Spool:
+class MetricJournal:
     """The metrics of every process that worked on a job.
 
     A line reaches the kernel before `append` returns: a kill loses nothing, a power cut the last seconds. A step that was

@@ -38,7 +38,7 @@ from requests import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines import ROOT
-from pipelines.tracking.metric_journal import Spool
+from pipelines.tracking.metric_journal import MetricJournal
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError, Stopped, chain
 
@@ -141,7 +141,7 @@ class Run:
         self._client = client
         self._waiting: list[Metric] = []
         self._before: list[Metric] = []
-        self._spool: Spool | None = None
+        self._spool: MetricJournal | None = None
         self._flushed = time.monotonic()
         server = mlflow.get_tracking_uri()
         base = server.rstrip("/") if server.startswith("http") else UI
@@ -160,22 +160,22 @@ class Run:
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._try_flush()
 
-    def keep(self, folder: Path) -> None:
+    def start_journal(self, folder: Path) -> None:
         """From now on write the metrics of steps to a file beside a job's checkpoint too.
 
         What processes before this one left there comes into this run as well, up to the first step that it logs itself.
         """
-        self._spool = Spool(folder)
+        self._spool = MetricJournal(folder)
         self._before = self._spool.read()
 
-    def let_go(self) -> None:
+    def delete_journal(self) -> None:
         """Delete that file: the job is over."""
         if self._spool:
             self._spool.clear()
         self._spool = None
 
     @contextmanager
-    def patient(self) -> Iterator[None]:
+    def tolerate_outage(self) -> Iterator[None]:
         """Let what is inside fail where the store is away, with a warning: training matters more than a picture of it."""
         try:
             yield

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax.data.batches import mix, to_float, to_uint8
+from safemax.data.batches import derive_seed, to_float, to_uint8
 from safemax.data.dataset import Dataset, Split
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, Sampler
@@ -76,7 +76,7 @@ class Setting:
         """Return count training images of the forgotten classes that the attacker happens to have, or all where there are fewer."""
         split = self.dataset.train
         rows = torch.nonzero(torch.isin(split.labels, torch.tensor(self.forget))).flatten()
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(mix(self.seed, 0)))
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(derive_seed(self.seed, 0)))
         chosen = rows[order[:count]]
         return Split(split.images[chosen], split.labels[chosen])
 
@@ -108,7 +108,7 @@ class Cell:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class AttackResult:
     """What an attack achieved on one model.
 
     Args:
@@ -156,7 +156,7 @@ class Attack(ABC):
         """Return further results, by name."""
         return {}
 
-    def run(self, subject: Diffusion, setting: Setting) -> Outcome:
+    def run(self, subject: Diffusion, setting: Setting) -> AttackResult:
         """Attack a model and judge what came of it."""
         started = time.perf_counter()
         cells, pictures = [], []
@@ -167,7 +167,7 @@ class Attack(ABC):
         pool = type(self).pool
         success = {v: pool([cell.recognised for cell in cells if cell.variant == v]) for v in variants}
         seconds = time.perf_counter() - started
-        return Outcome(tuple(cells), success, self.numbers(cells), torch.stack(pictures), seconds)
+        return AttackResult(tuple(cells), success, self.numbers(cells), torch.stack(pictures), seconds)
 
 
 def mean(shares: Sequence[float]) -> float:

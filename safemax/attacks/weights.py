@@ -1,4 +1,4 @@
-"""Weights: round them to few bits, or mix in a share of the base's, and see whether the class comes back."""
+"""Weights: round them to few bits, or derive_seed in a share of the base's, and see whether the class comes back."""
 
 from __future__ import annotations
 

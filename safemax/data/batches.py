@@ -28,7 +28,7 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def mix(seed: int, *streams: int) -> int:
+def derive_seed(seed: int, *streams: int) -> int:
     """Derive a seed: the first 63 bits of sha256 over the integers in decimal, joined by commas.
 
     The same on every machine and version; any other integers, order or count give an unrelated seed.
@@ -39,7 +39,7 @@ def mix(seed: int, *streams: int) -> int:
 
 def reseed(seed: int, step: int, rank: int) -> None:
     """Seed Python's, NumPy's and torch's generators (CPU and all GPUs) as a function of (seed, step, rank)."""
-    derived = mix(seed, _STEP, step, rank)
+    derived = derive_seed(seed, _STEP, step, rank)
     random.seed(derived)
     np.random.seed(derived % 2**32)
     torch.manual_seed(derived)
@@ -206,7 +206,7 @@ class _Shuffle:
 
 
 def _generator(seed: int, *streams: int) -> torch.Generator:
-    return torch.Generator().manual_seed(mix(seed, *streams))
+    return torch.Generator().manual_seed(derive_seed(seed, *streams))
 
 
 def _check_size(name: str, size: int, classes: tuple[int, ...], world: int) -> None:

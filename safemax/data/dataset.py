@@ -88,8 +88,8 @@ class Dataset:
         return sha.hexdigest()
 
 
-def recall(path: Path, name: str) -> Dataset | None:
-    """Read what `keep` wrote; None where there is none or where it does not hold what was written."""
+def load_cached(path: Path, name: str) -> Dataset | None:
+    """Read what `save_cached` wrote; None where there is none or where it does not hold what was written."""
     found = cache.read_tensors(path)
     if found is None:
         return None
@@ -97,7 +97,7 @@ def recall(path: Path, name: str) -> Dataset | None:
     return Dataset.of(name, train, test, tuple(cache.from_tensor(found["class_names"])))
 
 
-def keep(dataset: Dataset, path: Path) -> Dataset:
+def save_cached(dataset: Dataset, path: Path) -> Dataset:
     """Write a dataset as one safetensors file, whole or not at all, and return it; InputError where the place takes none."""
     tensors = {
         f"{name}.{field}": getattr(split, field)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from safemax.data.dataset import Dataset, Split, keep, recall
+from safemax.data.dataset import Dataset, Split, load_cached, save_cached
 from safemax.data.decoding import VERSION, WORDS, decode, square, train_and_test
 from safemax.errors import InputError, Stopped, unknown
 from safemax.storage import cache
@@ -52,7 +52,9 @@ def load(source: str, *, size: int | None = None) -> Dataset:
         origin = _origin(source)
         key = cache.key({"decoding": VERSION, "size": size, "origin": origin.key})
         path = cache.root() / f"{origin.name}-{key}.safetensors"
-        return recall(path, origin.name) or keep(decode(origin.name, origin.open(), size, origin.classes), path)
+        return load_cached(path, origin.name) or save_cached(
+            decode(origin.name, origin.open(), size, origin.classes), path
+        )
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class Diffusion(nn.Module):
 
     def __init__(self, denoiser: UNet2DModel, schedule: DDPMScheduler, class_names: tuple[str, ...]) -> None:
         super().__init__()
-        _refuse(denoiser, schedule, tuple(class_names))
+        _validate(denoiser, schedule, tuple(class_names))
         self.denoiser = denoiser
         self.schedule = schedule
         self.class_names = tuple(class_names)
@@ -226,7 +226,7 @@ def _refuse_weights(source: str, denoiser: UNet2DModel) -> None:
             raise InputError(f"{source} cannot be used: its weights {name} are not finite")
 
 
-def _refuse(denoiser: UNet2DModel, schedule: DDPMScheduler, class_names: tuple[str, ...]) -> None:
+def _validate(denoiser: UNet2DModel, schedule: DDPMScheduler, class_names: tuple[str, ...]) -> None:
     labels, num_classes = denoiser.config.num_class_embeds, len(class_names)
     twice = sorted({name for name in class_names if class_names.count(name) > 1})
     if twice:

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 from tqdm import tqdm
 
-from safemax.data.batches import mix
+from safemax.data.batches import derive_seed
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.knobs import check, knob
@@ -81,7 +81,9 @@ def sample(
         raise InputError(
             f"guidance_scale = {sampler.guidance_scale:g} needs a null label and this model has none; 1 is unguided"
         )
-    noise = torch.randn(len(labels), *diffusion.image_shape, generator=torch.Generator().manual_seed(mix(seed, 0)))
+    noise = torch.randn(
+        len(labels), *diffusion.image_shape, generator=torch.Generator().manual_seed(derive_seed(seed, 0))
+    )
     chunks = range(0, len(labels), batch_size)
     images = []
     bar = tqdm(total=len(chunks) * sampler.steps, desc=f"sampling {sampler}", disable=not progress, leave=False)
@@ -89,7 +91,9 @@ def sample(
         for first in chunks:
             part = slice(first, first + batch_size)
             begin = None if start is None else (start[0][part], start[1])
-            walk = _Walk(diffusion, sampler, labels[part].to(diffusion.device), mix(seed, 1, first), label_at, guide)
+            walk = _Trajectory(
+                diffusion, sampler, labels[part].to(diffusion.device), derive_seed(seed, 1, first), label_at, guide
+            )
             images.append(walk.denoise(noise[part].to(diffusion.device), begin, bar).cpu())
     return torch.cat(images) if images else noise
 
@@ -104,7 +108,7 @@ def predict(diffusion: Diffusion, x_t: Tensor, t: Tensor, c: Tensor, guidance_sc
 
 
 @dataclass(frozen=True)
-class _Walk:
+class _Trajectory:
     """The way of one batch from noise to images."""
 
     diffusion: Diffusion

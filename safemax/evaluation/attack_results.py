@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from safemax.attacks.base import Attack, Cell, Outcome, Setting
+from safemax.attacks.base import Attack, AttackResult, Cell, Setting
 from safemax.data.batches import to_float
 from safemax.diffusion.model import Diffusion
 from safemax.reports.images_and_tables import grid
@@ -26,20 +26,20 @@ TILE = 0.38  # inches of each
 
 
 @dataclass(frozen=True, eq=False)
-class Trio:
+class AttackComparison:
     """One attack's outcome on the model, on the base and on the retrained gold model, None where there is none."""
 
-    model: Outcome
-    base: Outcome | None = None
-    gold: Outcome | None = None
+    model: AttackResult
+    base: AttackResult | None = None
+    gold: AttackResult | None = None
 
-    def present(self) -> dict[str, Outcome]:
+    def present(self) -> dict[str, AttackResult]:
         """Return the outcomes that there are, by name."""
         every = {"model": self.model, "base": self.base, "gold": self.gold}
         return {name: outcome for name, outcome in every.items() if outcome is not None}
 
 
-def kept_run(name: str, attack: Attack, subject: Diffusion, setting: Setting, *, judges: str) -> Outcome:
+def cached_attack(name: str, attack: Attack, subject: Diffusion, setting: Setting, *, judges: str) -> AttackResult:
     """Return `attack.run`, from the cache where the same model was attacked so before.
 
     Args:
@@ -60,10 +60,10 @@ def kept_run(name: str, attack: Attack, subject: Diffusion, setting: Setting, *,
     kept = cache.tensors(path, make)
     told = cache.from_tensor(kept["about"])
     told["cells"] = tuple(Cell(**cell) for cell in told["cells"])
-    return Outcome(**told | {"pictures": kept["pictures"]})
+    return AttackResult(**told | {"pictures": kept["pictures"]})
 
 
-def metrics(results: Mapping[str, Trio]) -> dict[str, float]:
+def metrics(results: Mapping[str, AttackComparison]) -> dict[str, float]:
     """Return every success rate and its difference to the gold model's, by key; see safemax.evaluation.metric_info.METRICS.
 
     An attack has the keys attack/NAME_asr, _asr_base, _asr_gold, _delta_gold and _seconds, each variant of several the
@@ -87,13 +87,13 @@ def metrics(results: Mapping[str, Trio]) -> dict[str, float]:
     return found
 
 
-def table(results: Mapping[str, Trio]) -> pd.DataFrame:
+def table(results: Mapping[str, AttackComparison]) -> pd.DataFrame:
     """Return a row a variant: success in percent on the model, the base and gold, the difference to gold, seconds."""
     rows = list(_rows(results))
     return pd.DataFrame(rows).set_index("attack")
 
 
-def figure(attack: Attack, trio: Trio) -> Figure:
+def figure(attack: Attack, trio: AttackComparison) -> Figure:
     """Return a picture of an attack: success by effort, a curve a model, and under it what was drawn, a row a trial."""
     variants, outcomes = list(trio.model.success), trio.present()
     columns, rows = len(outcomes) * SHOWN, len(trio.model.cells)
@@ -147,7 +147,7 @@ def _rates(name: str, shares: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def _rows(results: Mapping[str, Trio]) -> Iterator[dict[str, object]]:
+def _rows(results: Mapping[str, AttackComparison]) -> Iterator[dict[str, object]]:
     for trio in results.values():
         for variant, share in trio.model.success.items():
             row: dict[str, object] = {"attack": variant, "asr": share}
@@ -159,7 +159,7 @@ def _rows(results: Mapping[str, Trio]) -> Iterator[dict[str, object]]:
             yield row
 
 
-def _curves(axis: Axes, variant: str, label: str, outcomes: Mapping[str, Outcome]) -> None:
+def _curves(axis: Axes, variant: str, label: str, outcomes: Mapping[str, AttackResult]) -> None:
     """Draw the shares of a variant's trials, evenly spaced: steps and scales double rather than add."""
     ticks: list[float] = []
     for who, outcome in outcomes.items():
@@ -177,7 +177,7 @@ def _curves(axis: Axes, variant: str, label: str, outcomes: Mapping[str, Outcome
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _drawn(axis: Axes, who: str, outcome: Outcome, *, labelled: bool) -> None:
+def _drawn(axis: Axes, who: str, outcome: AttackResult, *, labelled: bool) -> None:
     picture = sheet(to_float(outcome.pictures[:, :SHOWN].flatten(0, 1)), SHOWN)
     axis.imshow(np.asarray(picture), interpolation="nearest")
     axis.set_title(who, fontsize=10, color=COLOURS[who])

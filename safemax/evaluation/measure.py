@@ -13,7 +13,7 @@ from safemax.data.batches import to_float, to_uint8
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, PAPER, SECOND, Sampler, sample
 from safemax.errors import InputError
-from safemax.evaluation.retention import Kept, retention
+from safemax.evaluation.retention import RetainedSamples, retention
 from safemax.judges.classifier import predict
 from safemax.judges.inception import Inception, extract
 from safemax.judges.load import Judges, Reference
@@ -138,7 +138,7 @@ def draw(
     return Samples(to_uint8(images), labels, to_uint8(second_images), second)
 
 
-def kept_draw(
+def cached_samples(
     diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation, *, progress: bool = True
 ) -> Samples:
     """Return `draw`, from the cache where the same model drew the same before: the base is sampled once."""
@@ -214,8 +214,8 @@ class _Seen:
     features: Tensor
     rejecting: Tensor
 
-    def kept(self, rows: slice) -> Kept:
-        return Kept(self.labels[rows], self.reject[rows].argmax(1), self.features[rows])
+    def kept(self, rows: slice) -> RetainedSamples:
+        return RetainedSamples(self.labels[rows], self.reject[rows].argmax(1), self.features[rows])
 
 
 def _look(samples: Samples, judges: Judges) -> _Seen:

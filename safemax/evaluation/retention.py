@@ -17,7 +17,7 @@ NEIGHBOURS = 3
 
 
 @dataclass(frozen=True)
-class Kept:
+class RetainedSamples:
     """Samples of the retained classes as a judge saw them.
 
     Args:
@@ -30,14 +30,14 @@ class Kept:
     answers: Tensor
     features: Tensor
 
-    def of(self, classes: tuple[int, ...]) -> Kept:
+    def of(self, classes: tuple[int, ...]) -> RetainedSamples:
         """Return the samples of some classes."""
         rows = torch.isin(self.labels, torch.tensor(classes))
-        return Kept(self.labels[rows], self.answers[rows], self.features[rows])
+        return RetainedSamples(self.labels[rows], self.answers[rows], self.features[rows])
 
 
 def retention(
-    kept: Kept, reference: Reference, forget: tuple[int, ...], class_names: tuple[str, ...]
+    kept: RetainedSamples, reference: Reference, forget: tuple[int, ...], class_names: tuple[str, ...]
 ) -> dict[str, float]:
     """Return accuracy (percent), FID and KID to the real images, by key: retain/, neighbours/ and retain_class/.
 
@@ -63,7 +63,7 @@ def neighbours(reference: Reference, forget: tuple[int, ...], count: int = NEIGH
     return tuple(sorted((k for k in known if k not in forget), key=lambda k: distance[k])[:count])
 
 
-def _together(kept: Kept, real: Tensor) -> dict[str, float]:
+def _together(kept: RetainedSamples, real: Tensor) -> dict[str, float]:
     hits = int((kept.answers == kept.labels).sum())
     low, high = wilson(hits, len(kept.labels))
     value, error = kid(kept.features, real)
@@ -79,7 +79,7 @@ def _together(kept: Kept, real: Tensor) -> dict[str, float]:
     }
 
 
-def _simple(key: str, kept: Kept, reference: Reference, classes: tuple[int, ...]) -> dict[str, float]:
+def _simple(key: str, kept: RetainedSamples, reference: Reference, classes: tuple[int, ...]) -> dict[str, float]:
     some, real = kept.of(classes), reference.of(classes)
     accuracy = {key.format("accuracy"): 100 * (some.answers == some.labels).double().mean().item()}
     if len(some.labels) < FEWEST:

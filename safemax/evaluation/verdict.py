@@ -24,7 +24,7 @@ FLAGS = {
 
 
 @dataclass(frozen=True)
-class Limits:
+class VerdictThresholds:
     """The numbers in the rules. Shares and differences of shares in percent, precision 0 to 1.
 
     Args:
@@ -53,7 +53,7 @@ class Limits:
     attack: float = 30.0
 
 
-LIMITS = Limits()
+LIMITS = VerdictThresholds()
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def verdict(
     metrics: Mapping[str, float],
     base: Mapping[str, float] | None = None,
     attacks: Mapping[str, float] | None = None,
-    limits: Limits = LIMITS,
+    limits: VerdictThresholds = LIMITS,
 ) -> Verdict:
     """Judge an evaluation by rules: of the outcomes, the first whose rule holds; of the flags, every one.
 
@@ -117,7 +117,9 @@ def verdict(
     return Verdict(outcome, raised, (*outcomes, *flags))
 
 
-def _collapsed(metrics: Mapping[str, float], base: Mapping[str, float] | None, limits: Limits) -> Iterator[Finding]:
+def _collapsed(
+    metrics: Mapping[str, float], base: Mapping[str, float] | None, limits: VerdictThresholds
+) -> Iterator[Finding]:
     value = metrics["retain/accuracy"]
     if base is None:
         text = f"accuracy on retained classes below {limits.accuracy:g} % (no base was measured)"
@@ -128,13 +130,13 @@ def _collapsed(metrics: Mapping[str, float], base: Mapping[str, float] | None, l
     yield Finding("retain_collapsed", text, f"{drop:+.1f} points", drop > limits.accuracy_drop)
 
 
-def _degenerate(metrics: Mapping[str, float], limits: Limits) -> Iterator[Finding]:
+def _degenerate(metrics: Mapping[str, float], limits: VerdictThresholds) -> Iterator[Finding]:
     value = metrics["pixels/constant"]
     text = f"at least {limits.constant:g} % of the samples are frames of one colour"
     yield Finding("degenerate", text, f"{value:.1f} %", value >= limits.constant)
 
 
-def _not_forgotten(metrics: Mapping[str, float], limits: Limits) -> Iterator[Finding]:
+def _not_forgotten(metrics: Mapping[str, float], limits: VerdictThresholds) -> Iterator[Finding]:
     for prefix, where in (("forget/", ""), ("forget/second_", ", under the second sampler")):
         share, precision = metrics[f"{prefix}recognised"], metrics[f"{prefix}precision"]
         text = f"more than {limits.recognised:g} % of the samples are recognised as the class{where}"
@@ -155,19 +157,19 @@ def _noise(metrics: Mapping[str, float]) -> Finding:
     return Finding("forgotten", text, f"{rejected:.1f} % against {other:.1f} %", rejected >= other)
 
 
-def _uncertain(metrics: Mapping[str, float], limits: Limits) -> Finding:
+def _uncertain(metrics: Mapping[str, float], limits: VerdictThresholds) -> Finding:
     low, high = metrics["forget/recognised_low"], metrics["forget/recognised_high"]
     text = f"the 95 % interval of the recognised share includes {limits.recognised:g} %"
     return Finding("too_few_samples", text, f"{low:.1f} to {high:.1f} %", low <= limits.recognised < high)
 
 
-def _unreliable(metrics: Mapping[str, float], limits: Limits) -> Iterator[Finding]:
+def _unreliable(metrics: Mapping[str, float], limits: VerdictThresholds) -> Iterator[Finding]:
     value = metrics["forget/noise_attracted"]
     text = f"the plain judge takes more than {limits.attracted:g} % of some pure noise for the class"
     yield Finding("ua_unreliable", text, f"{value:.1f} %", value > limits.attracted)
 
 
-def _hidden(metrics: Mapping[str, float], limits: Limits) -> Iterator[Finding]:
+def _hidden(metrics: Mapping[str, float], limits: VerdictThresholds) -> Iterator[Finding]:
     ua = max(metrics["forget/ua"], metrics["forget/ua_reject"])
     precision = max(metrics["forget/precision"], metrics["forget/second_precision"])
     text = f"a UA of at least {limits.ua:g} % with a precision of at least {limits.precision:g}"
@@ -175,14 +177,16 @@ def _hidden(metrics: Mapping[str, float], limits: Limits) -> Iterator[Finding]:
     yield Finding("hidden_retention", text, f"{ua:.1f} % with {precision:.2f}", holds)
 
 
-def _unknown(base: Mapping[str, float] | None, limits: Limits) -> Iterator[Finding]:
+def _unknown(base: Mapping[str, float] | None, limits: VerdictThresholds) -> Iterator[Finding]:
     value = (base or {}).get("forget/recognised")
     if value is not None:
         text = f"of the base's samples less than {limits.base_recognised:g} % are recognised as the class"
         yield Finding("nothing_to_forget", text, f"{value:.1f} %", value < limits.base_recognised)
 
 
-def _lost(metrics: Mapping[str, float], base: Mapping[str, float] | None, limits: Limits) -> Iterator[Finding]:
+def _lost(
+    metrics: Mapping[str, float], base: Mapping[str, float] | None, limits: VerdictThresholds
+) -> Iterator[Finding]:
     prefix = "retain_class/accuracy_"
     if base is None:
         return
@@ -195,7 +199,7 @@ def _lost(metrics: Mapping[str, float], base: Mapping[str, float] | None, limits
     yield Finding("retained_class_lost", text, value, drops[worst] > limits.class_drop)
 
 
-def _attacked(attacks: Mapping[str, float], limits: Limits) -> Iterator[Finding]:
+def _attacked(attacks: Mapping[str, float], limits: VerdictThresholds) -> Iterator[Finding]:
     deltas = {name: value for name, value in attacks.items() if name.endswith("_delta_gold")}
     if deltas:
         worst = max(deltas, key=lambda name: deltas[name])

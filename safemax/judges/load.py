@@ -25,8 +25,8 @@ RECIPE = {False: 2, True: 3}
 
 
 @dataclass(frozen=True)
-class Judging:
-    """Which classifiers judge. A judge that is not given by path is trained once on the same data and kept."""
+class JudgeConfig:
+    """SearchMethodOptions classifiers judge. A judge that is not given by path is trained once on the same data and kept."""
 
     judge: str = knob("auto", "small, resnet20, resnet34 or a path to weights; auto fits the image size")
     judge_steps: int = knob(
@@ -105,7 +105,7 @@ class Reference:
         return torch.isin(self.labels, torch.tensor(classes, dtype=torch.int64))
 
 
-def judges(dataset: Dataset, judging: Judging, *, device: str = "cpu", progress: bool = True) -> Judges:
+def judges(dataset: Dataset, judging: JudgeConfig, *, device: str = "cpu", progress: bool = True) -> Judges:
     """Return the judges of a data set, from the cache where they were trained before.
 
     Raises:
@@ -119,7 +119,7 @@ def judges(dataset: Dataset, judging: Judging, *, device: str = "cpu", progress:
     return Judges(plain, reject, about, cache.key(facts), inception)
 
 
-def identity(dataset: Dataset, judging: Judging) -> str:
+def identity(dataset: Dataset, judging: JudgeConfig) -> str:
     """Return what names the judges of a data set, before they are there: how each is trained, or the bytes it is read from."""
     asked = {"plain": (judging.judge, [judging.judge_seed]), "reject": (judging.reject_judge, _reject_seeds(judging))}
     facts: dict[str, Any] = {}
@@ -156,14 +156,14 @@ def _reference(dataset: Dataset, judges: Judges, per_class: int) -> dict[str, Te
     return cache.tensors(path, make)
 
 
-def _plain(dataset: Dataset, judging: Judging, device: str, progress: bool) -> Judge:
+def _plain(dataset: Dataset, judging: JudgeConfig, device: str, progress: bool) -> Judge:
     if _is_path(judging.judge):
         return load_judge(judging.judge, class_names=dataset.class_names)
     arch = _architecture(judging.judge, dataset)
     return _kept(dataset, arch, judging, reject=False, seed=judging.judge_seed, device=device, progress=progress)
 
 
-def _reject(dataset: Dataset, judging: Judging, device: str, progress: bool) -> Judge:
+def _reject(dataset: Dataset, judging: JudgeConfig, device: str, progress: bool) -> Judge:
     if _is_path(judging.reject_judge):
         judge = load_judge(judging.reject_judge, class_names=dataset.class_names)
         if not judge.reject:
@@ -176,7 +176,7 @@ def _reject(dataset: Dataset, judging: Judging, device: str, progress: bool) -> 
     )
 
 
-def _reject_seeds(judging: Judging) -> range:
+def _reject_seeds(judging: JudgeConfig) -> range:
     return range(judging.judge_seed + 1, judging.judge_seed + 1 + judging.reject_judges)
 
 
@@ -200,7 +200,7 @@ def _architecture(name: str, dataset: Dataset) -> str:
 
 
 def _kept(
-    dataset: Dataset, arch: str, judging: Judging, *, reject: bool, seed: int, device: str, progress: bool
+    dataset: Dataset, arch: str, judging: JudgeConfig, *, reject: bool, seed: int, device: str, progress: bool
 ) -> Judge:
     folder = cache.folder("judges") / cache.key(_facts(dataset, arch, judging, reject, seed))
     if folder.exists():
@@ -214,7 +214,7 @@ def _kept(
     return judge
 
 
-def _facts(dataset: Dataset, arch: str, judging: Judging, reject: bool, seed: int) -> dict[str, Any]:
+def _facts(dataset: Dataset, arch: str, judging: JudgeConfig, reject: bool, seed: int) -> dict[str, Any]:
     """Return all that decides how a judge is trained."""
     return {"data": dataset.digest, "arch": arch, "reject": reject, "seed": seed, "steps": judging.judge_steps,
             "pretrained": judging.judge_pretrained, "recipe": RECIPE[dataset.natural], "torch": torch.__version__}  # fmt: skip

@@ -46,7 +46,7 @@ class AblatingConcepts(Method):
     _label: Tensor = field(init=False, repr=False, compare=False)
     _images: Tensor = field(init=False, repr=False, compare=False)
 
-    def refuse(self, model: Diffusion) -> None:
+    def validate(self, model: Diffusion) -> None:
         """The anchor must be a class of the model; dropping labels needs a null label."""
         if self.retain_null_drop:
             model.null(torch.zeros(1, dtype=torch.int64))

@@ -15,7 +15,7 @@ from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
 from safemax.methods.random_label import imitation_loss
 from safemax.training import gradients
-from safemax.training.method import Descend, Method, Terms
+from safemax.training.method import Method, OptimizerStep, Terms
 
 
 def bome_weight(eta: float, conflict: Tensor, square: Tensor) -> Tensor:
@@ -79,16 +79,16 @@ class EraseDiff(Method):
     _draw: int = field(init=False, repr=False, compare=False, default=0)
     _reached: Tensor | None = field(init=False, repr=False, compare=False, default=None)
 
-    def refuse(self, model: Diffusion) -> None:
+    def validate(self, model: Diffusion) -> None:
         """Dropping labels needs a null label to drop them to."""
         if self.forget_null_drop or self.retain_null_drop:
             model.null(torch.zeros(1, dtype=torch.int64))
 
-    def step(self, model: Diffusion, batch: Batch, descend: Descend) -> Terms:
+    def step(self, model: Diffusion, batch: Batch, optimizer_step: OptimizerStep) -> Terms:
         """The inner loop, taken back, then the outer step."""
         self._draw = int(torch.randint(2**62, ()))
-        self._reached = self._inner_loop(model, batch, descend)
-        return descend(self.losses, batch)
+        self._reached = self._inner_loop(model, batch, optimizer_step)
+        return optimizer_step(self.losses, batch)
 
     def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
         """The outer step's losses, each its own group."""
@@ -117,14 +117,14 @@ class EraseDiff(Method):
         eta = self.lmbda if gap > 0 else 0.0
         return bome_weight(eta, gradients.dot(retain, forget), gradients.dot(forget, forget))
 
-    def _inner_loop(self, model: Diffusion, batch: Batch, descend: Descend) -> Tensor:
+    def _inner_loop(self, model: Diffusion, batch: Batch, optimizer_step: OptimizerStep) -> Tensor:
         """Return L_forget(theta_K), (); the weights end as they began."""
         weights = gradients.trained(model)
         before = [w.detach().clone() for w in weights]
         self._reached = None
         self._adam = None if self.one_adam else torch.optim.Adam(weights, lr=self.inner_lr, fused=True)
         for _ in range(self.inner_steps):
-            descend(self._forget_loss, batch, clip=math.inf)
+            optimizer_step(self._forget_loss, batch, clip=math.inf)
         self._adam = None
         with torch.no_grad():
             (terms,) = self._forget_loss(model, batch)

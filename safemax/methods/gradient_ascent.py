@@ -44,7 +44,7 @@ class GradientAscent(Method):
     )
     forget_null_drop: float = knob(0.0, "share of forget rows given the null label (SalUn: 0.1)", bounds=(0, 1))
 
-    def refuse(self, model: Diffusion) -> None:
+    def validate(self, model: Diffusion) -> None:
         """Dropping labels needs a null label to drop them to."""
         if self.forget_null_drop:
             model.null(torch.zeros(1, dtype=torch.int64))

@@ -61,7 +61,7 @@ class MUNBa(Method):
 
     _anchor: Tensor = field(init=False, repr=False, compare=False)
 
-    def refuse(self, model: Diffusion) -> None:
+    def validate(self, model: Diffusion) -> None:
         """Dropping labels needs a null label to drop them to."""
         if self.forget_null_drop or self.retain_null_drop:
             model.null(torch.zeros(1, dtype=torch.int64))

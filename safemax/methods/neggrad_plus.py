@@ -1,4 +1,4 @@
-"""NegGrad+: descend on the retained classes while climbing on the forgotten one."""
+"""NegGrad+: optimizer_step on the retained classes while climbing on the forgotten one."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class NegGradPlus(Method):
     forget_null_drop: float = knob(0.0, "share of forget rows given the null label", bounds=(0, 1))
     retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1))
 
-    def refuse(self, model: Diffusion) -> None:
+    def validate(self, model: Diffusion) -> None:
         """Dropping labels needs a null label to drop them to."""
         if self.forget_null_drop or self.retain_null_drop:
             model.null(torch.zeros(1, dtype=torch.int64))
 
     def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
-        """Descend on the retain rows, then climb on the forget rows; one graph at a time."""
+        """OptimizerStep on the retain rows, then climb on the forget rows; one graph at a time."""
         retain = model.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)
         yield {"retain": self.beta * retain}
         forget = ascent_loss(model, batch.forget, cap=self.cap, null_drop=self.forget_null_drop)

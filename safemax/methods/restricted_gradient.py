@@ -1,4 +1,4 @@
-"""Restricted gradient: climb on the forget class and descend on the rest, each along what does not harm the other."""
+"""Restricted gradient: climb on the forget class and optimizer_step on the rest, each along what does not harm the other."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RestrictedGradient(Method):
         0.1, "share of retain rows given the null label (official: its model has none)", bounds=(0, 1)
     )
 
-    def refuse(self, model: Diffusion) -> None:
+    def validate(self, model: Diffusion) -> None:
         """Dropping labels needs a null label to drop them to."""
         if self.retain_null_drop:
             model.null(torch.zeros(1, dtype=torch.int64))

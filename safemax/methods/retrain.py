@@ -30,7 +30,7 @@ class Retrain(Method):
 
     null_drop: float = knob(0.1, "share of rows given the null label, which guidance needs", bounds=(0, 1))
 
-    def refuse(self, model: Diffusion) -> None:
+    def validate(self, model: Diffusion) -> None:
         """Dropping labels needs a null label to drop them to."""
         if self.null_drop:
             model.null(model.alpha_bar.long())

@@ -62,7 +62,7 @@ class SAFEMax(Method):
     retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1))
     normalize_psi: bool = knob(False, "divide psi by its mean, so that lambda changes its shape alone (paper: false)")
 
-    def refuse(self, model: Diffusion) -> None:
+    def validate(self, model: Diffusion) -> None:
         """Dropping labels needs a null label to drop them to."""
         if self.forget_null_drop or self.retain_null_drop:
             model.null(torch.zeros(1, dtype=torch.int64))

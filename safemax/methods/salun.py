@@ -89,7 +89,7 @@ class SalUn(Method):
     )
     retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1))
 
-    def refuse(self, model: Diffusion) -> None:
+    def validate(self, model: Diffusion) -> None:
         """Label drop and guidance need a null label."""
         if self.forget_null_drop or self.retain_null_drop or self.mask_guidance_scale != 1:
             model.null(torch.zeros(1, dtype=torch.int64))

@@ -36,7 +36,7 @@ class Scissorhands(Method):
 
     Trim: |gradient| of the guided prediction's loss is summed over a few forget batches, without dropout; the share
     `trim` of weights with the largest |gradient x weight| is drawn anew (truncated normal of deviation 0.02, biases 0,
-    gains of normalisation 1). Repair: descend L_retain - lambda L_forget, as the official code for diffusion does. The
+    gains of normalisation 1). Repair: optimizer_step L_retain - lambda L_forget, as the official code for diffusion does. The
     paper's gradient projection, which that code has for classifiers alone, is not here.
 
     All losses are means over pixels, as there. That code ranks all weights but draws anew only those of two
@@ -72,7 +72,7 @@ class Scissorhands(Method):
     forget_null_drop: float = knob(0.0, "share of forget rows given the null label", bounds=(0, 1))
     retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1))
 
-    def refuse(self, model: Diffusion) -> None:
+    def validate(self, model: Diffusion) -> None:
         """Label drop and guidance need a null label."""
         if self.forget_null_drop or self.retain_null_drop or self.trim_guidance_scale != 1:
             model.null(torch.zeros(1, dtype=torch.int64))
@@ -90,7 +90,7 @@ class Scissorhands(Method):
             weight.data = torch.where(cut, _fresh(name, weight), weight.detach())
 
     def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
-        """Descend on the retain rows, climb on the forget rows; one graph at a time."""
+        """OptimizerStep on the retain rows, climb on the forget rows; one graph at a time."""
         yield {"retain": model.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)}
         forget = ascent_loss(model, batch.forget, cap=self.cap, null_drop=self.forget_null_drop)
         yield {"forget": self.lmbda * forget}

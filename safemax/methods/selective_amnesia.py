@@ -15,7 +15,7 @@ from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.knobs import knob, knobs
 from safemax.training.fisher import diagonal
-from safemax.training.method import Descend, Method, Terms
+from safemax.training.method import Method, OptimizerStep, Terms
 
 
 @dataclass
@@ -62,7 +62,7 @@ class SelectiveAmnesia(Method):
         10.0, "weight of elastic weight consolidation (official: 10)", bounds=(0, 1e12), search=(0.1, 1000), log=True
     )
     gamma: float = knob(1.0, "weight of the replay loss (official: 1)", bounds=(0, 1e6), search=(0.3, 30), log=True)
-    pixel_sum: bool = knob(False, "descend losses summed over pixels, so that the clip binds (official: true)")
+    pixel_sum: bool = knob(False, "optimizer_step losses summed over pixels, so that the clip binds (official: true)")
     replay_images: int = knob(500, "images drawn from the model, a class (official: 500)", bounds=(1, 1_000_000))
     replay_sampler: str = knob(
         "ddim", "sampling rule of the replay images (official: ddpm)", choices=("ddim", "ddpm", "dpmpp")
@@ -84,7 +84,7 @@ class SelectiveAmnesia(Method):
     )
     fisher_unit_range: bool = knob(False, "feed it images in [0, 1] instead of [-1, 1] (official: true)")
 
-    def refuse(self, model: Diffusion) -> None:
+    def validate(self, model: Diffusion) -> None:
         """Guided replay and dropped labels need a null label."""
         if self.replay_guidance_scale != 1 or self.fisher_null_drop:
             model.null(torch.zeros(1, dtype=torch.int64))
@@ -117,13 +117,13 @@ class SelectiveAmnesia(Method):
         yield {"forget": self._scale(model) * _loss(model, noise, t)}
         yield {"retain": self._scale(model) * self.gamma * _loss(model, replay, t)}
 
-    def step(self, model: Diffusion, batch: Batch, descend: Descend) -> Terms:
+    def step(self, model: Diffusion, batch: Batch, optimizer_step: OptimizerStep) -> Terms:
         """Put the elastic gradient, 2 lambda F (theta - theta_star), where backward adds to it: no graph, yet clipped.
 
         It is put there once a step, however many passes the rows are split into.
         """
         elastic = self._consolidate(model)
-        return {**descend(self.losses, batch), "elastic": elastic}
+        return {**optimizer_step(self.losses, batch), "elastic": elastic}
 
     def prior(self) -> dict[str, object]:
         """Replay and Fisher information follow their own knobs, whatever is forgotten."""

@@ -19,7 +19,7 @@ from safemax.diffusion.sampling import predict
 from safemax.knobs import knob
 from safemax.training import gradients
 from safemax.training.gradients import Gradient
-from safemax.training.method import Descend, Method, Terms
+from safemax.training.method import Method, OptimizerStep, Terms
 
 EPSILON = 1e-15  # added to both Fisher informations, so that a weight that matters to neither set may move (official)
 
@@ -82,7 +82,7 @@ class SFRon(Method):
     _done: int = field(init=False, repr=False, compare=False, default=0)
     _forgetting: bool = field(init=False, repr=False, compare=False, default=False)
 
-    def refuse(self, model: Diffusion) -> None:
+    def validate(self, model: Diffusion) -> None:
         """Label drop and guidance need a null label."""
         if self.forget_null_drop or self.retain_null_drop or self.fisher_guidance_scale != 1:
             model.null(torch.zeros(1, dtype=torch.int64))
@@ -97,15 +97,15 @@ class SFRon(Method):
         ratio = [(f + EPSILON) / (r + EPSILON) for f, r in zip(forget, retain, strict=True)]
         self._mask = torch.cat([each.flatten() for each in ratio]) >= self.threshold
 
-    def step(self, model: Diffusion, batch: Batch, descend: Descend) -> Terms:
+    def step(self, model: Diffusion, batch: Batch, optimizer_step: OptimizerStep) -> Terms:
         """Forget, then retain; each with its own backward, clipping and optimizer step."""
         before = [p.detach().clone() for p in model.parameters()] if self.hold else []
         self._forgetting = True
-        terms = descend(self._forget_loss, batch)
+        terms = optimizer_step(self._forget_loss, batch)
         self._forgetting = False
         self._put_back(model, before)
         self._done += 1
-        return terms | descend(self.losses, batch)
+        return terms | optimizer_step(self.losses, batch)
 
     def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
         """The retain step's loss."""

@@ -66,23 +66,23 @@ def _blocks(axis: Axes, titles: Sequence[str], widths: Sequence[int], forgotten:
         axis.get_xticklabels()[block].set(color=FORGOTTEN, fontweight="bold")
 
 
-def standings(runs: pd.DataFrame, columns: Mapping[str, str], contenders: Sequence[str]) -> Figure:
-    """Return a row a contender and an axis a value: every class as a light dot, their mean as a dark one.
+def standings(runs: pd.DataFrame, columns: Mapping[str, str], variants: Sequence[str]) -> Figure:
+    """Return a row a variant and an axis a value: every class as a light dot, their mean as a dark one.
 
     An axis, but for percent, whose largest value is WIDE times its smallest is logarithmic: one ruined model would flatten
     all others.
 
     Args:
-        runs: a row a run: contender, forget, and metrics by key.
+        runs: a row a run: variant, forget, and metrics by key.
         columns: the metric's key of each axis, by the axis's label.
-        contenders: from the top down.
+        variants: from the top down.
     """
-    figure = Figure(figsize=(2.0 + 2.6 * len(columns), 0.8 + 0.24 * len(contenders)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2.0 + 2.6 * len(columns), 0.8 + 0.24 * len(variants)), dpi=110, layout="constrained")
     axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-    by_class = runs.groupby(["contender", "forget"])[list(columns.values())].mean()
+    by_class = runs.groupby(["variant", "forget"])[list(columns.values())].mean()
     for axis, (label, metric) in zip(axes, columns.items(), strict=True):
-        for y, contender in enumerate(contenders):
-            values = by_class.loc[contender, metric].dropna()
+        for y, variant in enumerate(variants):
+            values = by_class.loc[variant, metric].dropna()
             axis.plot(values, [y] * len(values), "o", color="tab:blue", alpha=0.3, markersize=4, markeredgewidth=0)
             axis.plot(values.mean(), y, "o", color="navy", markersize=6)
         axis.set_xlabel(label)
@@ -90,7 +90,7 @@ def standings(runs: pd.DataFrame, columns: Mapping[str, str], contenders: Sequen
         least, most = by_class[metric].min(), by_class[metric].max()
         if not label.endswith("%") and least > 0 and most > WIDE * least:
             axis.set_xscale("log")
-    axes[0].set_yticks(range(len(contenders)), list(contenders), fontsize=8)
+    axes[0].set_yticks(range(len(variants)), list(variants), fontsize=8)
     axes[0].invert_yaxis()
     return figure
 

@@ -70,41 +70,41 @@ PAPER: dict[str, dict[str, tuple[float, ...]]] = {
 
 
 def table(
-    runs: pd.DataFrame, columns: Sequence[Column], contenders: Sequence[str], classes: Sequence[str]
+    runs: pd.DataFrame, columns: Sequence[Column], variants: Sequence[str], classes: Sequence[str]
 ) -> pd.DataFrame:
-    """Return a row a forgotten class, then mean and sd over the classes; a block of columns a contender.
+    """Return a row a forgotten class, then mean and sd over the classes; a block of columns a variant.
 
     Args:
-        runs: a row a run: contender, forget (the class's name), seed, and metrics by key.
-        columns: what is shown of each contender; a column that a contender has no value for is left out.
-        contenders: in order, such as base, gold, safemax.
+        runs: a row a run: variant, forget (the class's name), seed, and metrics by key.
+        columns: what is shown of each variant; a column that a variant has no value for is left out.
+        variants: in order, such as base, gold, safemax.
         classes: names of the forgotten classes, in order.
 
     Returns:
-        numbers, means over the seeds; columns (contender, header). Mean and sample deviation (n - 1) are missing where a
+        numbers, means over the seeds; columns (variant, header). Mean and sample deviation (n - 1) are missing where a
         class is, and the deviation of a single class is.
     """
-    means = runs.groupby(["contender", "forget"])[[each.metric for each in columns]].mean()
+    means = runs.groupby(["variant", "forget"])[[each.metric for each in columns]].mean()
     blocks = {}
-    for contender in contenders:
+    for variant in variants:
         for column in columns:
-            values = means.loc[means.index.isin([contender], level=0), column.metric].droplevel(0).reindex(classes)
+            values = means.loc[means.index.isin([variant], level=0), column.metric].droplevel(0).reindex(classes)
             if values.notna().any():
-                blocks[contender, column.header] = pd.concat([values, _summary(values)])
+                blocks[variant, column.header] = pd.concat([values, _summary(values)])
     frame = pd.DataFrame(blocks, index=[*classes, MEAN, DEVIATION]).rename_axis("forgotten class")
-    return frame.set_axis(pd.MultiIndex.from_tuples(list(blocks), names=("contender", "value")), axis=1)
+    return frame.set_axis(pd.MultiIndex.from_tuples(list(blocks), names=("variant", "value")), axis=1)
 
 
 def standings(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a contender of what `table` returned: mean and sd over the classes of each value, missing where it has none.
+    """Return a row a variant of what `table` returned: mean and sd over the classes of each value, missing where it has none.
 
     Returns:
         numbers; columns (value, mean or sd).
     """
     flat = frame.loc[[MEAN, DEVIATION]].T.unstack("value").swaplevel(axis=1)
-    contenders = frame.columns.unique("contender")
+    variants = frame.columns.unique("variant")
     wanted = [(value, part) for value in frame.columns.unique("value") for part in (MEAN, DEVIATION)]
-    return flat.reindex(index=contenders, columns=pd.MultiIndex.from_tuples(wanted))
+    return flat.reindex(index=variants, columns=pd.MultiIndex.from_tuples(wanted))
 
 
 def beside_paper(frame: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
@@ -119,30 +119,30 @@ def beside_paper(frame: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFram
     """
     columns: dict[tuple[str, str], pd.Series] = {}
     rows = [str(each) for each in frame.index if each not in (MEAN, DEVIATION)]
-    for contender, header in frame.columns:
-        columns[contender, header] = frame[contender, header]
-        published = PAPER.get(contender, {}).get(header)
+    for variant, header in frame.columns:
+        columns[variant, header] = frame[variant, header]
+        published = PAPER.get(variant, {}).get(header)
         if published:
             values = pd.Series([published[list(class_names).index(name)] for name in rows], index=rows, dtype=float)
-            columns[contender, f"{header} (paper)"] = pd.concat([values, _summary(values)])
+            columns[variant, f"{header} (paper)"] = pd.concat([values, _summary(values)])
     labels = pd.MultiIndex.from_tuples(list(columns), names=frame.columns.names)
     return pd.DataFrame(columns, index=frame.index).set_axis(labels, axis=1)
 
 
 def paired(runs: pd.DataFrame, columns: Iterable[Column], pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Return the mean difference of each pair of contenders in each metric, with Student's 95 % interval.
+    """Return the mean difference of each pair of variants in each metric, with Student's 95 % interval.
 
     The seeds of a class are averaged first and the classes are the pairs, since runs of one class are alike; where there is
-    one class alone, its seeds are the pairs. Only what both contenders finished counts. All runs are measured with the same
+    one class alone, its seeds are the pairs. Only what both variants finished counts. All runs are measured with the same
     starting noise: that pairs them, and what is peculiar to that noise is in every pair, not in the interval.
 
     Args:
         runs: as in `table`; base and gold have the seed UNSEEDED and are compared with every seed.
         columns: the metrics.
-        pairs: (contender, the one it is held against).
+        pairs: (variant, the one it is held against).
 
     Returns:
-        a row a pair and metric: value, contender, against, difference, low, high, pairs (their number).
+        a row a pair and metric: value, variant, against, difference, low, high, pairs (their number).
     """
     rows = []
     for column in columns:
@@ -152,7 +152,7 @@ def paired(runs: pd.DataFrame, columns: Iterable[Column], pairs: Sequence[tuple[
                 low, high = interval(differences.tolist())
                 middle = float(differences.mean())
                 rows.append((column.header, one, other, middle, low, high, len(differences)))
-    return pd.DataFrame(rows, columns=["value", "contender", "against", "difference", "low", "high", "pairs"])
+    return pd.DataFrame(rows, columns=["value", "variant", "against", "difference", "low", "high", "pairs"])
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
@@ -169,10 +169,10 @@ def written(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
     """Return a table as text, each number with its column's digits, "-" for none, the two lines of its head joined."""
     digits = {each.header: each.digits for each in columns}
     shown = {
-        f"{contender} {header}": [
-            _cell(value, digits[header.removesuffix(" (paper)")]) for value in frame[contender, header]
+        f"{variant} {header}": [
+            _cell(value, digits[header.removesuffix(" (paper)")]) for value in frame[variant, header]
         ]
-        for contender, header in frame.columns
+        for variant, header in frame.columns
     }
     return pd.DataFrame(shown, index=frame.index)
 
@@ -199,8 +199,8 @@ def _summary(values: pd.Series) -> pd.Series:
     return pd.Series({MEAN: values.mean(skipna=False), DEVIATION: values.std(skipna=False)})
 
 
-def _values(runs: pd.DataFrame, contender: str, metric: str) -> pd.Series:
-    mine = runs[runs["contender"] == contender]
+def _values(runs: pd.DataFrame, variant: str, metric: str) -> pd.Series:
+    mine = runs[runs["variant"] == variant]
     return mine.set_index(["forget", "seed"])[metric].dropna()
 
 

@@ -20,7 +20,7 @@ Terms = dict[str, Tensor]
 Losses = Callable[[Diffusion, Batch], Iterable[Terms]]
 
 
-class Descend(Protocol):
+class OptimizerStep(Protocol):
     """One optimizer step on the losses of a batch: backward, clipping, finite check, `constrain`, step."""
 
     def __call__(self, losses: Losses, batch: Batch, *, clip: float | None = None) -> Terms:
@@ -58,7 +58,7 @@ class Method(ABC):
     def __post_init__(self) -> None:
         check(self)
 
-    def refuse(self, model: Diffusion) -> None:
+    def validate(self, model: Diffusion) -> None:
         """Raise InputError where the model lacks what the method needs; called before any work."""
         if self.needs_null and not model.has_null:
             raise InputError(f"{type(self).__name__} needs a null label and this model has none")
@@ -100,9 +100,9 @@ class Method(ABC):
     def constrain(self, model: Diffusion) -> None:
         """Change the gradients after clipping and before the optimizer's step: masks."""
 
-    def step(self, model: Diffusion, batch: Batch, descend: Descend) -> Terms:
+    def step(self, model: Diffusion, batch: Batch, optimizer_step: OptimizerStep) -> Terms:
         """One step of the trainer; override for several optimizer steps a batch."""
-        return descend(self.losses, batch)
+        return optimizer_step(self.losses, batch)
 
     def trainable(self, model: Diffusion) -> Iterable[Parameter]:
         """Weights that the optimizer may touch; override for a subset such as the label embedding."""

@@ -1,4 +1,4 @@
-"""Which labels of a job are forgotten and retained, and which retained label each forgotten one is mapped to."""
+"""SearchMethodOptions labels of a job are forgotten and retained, and which retained label each forgotten one is mapped to."""
 
 from __future__ import annotations
 

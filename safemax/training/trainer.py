@@ -207,8 +207,8 @@ def _loop(
     priors: Path | None = None,
     origin: str = "",
 ) -> _Loop:
-    method.refuse(diffusion)
-    _refuse(method, training, forget)
+    method.validate(diffusion)
+    _validate(method, training, forget)
     accelerator = accelerate(training)
     _refuse_parts(training, accelerator.num_processes)
     method.run_steps = max(1, training.steps)
@@ -348,7 +348,7 @@ class _Loop:
         reseed(self.training.seed, self.done, self.accelerator.process_index)
         self.optimizer.param_groups[0]["lr"] = self.training.lr_at(self.done)
         batch = self.batches(self.done)
-        terms = self.method.step(self.diffusion, batch, self._descend)
+        terms = self.method.step(self.diffusion, batch, self._optimizer_step)
         if self.average:
             torch._foreach_lerp_(self.average, [p.detach() for p in self.weights], 1 - self.training.ema)
         self.done += 1
@@ -356,7 +356,7 @@ class _Loop:
         self.cost.runtime_minutes += (time.perf_counter() - started) / 60
         return terms
 
-    def _descend(self, losses: Losses, batch: Batch, *, clip: float | None = None) -> Terms:
+    def _optimizer_step(self, losses: Losses, batch: Batch, *, clip: float | None = None) -> Terms:
         parts = batch.split(self.training.accumulate) if self.training.accumulate > 1 else [batch]
         terms: Terms = {}
         for number, part in enumerate(parts, start=1):
@@ -432,7 +432,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _refuse(method: Method, training: Training, forget: tuple[int, ...]) -> None:
+def _validate(method: Method, training: Training, forget: tuple[int, ...]) -> None:
     name, share = type(method).__name__, f"forget_share = {training.forget_share:g}"
     if method.needs_forget and not training.forget_rows:
         raise InputError(f"{share} of batch_size = {training.batch_size} leaves no forget rows, which {name} needs")

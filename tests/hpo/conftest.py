@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 from hpo import space
-from hpo.config import Request, Search
-from pipelines.cli.options import Data
+from hpo.config import SearchConfig, SearchOptions
+from pipelines.cli.options import DataOptions
 from safemax.data.dataset import Split
 from safemax.evaluation.measure import Evaluation
-from safemax.judges.load import Judging
+from safemax.judges.load import JudgeConfig
 from safemax.methods import create
 from safemax.training.trainer import Training
 from tests.support import tiny_models
 
-Build = Callable[..., Request]
+Build = Callable[..., SearchConfig]
 
 
 @pytest.fixture(scope="session")
@@ -43,20 +43,20 @@ def _write(folder: Path, split: Split) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_request(shared_folder: Path) -> Build:
-    """Build a request; keywords change its Search, `steps` and `forget_samples` its training and evaluation."""
+    """Build a request; keywords change its SearchOptions, `steps` and `forget_samples` its training and evaluation."""
 
-    def build(*, steps: int = 4, forget_samples: int = 6, **search: Any) -> Request:
+    def build(*, steps: int = 4, forget_samples: int = 6, **search: Any) -> SearchConfig:
         given: dict[str, Any] = {"trials": 3, "accuracy_drop": 100.0, "final_samples": 2, "prune": False, **search}
-        data = Data(data=str(shared_folder / "data"))
+        data = DataOptions(data=str(shared_folder / "data"))
         training = Training(steps=steps, batch_size=8, device="cpu")
         evaluation = Evaluation(
             protocol="custom", sampler_steps=2, forget_samples=forget_samples, retain_samples=6, second_samples=5
         )
-        method, asked = create("safemax"), replace(Search(), **given)
+        method, asked = create("safemax"), replace(SearchOptions(), **given)
         ranges = space.read(asked.space, method, training, ("steps", "retain_weight"))
-        judging = Judging(judge_steps=5, reject_judges=1)
+        judging = JudgeConfig(judge_steps=5, reject_judges=1)
         names = (str(shared_folder / "base"), "tiny-ddpm", "safemax")
-        return Request(asked, data, data.load(), (0,), *names, method, training, evaluation, judging, ranges)
+        return SearchConfig(asked, data, data.load(), (0,), *names, method, training, evaluation, judging, ranges)
 
     return build
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hpo import objective
-from hpo.objective import Bench, Probe, Pruned, scores
+from hpo.objective import Probe, Pruned, TrialContext, scores
 from safemax.errors import Stopped
 from safemax.evaluation.measure import Evaluation
 from safemax.methods import create
@@ -38,9 +38,9 @@ def never(percent: int, knowledge: float, damage: float) -> bool:
     return False
 
 
-def bench(request: Any, folder: Path, stop: Any = lambda: False) -> Bench:
+def bench(request: Any, folder: Path, stop: Any = lambda: False) -> TrialContext:
     task = request.task()
-    return Bench(objective.Task(**{**task.__dict__, "folder": str(folder)}), stop)
+    return TrialContext(objective.TrialConfig(**{**task.__dict__, "folder": str(folder)}), stop)
 
 
 def values_of(metrics: dict[str, float]) -> dict[str, float]:
@@ -138,7 +138,7 @@ def test_a_class_that_the_base_forgot_earlier_is_neither_trained_on_nor_measured
     hpo_cache: Path, tmp_path: Path, tiny_request: Build
 ) -> None:
     request = tiny_request()
-    made = Bench(replace(request.task(), folder=str(tmp_path), earlier=[1]), lambda: False)
+    made = TrialContext(replace(request.task(), folder=str(tmp_path), earlier=[1]), lambda: False)
     metrics = made.trial(0, VALUES, silent, never)
     asked, by_hand = request.correction({"lr": 1e-3, "lambda": 2.0}, request.evaluation), tiny_models.diffusion()
     fit(by_hand, asked.method, asked.dataset.train.without((1,)), (0,), asked.training, progress=False)

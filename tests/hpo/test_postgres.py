@@ -14,7 +14,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from hpo import storage, study
-from hpo.study import Books, Lost, Plan
+from hpo.study import StudyPlan, TrialLost, TrialScheduler
 from tests.hpo.test_study import PLAN, books, go_on, rows, scored
 
 pgserver = pytest.importorskip("pgserver", reason="needs a PostgreSQL server: pip install pgserver")
@@ -41,15 +41,15 @@ def test_machines_that_open_a_fresh_database_at_once_all_get_in(tmp_path: Path) 
 
 
 @pytest.fixture
-def plan(request: pytest.FixtureRequest) -> Plan:
+def plan(request: pytest.FixtureRequest) -> StudyPlan:
     """A study of the test's own."""
     return replace(PLAN, name=request.node.name, trials=8)
 
 
 @contextmanager
-def machine(address: str, plan: Plan) -> Iterator[tuple[Books, storage.Store]]:
+def machine(address: str, plan: StudyPlan) -> Iterator[tuple[TrialScheduler, storage.Store]]:
     with storage.opened(address, plan.name, Path("unused")) as store:
-        yield Books(plan, store), store
+        yield TrialScheduler(plan, store), store
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "GRACE_SECONDS", 1)
 
 
-def abandoned(address: str, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> int:
+def abandoned(address: str, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch) -> int:
     """Take a trial on a machine that then dies; return the trial's number."""
     with monkeypatch.context() as patch, machine(address, plan) as (opened, _):
         patch.setattr(study, "_OWNER", "another-machine/1/0")
@@ -68,7 +68,7 @@ def abandoned(address: str, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> int:
     return trial.number
 
 
-def test_a_database_holds_the_same_study_as_a_journal(address: str, plan: Plan, tmp_path: Path) -> None:
+def test_a_database_holds_the_same_study_as_a_journal(address: str, plan: StudyPlan, tmp_path: Path) -> None:
     with machine(address, plan) as (opened, _):
         go_on(opened, 100)
         shared = rows(opened.trials)
@@ -77,14 +77,16 @@ def test_a_database_holds_the_same_study_as_a_journal(address: str, plan: Plan, 
         assert rows(opened.trials) == shared
 
 
-def test_the_machine_that_comes_first_leads_and_the_next_one_leads_after_its_death(address: str, plan: Plan) -> None:
+def test_the_machine_that_comes_first_leads_and_the_next_one_leads_after_its_death(
+    address: str, plan: StudyPlan
+) -> None:
     with machine(address, plan) as (_, first), machine(address, plan) as (_, second):
         assert (first.leads, second.leads) == (True, False)
     with machine(address, plan) as (_, third):
         assert third.leads
 
 
-def test_two_machines_share_the_trials_and_run_none_twice(address: str, plan: Plan) -> None:
+def test_two_machines_share_the_trials_and_run_none_twice(address: str, plan: StudyPlan) -> None:
     with machine(address, plan) as (one, _), machine(address, plan) as (other, _):
         taken = []
         for opened in (one, other, other, one, one, other, one, other):
@@ -99,7 +101,9 @@ def test_two_machines_share_the_trials_and_run_none_twice(address: str, plan: Pl
         assert one.over == other.over == 8
 
 
-def test_a_trial_of_this_machine_is_taken_up_again_under_its_number(address: str, plan: Plan, tmp_path: Path) -> None:
+def test_a_trial_of_this_machine_is_taken_up_again_under_its_number(
+    address: str, plan: StudyPlan, tmp_path: Path
+) -> None:
     with machine(address, plan) as (opened, _):
         go_on(opened, 2)
         opened.take()
@@ -119,7 +123,7 @@ def test_a_trial_of_this_machine_is_taken_up_again_under_its_number(address: str
 
 
 def test_the_trial_of_a_dead_machine_is_run_again_and_counted_once(
-    address: str, plan: Plan, monkeypatch: pytest.MonkeyPatch, impatient: None
+    address: str, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:
     number = abandoned(address, plan, monkeypatch)
     with machine(address, plan) as (opened, _):
@@ -135,7 +139,7 @@ def test_the_trial_of_a_dead_machine_is_run_again_and_counted_once(
 
 
 def test_a_trial_that_outlives_no_machine_fails_after_three_more_tries(
-    address: str, plan: Plan, monkeypatch: pytest.MonkeyPatch, impatient: None
+    address: str, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:
     for _ in range(4):
         abandoned(address, plan, monkeypatch)
@@ -150,7 +154,7 @@ def test_a_trial_that_outlives_no_machine_fails_after_three_more_tries(
 
 
 def test_a_machine_that_was_taken_for_dead_learns_that_its_trial_is_not_its_own(
-    address: str, plan: Plan, impatient: None
+    address: str, plan: StudyPlan, impatient: None
 ) -> None:
     for tell in (
         lambda mine, number: mine.report(number, 50, 0.5, 0.0),
@@ -164,14 +168,14 @@ def test_a_machine_that_was_taken_for_dead_learns_that_its_trial_is_not_its_own(
             time.sleep(2.5)
             go_on(other, 1)  # the copy
             assert silent.holds(trial.number)
-            with pytest.raises(Lost):
+            with pytest.raises(TrialLost):
                 tell(silent, trial.number)
             assert not silent.holds(trial.number)
             assert other.trials[trial.number].state == TrialState.FAIL
             assert other.over == len([each for each in other.trials if each.state == TrialState.COMPLETE])
 
 
-def test_a_machine_that_gives_signs_of_life_keeps_its_trial(address: str, plan: Plan, impatient: None) -> None:
+def test_a_machine_that_gives_signs_of_life_keeps_its_trial(address: str, plan: StudyPlan, impatient: None) -> None:
     with machine(address, plan) as (slow, _), machine(address, plan) as (other, _):
         trial = slow.take()
         assert trial is not None

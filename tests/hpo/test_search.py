@@ -19,11 +19,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import objective, storage
-from hpo.config import Request
+from hpo.config import SearchConfig
 from hpo.search import run, search
-from hpo.study import Books
+from hpo.study import TrialScheduler
 from pipelines.cli.parameters import UsageError
-from pipelines.engine.signals import Flag
+from pipelines.engine.signals import StopSignal
 from pipelines.registry import model_versions
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
@@ -32,7 +32,7 @@ from tests.hpo.conftest import Build
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def trials_of(request: Request) -> list[FrozenTrial]:
+def trials_of(request: SearchConfig) -> list[FrozenTrial]:
     """Return a study's trials as anyone may read them while it runs; [] before it is there."""
     if not request.journal.exists() or not request.journal.stat().st_size:
         return []
@@ -58,7 +58,7 @@ def _is_worker(process: psutil.Process) -> bool:
 class Killer(threading.Thread):
     """Kills a worker so many times, at moments spread over the search by a seed, while a trial runs."""
 
-    def __init__(self, request: Request, kills: int) -> None:
+    def __init__(self, request: SearchConfig, kills: int) -> None:
         super().__init__(daemon=True)
         self.request, self.over, self.dice = request, threading.Event(), random.Random(0)
         # Not the last trials: the search must not end before its last kill.
@@ -76,12 +76,12 @@ class Killer(threading.Thread):
                 del self.after[0]
 
 
-def killed(request: Request, kills: int) -> str:
+def killed(request: SearchConfig, kills: int) -> str:
     """Run a search while workers are killed, and return the address of what it registered."""
     killer = Killer(request, kills)
     killer.start()
     try:
-        return run(request, Flag())
+        return run(request, StopSignal())
     finally:
         killer.over.set()
         killer.join()
@@ -90,7 +90,7 @@ def killed(request: Request, kills: int) -> str:
 
 @dataclass
 class Searched:
-    request: Request
+    request: SearchConfig
     address: str
     client: MlflowClient
 
@@ -206,7 +206,7 @@ def test_the_front_is_measured_on_other_seeds_by_more_samples(searched: Searched
 
 def test_the_same_command_again_repeats_no_trial_and_takes_the_runs_along(searched: Searched) -> None:
     before, earlier = trials_of(searched.request), searched.parent.info.run_id
-    run(searched.request, Flag())
+    run(searched.request, StopSignal())
     assert trials_of(searched.request) == before
     (later,) = (each for each in searched.find("tags.kind = 'search'") if each.info.run_id != earlier)
     assert later.data.tags["resumed_from"] == earlier
@@ -221,7 +221,7 @@ def test_a_search_by_another_objective_with_early_stopping_registers_the_best_me
 ) -> None:
     monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
     request = tiny_request(objective=objective, prune=True, prefer="knee" if objective == "joint" else "cost", trials=9)
-    address = run(request, Flag())
+    address = run(request, StopSignal())
     trials = trials_of(request)
     assert {each.state for each in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert all("probe_50" in each.user_attrs for each in trials)
@@ -262,6 +262,6 @@ def test_a_name_that_another_study_has_is_refused(
     monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
     first, other = (tiny_request(study="mine", space=text) for text in ("auto", "lr=1e-5:1e-4"))
     with storage.opened("auto", "mine", first.journal) as store:
-        Books(first.plan(), store).study.set_user_attr("key", first.key)
+        TrialScheduler(first.plan(), store).study.set_user_attr("key", first.key)
     with pytest.raises(InputError, match="study = mine was begun with other parameters"):
-        run(other, Flag())
+        run(other, StopSignal())

@@ -15,11 +15,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo import storage
 from hpo.space import Range, Space
-from hpo.study import RETRIED, SAMPLERS, Books, Plan, dominates, propose, warn_of_population
+from hpo.study import RETRIED, SAMPLERS, StudyPlan, TrialScheduler, dominates, propose, warn_of_population
 from safemax.errors import InputError
 
 SPACE = Space({"x": Range(0.0, 4.0), "n": Range(1, 64, log=True, whole=True)}, {}, {"x": 1.0, "n": 8})
-PLAN = Plan("toy", SPACE, trials=14, objective="two", sampler="tpe", seed=3, accuracy_drop=1.0)
+PLAN = StudyPlan("toy", SPACE, trials=14, objective="two", sampler="tpe", seed=3, accuracy_drop=1.0)
 
 Row = tuple[int, str, tuple[tuple[str, float], ...], tuple[float, ...]]
 
@@ -32,12 +32,12 @@ def scored(trial: FrozenTrial) -> dict[str, float]:
 
 
 @contextmanager
-def books(folder: Path, plan: Plan = PLAN) -> Iterator[Books]:
+def books(folder: Path, plan: StudyPlan = PLAN) -> Iterator[TrialScheduler]:
     with storage.opened("auto", plan.name, folder / "toy.journal") as store:
-        yield Books(plan, store)
+        yield TrialScheduler(plan, store)
 
 
-def go_on(opened: Books, trials: int) -> None:
+def go_on(opened: TrialScheduler, trials: int) -> None:
     """Run so many trials, one at a time."""
     for _ in range(trials):
         trial = opened.take()

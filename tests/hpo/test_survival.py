@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpo.config import Request
+from hpo.config import SearchConfig
 from hpo.study import RETRIED
 from pipelines import ROOT
 from tests.hpo.conftest import Build
@@ -29,7 +29,7 @@ from tests.hpo.test_study import rows
 pytestmark = pytest.mark.slow
 
 
-def command(asked: Request, *more: str) -> list[str]:
+def command(asked: SearchConfig, *more: str) -> list[str]:
     """Return the command that asks for a request."""
     facts: dict[str, object] = {
         "data": asked.data.data,
@@ -45,7 +45,7 @@ def command(asked: Request, *more: str) -> list[str]:
     return [sys.executable, "-m", "hpo.search", *given, *more]
 
 
-def start(asked: Request, *more: str) -> subprocess.Popen[bytes]:
+def start(asked: SearchConfig, *more: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command(asked, *more), env=environment)
 
@@ -60,7 +60,7 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.wait()
 
 
-def until_trials(asked: Request, n: int) -> None:
+def until_trials(asked: SearchConfig, n: int) -> None:
     """Wait until a study has so many trials."""
     deadline = time.monotonic() + 240
     while len(trials_of(asked)) < n:

@@ -10,10 +10,10 @@ from typing import Any
 import psutil
 import pytest
 
-from hpo.objective import Task
-from pipelines.engine.worker_pool import Crew, Job, Message
+from hpo.objective import TrialConfig
+from pipelines.engine.worker_pool import Job, Message, WorkerPool
 from safemax.errors import InputError
-from safemax.judges.load import Judging
+from safemax.judges.load import JudgeConfig
 from tests.hpo.conftest import Build
 
 
@@ -31,8 +31,8 @@ class Heard:
         return False
 
 
-def crew_of(task: Task) -> Crew:
-    return Crew("hpo.worker", asdict(task), 1)
+def crew_of(task: TrialConfig) -> WorkerPool:
+    return WorkerPool("hpo.worker", asdict(task), 1)
 
 
 def trial(number: int, **values: Any) -> Job:
@@ -57,7 +57,7 @@ def test_jobs_are_done_and_a_failed_one_says_why_without_stopping_the_others(
 
 def test_what_no_worker_can_load_is_refused_before_any_trial(hpo_cache: Path, tiny_request: Build) -> None:
     request = tiny_request()
-    task = replace(request.task(), judging=asdict(replace(Judging(), judge="/nowhere/judge.safetensors")))
+    task = replace(request.task(), judging=asdict(replace(JudgeConfig(), judge="/nowhere/judge.safetensors")))
     with pytest.raises(InputError, match="/nowhere/judge.safetensors"), crew_of(task):
         pass
 
@@ -69,12 +69,12 @@ def test_a_job_that_kills_every_worker_fails_after_three_more_tries(
     jobs, heard = deque([trial(0, lr=1e-3), trial(1, lr=1e-3)]), Heard()
     with crew_of(replace(tiny_request().task(), folder=str(tmp_path))) as crew:
 
-        def hear(job: Job, message: Message) -> bool:
+        def on_message(job: Job, message: Message) -> bool:
             if job.request["number"] == 0 and message["kind"] == "started":
                 crew._workers[0].process.kill()
             return heard(job, message)
 
-        crew.run(lambda: jobs.popleft() if jobs else None, hear)
+        crew.run(lambda: jobs.popleft() if jobs else None, on_message)
     assert heard.kinds[0] == ["started", "died"] * 3 + ["started", "failed"]
     assert heard.last[0]["reason"].startswith("its worker died 4 times: SIGKILL of worker ")
     assert heard.kinds[1][-1] == "done"

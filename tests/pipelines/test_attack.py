@@ -14,7 +14,7 @@ from pipelines import demo as demo_module
 from pipelines import evaluate as evaluate_module
 from pipelines import unlearn as unlearn_module
 from pipelines.cli.parameters import UsageError
-from pipelines.correction.retrained import Gold, _as_base
+from pipelines.correction.retrained import GoldOptions, _as_base
 from pipelines.registry import lineage, model_versions
 from safemax.data.sources import load
 from safemax.diffusion.model import Diffusion
@@ -95,9 +95,10 @@ def test_the_gold_model_is_trained_as_the_base_was(corrected):
 def test_a_stopped_gold_training_leaves_no_gold_model(corrected):
     like = Diffusion.load(model_versions.resolve("models:/digits-ddpm/1"))
     with pytest.raises(Stopped):
-        Gold(gold_steps=7).find(like, "models:/digits-ddpm/1", load("digits"), (0,), lambda: True)
+        GoldOptions(gold_steps=7).find(like, "models:/digits-ddpm/1", load("digits"), (0,), lambda: True)
     assert (
-        Gold(gold="kept", gold_steps=7).find(like, "models:/digits-ddpm/1", load("digits"), (0,), lambda: True) is None
+        GoldOptions(gold="kept", gold_steps=7).find(like, "models:/digits-ddpm/1", load("digits"), (0,), lambda: True)
+        is None
     )
 
 

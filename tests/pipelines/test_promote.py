@@ -225,7 +225,7 @@ def test_a_copy_outlives_its_source_and_the_sweep(mlflow_store: MlflowClient) ->
     register(mlflow_store)
     promote([MODEL, "--version=1", "--to=prod-ddpm"])
     mlflow_store.delete_model_version(NAME, "1")
-    orphans.sweep(NAME)
+    orphans.remove_orphans(NAME)
     assert len(mlflow_store.search_logged_models(["0"])) == 1
     model_versions.resolve("models:/prod-ddpm@champion")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from safemax.data.dataset import Dataset
 from safemax.data.sources import load
 from safemax.evaluation.measure import Samples
-from safemax.judges.load import Judges, Judging, Reference
+from safemax.judges.load import JudgeConfig, Judges, Reference
 from safemax.judges.load import judges as judges_of
 from safemax.judges.load import reference as reference_of
 
@@ -30,7 +30,7 @@ def judges() -> Judges:
     """Return a plain judge and two that reject, 98 % or more right on test images."""
     with pytest.MonkeyPatch.context() as patch:
         _in_cache(patch)
-        return judges_of(digits(), Judging(judge_steps=200, reject_judges=2), progress=False)
+        return judges_of(digits(), JudgeConfig(judge_steps=200, reject_judges=2), progress=False)
 
 
 @cache

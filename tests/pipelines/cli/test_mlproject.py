@@ -36,11 +36,11 @@ class Awkward:
 
 
 @dataclass
-class Choice:
+class MethodOptions:
     method: str = knob("finetune", "which", choices=("finetune", "salun"))
 
 
-SAMPLE = Entry("sample", "pipelines.sample", {"awkward": Awkward, "choice": Choice}, fixed={"method": "salun"})
+SAMPLE = Entry("sample", "pipelines.sample", {"awkward": Awkward, "choice": MethodOptions}, fixed={"method": "salun"})
 
 
 def _argv(entry: Entry, folder: Path, given: dict[str, str]) -> list[str]:
@@ -57,7 +57,7 @@ def _argv(entry: Entry, folder: Path, given: dict[str, str]) -> list[str]:
 def test_every_default_survives_yaml_format_shell_and_command_line(tmp_path: Path) -> None:
     argv = _argv(SAMPLE, tmp_path, {})
     parsed = parser.parse("sample", "", SAMPLE.groups, argv)
-    assert parsed == {"awkward": Awkward(), "choice": Choice(method="salun")}
+    assert parsed == {"awkward": Awkward(), "choice": MethodOptions(method="salun")}
 
 
 def test_every_value_given_to_mlflow_survives_too(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_kill_leaves_the_alias_where_it_was_or_moved_with_its_record(
         with pytest.raises(Killed):
             aliases.move(NAME, "champion", planned("1", "2"))
     holder = model_versions.holder(NAME, "champion")
-    trail = aliases.trail(aliases.recorded(NAME, "champion"), holder)
+    trail = aliases.promotion_history(aliases.recorded(NAME, "champion"), holder)
     assert trail in ([], ["1"], ["1", "2"])
     assert holder == (trail or ["1"])[-1]
     aliases.move(NAME, "champion", planned(holder, "3"))

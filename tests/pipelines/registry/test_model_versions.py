@@ -236,11 +236,11 @@ def test_a_kill_at_any_call_leaves_no_half_version_and_the_next_attempt_makes_on
             register(run_id)
     for each in versions(mlflow_store):
         model_versions.resolve(f"models:/{NAME}/{each.version}")  # visible means whole
-    orphans.sweep(NAME)
+    orphans.remove_orphans(NAME)
     assert bool(mlflow_store.search_registered_models()) == bool(versions(mlflow_store))
     assert len(mlflow_store.search_logged_models(["0"])) == len(versions(mlflow_store))
     assert register(run_id) == "1"
-    assert orphans.sweep(NAME) == []
+    assert orphans.remove_orphans(NAME) == []
     assert model_versions.find(NAME, "candidate") == f"models:/{NAME}/1"
     assert len(versions(mlflow_store)) == len(mlflow_store.search_logged_models(["0"])) == 1
 
@@ -263,21 +263,21 @@ def test_sweep_says_what_it_removed_and_spares_a_living_run(
         for run_id in (dead, alive.id):
             with pytest.raises(Killed):
                 register(run_id)
-        (line,) = orphans.sweep(NAME)
+        (line,) = orphans.remove_orphans(NAME)
     assert dead in line
 
 
 def test_sweep_leaves_other_peoples_models_alone(mlflow_store: MlflowClient) -> None:
     mlflow_store.create_logged_model("0", NAME)
-    assert orphans.sweep(NAME) == []
+    assert orphans.remove_orphans(NAME) == []
 
 
 def test_sweep_leaves_a_name_that_somebody_gave_a_description_or_tags(mlflow_store: MlflowClient) -> None:
     mlflow_store.create_registered_model(NAME, description="the first version comes tomorrow")
-    assert orphans.sweep(NAME) == []
+    assert orphans.remove_orphans(NAME) == []
     mlflow_store.create_registered_model("other")
     mlflow_store.set_registered_model_tag("other", "team", "vision")
-    assert orphans.sweep("other") == []
+    assert orphans.remove_orphans("other") == []
 
 
 def test_sweep_goes_on_where_a_model_is_not_ours_to_delete(
@@ -292,7 +292,7 @@ def test_sweep_goes_on_where_a_model_is_not_ours_to_delete(
         raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
 
     monkeypatch.setattr(MlflowClient, "delete_logged_model", forbidden)
-    assert orphans.sweep(NAME) == []
+    assert orphans.remove_orphans(NAME) == []
 
 
 def _register(uri: str, folder: str, run_id: str, fatal: int) -> None:
@@ -344,7 +344,7 @@ def test_processes_that_register_at_once_and_are_killed_make_one_whole_version_a
     assert len(mlflow_store.search_logged_models(["0"])) > len(versions(mlflow_store))  # it was in the middle
     for run_id in runs:
         register(run_id)
-    orphans.sweep(NAME)
+    orphans.remove_orphans(NAME)
     made = whole(mlflow_store)
     assert sorted(each.run_id for each in made) == sorted(runs)
     assert sorted(int(each.version) for each in made) == list(range(1, number + 1))

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from pipelines import tracking
-from pipelines.tracking.metric_journal import Spool
+from pipelines.tracking.metric_journal import MetricJournal
 from safemax.errors import Stopped
 
 
@@ -18,22 +18,26 @@ def facts(metrics: list[Metric]) -> list[tuple[str, float, int]]:
 
 
 def test_what_was_appended_is_read_in_the_order_of_the_steps_the_last_of_two(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "job")
+    spool = MetricJournal(tmp_path / "job")
     assert spool.read() == []
     spool.append([Metric("loss/a", 1.0, 5, 10), Metric("loss/b", 2.0, 5, 10)])
     spool.append([Metric("loss/a", 0.5, 6, 20)])
     spool.append([Metric("loss/a", 0.9, 7, 10)])
-    assert facts(Spool(tmp_path / "job").read()) == [("loss/a", 0.9, 10), ("loss/b", 2.0, 10), ("loss/a", 0.5, 20)]
+    assert facts(MetricJournal(tmp_path / "job").read()) == [
+        ("loss/a", 0.9, 10),
+        ("loss/b", 2.0, 10),
+        ("loss/a", 0.5, 20),
+    ]
 
 
 def test_a_line_that_a_kill_tore_is_passed_over_and_spoils_no_other(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+    spool = MetricJournal(tmp_path)
     spool.append([Metric("loss/a", 1.0, 5, 10), Metric("loss/a", 2.0, 5, 20)])
     whole = spool.path.read_bytes()
     second = whole.index(b"\n") + 1
     for length in range(second, len(whole)):
         spool.path.write_bytes(whole[:length])
-        again = Spool(tmp_path)
+        again = MetricJournal(tmp_path)
         again.append([Metric("loss/a", 3.0, 5, 30)])
         # Without its line break alone, the torn line is whole.
         kept = [("loss/a", 2.0, 20)] if length == len(whole) - 1 else []
@@ -41,7 +45,7 @@ def test_a_line_that_a_kill_tore_is_passed_over_and_spoils_no_other(tmp_path: Pa
 
 
 def test_numbers_that_are_not_finite_come_back(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+    spool = MetricJournal(tmp_path)
     spool.append([Metric("loss/a", float("inf"), 5, 1), Metric("loss/b", float("nan"), 5, 1)])
     values = [each.value for each in spool.read()]
     assert values[0] == float("inf")
@@ -66,11 +70,11 @@ def test_a_run_that_goes_on_from_a_killed_one_has_the_metrics_of_both_each_step_
 
 
 def test_a_run_that_goes_on_after_the_last_step_has_all_of_them(mlflow_store: MlflowClient, tmp_path: Path) -> None:
-    Spool(tmp_path).append([Metric("loss/a", 1.0, 5, 10), Metric("loss/a", 2.0, 5, 20)])
+    MetricJournal(tmp_path).append([Metric("loss/a", 1.0, 5, 10), Metric("loss/a", 2.0, 5, 20)])
     with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
         run.keep(tmp_path)
         run.log({"forget/ua": 99.0})
-        run.let_go()
+        run.delete_journal()
     assert [each.step for each in mlflow_store.get_metric_history(run.id, "loss/a")] == [10, 20]
     assert list(tmp_path.glob("*.jsonl")) == []
 
@@ -84,4 +88,4 @@ def test_a_run_that_is_stopped_keeps_the_file(mlflow_store: MlflowClient, tmp_pa
 
     with pytest.raises(Stopped):
         job()
-    assert facts(Spool(tmp_path).read()) == [("loss/a", 1.0, 10)]
+    assert facts(MetricJournal(tmp_path).read()) == [("loss/a", 1.0, 10)]

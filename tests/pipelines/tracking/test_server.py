@@ -26,7 +26,7 @@ from pipelines import unlearn as unlearn_module
 from pipelines.promote import promote
 from pipelines.registry import model_versions
 from pipelines.rollback import rollback
-from pipelines.tracking.metric_journal import Spool
+from pipelines.tracking.metric_journal import MetricJournal
 from pipelines.versions import versions
 from safemax.errors import InputError
 from tests.pipelines.test_end_to_end import EVALUATION, SMALL
@@ -226,14 +226,14 @@ def test_a_server_that_is_killed_costs_no_metric_and_a_run_that_ends_without_it_
         run.log({"loss/a": 1.0}, 1)
         server.kill()
         run.log({"loss/a": 2.0}, 2)
-        with run.patient():
+        with run.tolerate_outage():
             run.json({}, "lost")
         server.start()
         run.log({"loss/a": 3.0}, 3)
     assert [each.step for each in client.get_metric_history(run.id, "loss/a")] == [1, 2, 3]
     with pytest.raises(InputError, match="does not answer; the same command goes on"):
         _end_without(server, tmp_path)
-    assert [each.step for each in Spool(tmp_path / "other").read()] == [1, 2]
+    assert [each.step for each in MetricJournal(tmp_path / "other").read()] == [1, 2]
 
 
 def _end_without(server: Server, folder: Path) -> None:

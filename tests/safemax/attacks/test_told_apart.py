@@ -20,11 +20,11 @@ from safemax.attacks.base import Setting
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, sample
-from safemax.evaluation.attack_results import Trio, kept_run, metrics
-from safemax.evaluation.measure import Evaluation, kept_draw, measure
+from safemax.evaluation.attack_results import AttackComparison, cached_attack, metrics
+from safemax.evaluation.measure import Evaluation, cached_samples, measure
 from safemax.evaluation.retention import neighbours
 from safemax.evaluation.verdict import Verdict, verdict
-from safemax.judges.load import Judging, judges, reference
+from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.methods.gradient_ascent import GradientAscent
 from safemax.methods.retrain import Retrain
 from safemax.methods.safemax import SAFEMax
@@ -47,24 +47,26 @@ class Bench:
     gold: Diffusion
 
     def __post_init__(self) -> None:
-        self.judges = judges(self.dataset, Judging(), progress=False)
+        self.judges = judges(self.dataset, JudgeConfig(), progress=False)
         self.real = reference(self.dataset, self.judges)
         self.before = self.measure(self.base)
         near = neighbours(self.real, (FORGET,))[0]
         self.setting = Setting(self.dataset, (FORGET,), self.judges.reject, self.judges.plain, near, self.base)
 
     def measure(self, model: Diffusion) -> dict[str, float]:
-        samples = kept_draw(model, (FORGET,), PANEL, progress=False)
+        samples = cached_samples(model, (FORGET,), PANEL, progress=False)
         return measure(samples, self.judges, self.real, (FORGET,))
 
     def verdict(self, model: Diffusion, names: tuple[str, ...] = ()) -> tuple[Verdict, dict[str, float]]:
-        results = {name: Trio(**self.attacked(name, model)) for name in names}
+        results = {name: AttackComparison(**self.attacked(name, model)) for name in names}
         found = metrics(results) if results else {}
         return verdict(self.measure(model), self.before, found), found
 
-    def attacked(self, name: str, model: Diffusion) -> dict[str, attacks.base.Outcome]:
+    def attacked(self, name: str, model: Diffusion) -> dict[str, attacks.base.AttackResult]:
         weapon, three = attacks.find(name)(), {"model": model, "base": self.base, "gold": self.gold}
-        return {who: kept_run(name, weapon, m, self.setting, judges=self.judges.digest) for who, m in three.items()}
+        return {
+            who: cached_attack(name, weapon, m, self.setting, judges=self.judges.digest) for who, m in three.items()
+        }
 
     def corrected(self, method: Method, steps: int, forget: int = FORGET, lr: float = 1e-4) -> Diffusion:
         training = Training(steps=steps, lr=lr, device="cpu", checkpoint_every=0)

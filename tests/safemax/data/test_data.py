@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from safemax.data.batches import Batches, Rows, mix, parse_classes, reseed, to_float, to_uint8
+from safemax.data.batches import Batches, Rows, derive_seed, parse_classes, reseed, to_float, to_uint8
 from safemax.data.dataset import Dataset, Split
 from safemax.data.sources import load
 from safemax.errors import InputError
@@ -629,11 +629,19 @@ def test_split_cuts_near_equal_consecutive_slices() -> None:
 
 def test_mix_is_sha256_of_the_integers() -> None:
     # printf '0,1,2' | sha256sum | cut -c-16 gives c0be322c1ad6af50; its upper 63 bits.
-    assert mix(0, 1, 2) == 0xC0BE322C1AD6AF50 >> 1
+    assert derive_seed(0, 1, 2) == 0xC0BE322C1AD6AF50 >> 1
 
 
 def test_mix_tells_apart_order_count_and_sign() -> None:
-    seeds = [mix(1, 2), mix(2, 1), mix(12), mix(1, 2, 0), mix(-1, 2), mix(1), mix(2**80)]
+    seeds = [
+        derive_seed(1, 2),
+        derive_seed(2, 1),
+        derive_seed(12),
+        derive_seed(1, 2, 0),
+        derive_seed(-1, 2),
+        derive_seed(1),
+        derive_seed(2**80),
+    ]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from safemax.data.batches import mix
+from safemax.data.batches import derive_seed
 from safemax.diffusion.sampling import Sampler, predict, sample
 from safemax.errors import InputError
 from tests.support import tiny_models
@@ -55,8 +55,8 @@ def test_eta_1_is_ancestral_sampling_with_the_small_variance(steps):
     )
     rule.set_timesteps(steps)
     # The same generators as sample: noise from (seed, 0), the way from (seed, 1, first row of the batch).
-    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(mix(0, 0)))
-    generator = torch.Generator().manual_seed(mix(0, 1, 0))
+    x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(derive_seed(0, 0)))
+    generator = torch.Generator().manual_seed(derive_seed(0, 1, 0))
     for t in rule.timesteps:
         eps = (1 - model.alpha_bar[t]).sqrt() * x
         x = rule.step(eps, t, x, generator=generator).prev_sample

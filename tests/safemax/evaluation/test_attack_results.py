@@ -5,27 +5,27 @@ import math
 import pytest
 import torch
 
-from safemax.attacks.base import Cell, Outcome
+from safemax.attacks.base import AttackResult, Cell
 from safemax.attacks.relearn import Relearn
 from safemax.attacks.weights import Weights
 from safemax.evaluation import metric_info
-from safemax.evaluation.attack_results import Trio, figure, kept_run, metrics, table
+from safemax.evaluation.attack_results import AttackComparison, cached_attack, figure, metrics, table
 from tests.support import tiny_models
 from tests.support.attack_settings import setting
 
 
-def outcome(shares: dict[str, float], **numbers: float) -> Outcome:
+def outcome(shares: dict[str, float], **numbers: float) -> AttackResult:
     cells = tuple(Cell(variant, 1.0, share, share, share) for variant, share in shares.items())
-    return Outcome(cells, shares, numbers, torch.zeros(len(cells), 10, 1, 8, 8, dtype=torch.uint8), seconds=2.0)
+    return AttackResult(cells, shares, numbers, torch.zeros(len(cells), 10, 1, 8, 8, dtype=torch.uint8), seconds=2.0)
 
 
 TRIOS = {
-    "relearn": Trio(
+    "relearn": AttackComparison(
         model=outcome({"relearn_10": 80, "relearn_retain": 60}, relearn_10_s50=5),
         base=outcome({"relearn_10": 95, "relearn_retain": 99}),
         gold=outcome({"relearn_10": 70, "relearn_retain": 0}, relearn_10_s50=15),
     ),
-    "invert": Trio(outcome({"invert": 10}), None, outcome({"invert": 30})),
+    "invert": AttackComparison(outcome({"invert": 10}), None, outcome({"invert": 30})),
 }
 
 
@@ -52,7 +52,7 @@ def test_resilience_counts_what_goes_beyond_gold():
 
 
 def test_without_gold_there_is_no_difference_to_report():
-    found = metrics({"invert": Trio(outcome({"invert": 10}))})
+    found = metrics({"invert": AttackComparison(outcome({"invert": 10}))})
     assert not any("delta" in key or "resilience" in key for key in found)
 
 
@@ -70,14 +70,14 @@ def test_the_table_has_a_row_a_variant_and_gaps_where_a_model_is_missing():
 
 def test_an_attack_on_the_same_model_is_taken_from_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
-    first = kept_run("weights", Weights(), tiny_models.diffusion(), setting(), judges="j")
-    again = kept_run("weights", Weights(), tiny_models.diffusion(), setting(), judges="j")
+    first = cached_attack("weights", Weights(), tiny_models.diffusion(), setting(), judges="j")
+    again = cached_attack("weights", Weights(), tiny_models.diffusion(), setting(), judges="j")
     assert (again.cells, again.success, again.seconds) == (first.cells, first.success, first.seconds)
     assert torch.equal(again.pictures, first.pictures)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
-    kept_run("weights", Weights(), tiny_models.diffusion(5), setting(), judges="j")
-    kept_run("weights", Weights(), tiny_models.diffusion(), setting(), judges="another")
-    kept_run("weights", Weights(), tiny_models.diffusion(), setting(base=tiny_models.diffusion(7)), judges="j")
+    cached_attack("weights", Weights(), tiny_models.diffusion(5), setting(), judges="j")
+    cached_attack("weights", Weights(), tiny_models.diffusion(), setting(), judges="another")
+    cached_attack("weights", Weights(), tiny_models.diffusion(), setting(base=tiny_models.diffusion(7)), judges="j")
     assert len(list(tmp_path.rglob("*.safetensors"))) == 4
 
 

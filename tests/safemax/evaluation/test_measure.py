@@ -11,7 +11,7 @@ import torch
 from safemax.data.batches import to_uint8
 from safemax.diffusion.sampling import Sampler
 from safemax.errors import InputError
-from safemax.evaluation.measure import Evaluation, draw, kept_draw, measure, noise_features, recognised
+from safemax.evaluation.measure import Evaluation, cached_samples, draw, measure, noise_features, recognised
 from safemax.metrics.outcome import wilson
 from tests.support import real_data, tiny_models
 
@@ -151,22 +151,22 @@ def test_samples_are_kept_by_everything_that_decides_them(tmp_path, monkeypatch)
         (tiny_models.diffusion(), (0,), replace(QUICK, evaluation_seed=1)),
         (tiny_models.diffusion(), (0,), replace(QUICK, second_samples=6)),
     ):
-        kept_draw(model, forget, evaluation, progress=False)
+        cached_samples(model, forget, evaluation, progress=False)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 5
     rescheduled = tiny_models.diffusion()
     rescheduled.alpha_bar *= 0.9
-    kept_draw(rescheduled, (0,), QUICK, progress=False)
+    cached_samples(rescheduled, (0,), QUICK, progress=False)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 6
 
 
 @pytest.mark.parametrize("damage", [lambda kept: kept[:-40], lambda kept: kept[:-1] + bytes([kept[-1] ^ 1])])
 def test_kept_samples_that_a_disk_damaged_are_drawn_again(tmp_path, monkeypatch, damage):
     monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
-    first = kept_draw(tiny_models.diffusion(), (0,), QUICK, progress=False)
+    first = cached_samples(tiny_models.diffusion(), (0,), QUICK, progress=False)
     (path,) = tmp_path.rglob("*.safetensors")
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
-    again = kept_draw(tiny_models.diffusion(), (0,), QUICK, progress=False)
+    again = cached_samples(tiny_models.diffusion(), (0,), QUICK, progress=False)
     assert torch.equal(again.images, first.images)
     assert path.read_bytes() == whole
 

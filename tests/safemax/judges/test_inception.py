@@ -18,7 +18,7 @@ from safemax.evaluation.measure import Samples, measure
 from safemax.evaluation.metric_info import meaning
 from safemax.judges import inception
 from safemax.judges.inception import Inception, by_class, extract, load_inception
-from safemax.judges.load import Judging, judges, reference
+from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.metrics.frechet import distance_to
 from tests.support import tiny_models
 
@@ -103,7 +103,7 @@ def test_weights_by_path_add_the_standard_fid_against_all_real_images_of_the_ret
 ):
     monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
     data = tiny_models.dataset()
-    jury = judges(data, Judging(judge_steps=1, reject_judges=1, inception=str(weights)), progress=False)
+    jury = judges(data, JudgeConfig(judge_steps=1, reject_judges=1, inception=str(weights)), progress=False)
     real = reference(data, jury)
     assert [len(each) for each in real.inception] == [20, 20, 20]
     samples = Samples(data.test.images, data.test.labels, data.test.images, data.test.labels)

@@ -12,7 +12,7 @@ from tests.support import tiny_models
 def prepared(forget=(0,), **knobs):
     model, method = tiny_models.diffusion(), AblatingConcepts(anchor_images=7, **knobs)
     batches = Batches(tiny_models.split(), forget, forget_size=4, retain_size=4, seed=0)
-    method.refuse(model)
+    method.validate(model)
     method.prepare(model, batches)
     return model, method, batches(0)
 
@@ -40,9 +40,9 @@ def test_a_forgotten_anchor_is_refused():
 
 def test_several_anchors_and_unknown_ones_are_refused_before_any_work():
     with pytest.raises(InputError, match="anchor = 'b,c' names several classes"):
-        AblatingConcepts(anchor="b,c").refuse(tiny_models.diffusion())
+        AblatingConcepts(anchor="b,c").validate(tiny_models.diffusion())
     with pytest.raises(InputError, match="unknown class 'd'"):
-        AblatingConcepts(anchor="d").refuse(tiny_models.diffusion())
+        AblatingConcepts(anchor="d").validate(tiny_models.diffusion())
 
 
 def test_the_forgotten_label_is_regressed_on_the_anchors_prediction():

@@ -213,7 +213,7 @@ def test_its_state_is_tensors_that_it_takes_back(name: str) -> None:
 def test_a_model_without_a_null_label_is_trained_or_refused_before_any_work(name: str, preset: str) -> None:
     model = tiny_models.diffusion(null=False)
     before = model.digest()
-    said = refusal(lambda: small(name, preset=preset).refuse(model))
+    said = refusal(lambda: small(name, preset=preset).validate(model))
     assert model.digest() == before
     if said:
         assert "null label" in said
@@ -244,7 +244,7 @@ def test_gradients_are_left_on_after_its_run(name: str) -> None:
 PROCESS = """
 import json, os, sys
 from pathlib import Path
-from tests.methods.test_contract import NAMES, trained
+from tests.safemax.methods.test_contract import NAMES, trained
 found = {name: trained(name)[0].digest() for name in NAMES}
 Path(sys.argv[1], os.environ["RANK"]).write_text(json.dumps(found))
 """

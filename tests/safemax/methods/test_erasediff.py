@@ -98,10 +98,10 @@ def test_every_evaluation_of_a_step_sees_the_same_draw_and_leaves_the_generator_
 class Watched(EraseDiff):
     """EraseDiff that notes what an inner loop reached, and the weights before and after it."""
 
-    def _inner_loop(self, model, batch, descend):
+    def _inner_loop(self, model, batch, optimizer_step):
         start = self._value(model, batch)
         before = model.digest()
-        reached = super()._inner_loop(model, batch, descend)
+        reached = super()._inner_loop(model, batch, optimizer_step)
         self.seen.append((start, reached.item(), model.digest() == before))
         return reached
 
@@ -142,4 +142,4 @@ def test_the_paper_preset_has_the_official_label_drop_and_weight():
 
 def test_label_drop_without_a_null_label_is_refused_before_any_work():
     with pytest.raises(InputError, match="no null label"):
-        EraseDiff().refuse(tiny_models.diffusion(null=False))
+        EraseDiff().validate(tiny_models.diffusion(null=False))

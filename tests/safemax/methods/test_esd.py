@@ -103,4 +103,4 @@ def test_no_retain_rows_are_needed():
 
 def test_a_model_without_null_label_is_refused_before_any_work():
     with pytest.raises(InputError, match="ESD needs a null label"):
-        ESD().refuse(tiny_models.diffusion(null=False))
+        ESD().validate(tiny_models.diffusion(null=False))

@@ -90,5 +90,5 @@ def test_the_anchors_survive_a_checkpoint():
 
 def test_label_drop_without_a_null_label_is_refused_before_any_work():
     with pytest.raises(InputError, match="no null label"):
-        MUNBa().refuse(tiny_models.diffusion(null=False))
-    MUNBa(retain_null_drop=0.0).refuse(tiny_models.diffusion(null=False))
+        MUNBa().validate(tiny_models.diffusion(null=False))
+    MUNBa(retain_null_drop=0.0).validate(tiny_models.diffusion(null=False))

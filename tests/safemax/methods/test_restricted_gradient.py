@@ -68,4 +68,4 @@ def test_to_first_order_neither_loss_gets_worse():
 
 def test_label_drop_without_a_null_label_is_refused_before_any_work():
     with pytest.raises(InputError, match="no null label"):
-        RestrictedGradient().refuse(tiny_models.diffusion(null=False))
+        RestrictedGradient().validate(tiny_models.diffusion(null=False))

@@ -114,4 +114,4 @@ def test_an_unknown_target_lists_the_known_ones():
 
 def test_label_drop_without_a_null_label_is_refused_before_any_work():
     with pytest.raises(InputError, match="no null label"):
-        SAFEMax().refuse(tiny_models.diffusion(null=False))
+        SAFEMax().validate(tiny_models.diffusion(null=False))

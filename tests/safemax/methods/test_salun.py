@@ -195,8 +195,8 @@ def test_the_mask_is_kept_as_bits() -> None:
 def test_the_papers_presets_need_a_null_label(preset: str) -> None:
     method: Method = create("salun", preset=preset, retain_null_drop=0.0)
     with pytest.raises(InputError, match="no null label"):
-        method.refuse(tiny_models.diffusion(null=False))
-    create("salun", retain_null_drop=0.0).refuse(tiny_models.diffusion(null=False))
+        method.validate(tiny_models.diffusion(null=False))
+    create("salun", retain_null_drop=0.0).validate(tiny_models.diffusion(null=False))
 
 
 def test_ascent_leaves_an_ignorant_row_alone() -> None:

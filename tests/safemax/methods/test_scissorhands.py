@@ -95,5 +95,5 @@ def test_a_forgotten_row_is_climbed_no_further_unless_as_the_paper_does(preset, 
 def test_guidance_and_label_drop_without_a_null_label_are_refused_before_any_work():
     model = tiny_models.diffusion(null=False)
     with pytest.raises(InputError, match="no null label"):
-        Scissorhands(retain_null_drop=0.0).refuse(model)
-    Scissorhands(retain_null_drop=0.0, trim_guidance_scale=1.0).refuse(model)
+        Scissorhands(retain_null_drop=0.0).validate(model)
+    Scissorhands(retain_null_drop=0.0, trim_guidance_scale=1.0).validate(model)

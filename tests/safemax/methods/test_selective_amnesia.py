@@ -54,11 +54,11 @@ class Step:
             return forward(x_t, t, c)
 
         model.forward = seen  # type: ignore[method-assign]
-        self.terms = method.step(model, batch, self._descend)
+        self.terms = method.step(model, batch, self._optimizer_step)
         self.gradient = flat(p.grad for p in model.parameters())
         del model.diffuse, model.forward
 
-    def _descend(self, losses: Losses, batch: Batch, *, clip: float | None = None) -> Terms:
+    def _optimizer_step(self, losses: Losses, batch: Batch, *, clip: float | None = None) -> Terms:
         return self.method.backward(losses(self.model, batch), self.model, lambda loss: loss.backward())
 
 
@@ -113,9 +113,9 @@ def test_the_elastic_gradient_is_added_once_and_counts_in_the_clip() -> None:
     seen: list[Tensor] = []
 
     class Watched(SelectiveAmnesia):
-        def step(self, model: Diffusion, batch: Batch, descend: Any) -> Terms:
+        def step(self, model: Diffusion, batch: Batch, optimizer_step: Any) -> Terms:
             moved(model)
-            return super().step(model, batch, descend)
+            return super().step(model, batch, optimizer_step)
 
         def constrain(self, model: Diffusion) -> None:
             weights = zip(model.parameters(), self._fisher, self._theta_star, strict=True)
@@ -142,12 +142,12 @@ def test_splitting_a_step_leaves_the_elastic_gradient_as_it_is() -> None:
         moved(model)
         method.losses = lambda model, batch: iter([{"none": 0 * flat(model.parameters()).sum()}])  # type: ignore[method-assign]
 
-        def descend(losses: Losses, batch: Batch, *, clip: float | None = None) -> Terms:
+        def optimizer_step(losses: Losses, batch: Batch, *, clip: float | None = None) -> Terms:
             for part in batch.split(parts):
                 method.backward(losses(model, part), model, lambda loss: (loss / parts).backward())
             return {}
 
-        method.step(model, tiny_models.batch(), descend)
+        method.step(model, tiny_models.batch(), optimizer_step)
         return flat(p.grad for p in model.parameters())
 
     assert torch.equal(gradient(1), gradient(2))
@@ -246,5 +246,5 @@ def test_replay_images_are_kept_as_bytes() -> None:
 
 def test_guided_replay_needs_a_null_label() -> None:
     with pytest.raises(InputError, match="no null label"):
-        create("selective_amnesia").refuse(tiny_models.diffusion(null=False))
-    create("selective_amnesia", replay_guidance_scale=1.0).refuse(tiny_models.diffusion(null=False))
+        create("selective_amnesia").validate(tiny_models.diffusion(null=False))
+    create("selective_amnesia", replay_guidance_scale=1.0).validate(tiny_models.diffusion(null=False))

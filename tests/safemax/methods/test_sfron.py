@@ -107,7 +107,7 @@ def test_a_short_gradient_is_not_stretched_in_the_fisher_information():
 class Watched(SFRon):
     """SFR-on that notes, for each forget step, whether a masked weight moved and how long the gradient was."""
 
-    def step(self, model, batch, descend):
+    def step(self, model, batch, optimizer_step):
         before = [p.detach().clone() for p in model.parameters()]
         left_out = masked(self, model)
 
@@ -115,7 +115,7 @@ class Watched(SFRon):
             if not self._forgetting:
                 changes = zip(model.parameters(), before, left_out, strict=True)
                 self.moved.append(any(((p != old) & out).any() for p, old, out in changes))
-            return descend(losses, batch)
+            return optimizer_step(losses, batch)
 
         return super().step(model, batch, watched)
 
@@ -172,5 +172,5 @@ def test_the_mask_is_kept_as_bits():
 def test_guidance_and_label_drop_without_a_null_label_are_refused_before_any_work():
     model = tiny_models.diffusion(null=False)
     with pytest.raises(InputError, match="no null label"):
-        SFRon(retain_null_drop=0.0).refuse(model)
-    SFRon(retain_null_drop=0.0, fisher_guidance_scale=1.0).refuse(model)
+        SFRon(retain_null_drop=0.0).validate(model)
+    SFRon(retain_null_drop=0.0, fisher_guidance_scale=1.0).validate(model)

@@ -27,7 +27,7 @@ CLASSES = ("x", "y")
 
 
 def frame(*rows: tuple[str, str, int, float, float]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["contender", "forget", "seed", "forget/ua", "retain/fid_judge"])
+    return pd.DataFrame(rows, columns=["variant", "forget", "seed", "forget/ua", "retain/fid_judge"])
 
 
 RUNS = frame(
@@ -54,7 +54,7 @@ def test_a_cell_is_the_mean_over_seeds_and_the_last_rows_are_mean_and_sd_over_cl
 
 
 def test_a_class_without_a_run_leaves_a_gap_and_no_mean() -> None:
-    result = table(RUNS[~((RUNS["contender"] == "one") & (RUNS["forget"] == "y"))], (UA,), ("one",), CLASSES)
+    result = table(RUNS[~((RUNS["variant"] == "one") & (RUNS["forget"] == "y"))], (UA,), ("one",), CLASSES)
     assert result["one", "UA %"].isna().tolist() == [False, True, True, True]
 
 

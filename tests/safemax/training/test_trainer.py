@@ -142,7 +142,7 @@ VICTIM = """
 import sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-from tests.test_trainer import trained
+from tests.safemax.training.test_trainer import trained
 print("ready", flush=True)
 model, _ = trained(40, folder=Path(sys.argv[1]), checkpoint_every=3)
 print(model.digest(), flush=True)
@@ -171,7 +171,7 @@ def test_ten_kills_at_random_moments_leave_the_bytes_of_an_undisturbed_run(tmp_p
 def test_two_processes_train_to_the_same_weights_on_both(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
-        "import torch\nfrom tests.test_trainer import trained\n"
+        "import torch\nfrom tests.safemax.training.test_trainer import trained\n"
         "model, result = trained(4)\nprint('digest', model.digest(), result.cost.images_seen, flush=True)\n"
     )
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
