@@ -16,8 +16,7 @@ import torch
 from tqdm import tqdm
 
 import safemax
-from pipelines.pretrain import PARAMETERS as PRETRAIN
-from pipelines.pretrain import NetworkOptions
+from pipelines.correction.base_model import BaseTraining, NetworkOptions
 from safemax.data.dataset import Dataset
 from safemax.data.sources import load
 from safemax.diffusion.model import Diffusion
@@ -70,7 +69,7 @@ def row(job: Job) -> dict[str, Any]:
 
 def base_of(dataset: Dataset) -> Diffusion:
     """Return the demo's base model, trained once."""
-    training = PRETRAIN["training"](device="cpu")
+    training = BaseTraining(device="cpu")
     diffusion = NetworkOptions().create(dataset, training.seed)
     folder = cache.folder("bases") / cache.key({"start": diffusion.digest(), "training": str(training)})
     if not folder.exists():

@@ -13,8 +13,7 @@ import pandas as pd
 
 from benchmarks import tables
 from benchmarks.corrections import base_of
-from pipelines.pretrain import PARAMETERS as PRETRAIN
-from pipelines.pretrain import NetworkOptions
+from pipelines.correction.base_model import BaseTraining, NetworkOptions
 from safemax import attacks
 from safemax.attacks.base import Setting
 from safemax.data.dataset import Dataset
@@ -54,7 +53,7 @@ def timed(seconds: dict[str, float], name: str, work: Callable[[], object]) -> N
 def main() -> None:
     """Time both and write the table."""
     dataset = load("digits")
-    base, as_base = base_of(dataset), PRETRAIN["training"](device="cpu")
+    base, as_base = base_of(dataset), BaseTraining(device="cpu")
     model = made(
         base_of(dataset), create("safemax"), dataset, FORGET, Training(steps=300, device="cpu", checkpoint_every=0)
     )

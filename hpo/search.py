@@ -29,9 +29,11 @@ from hpo.finish import finish
 from hpo.runner import StudyRunner
 from hpo.study import TrialScheduler, warn_of_population
 from hpo.trial_runs import Ending, TrialRuns, inherit
-from pipelines import tracking, unlearn
+from pipelines import tracking
 from pipelines.cli.parameters import UsageError, for_method
 from pipelines.cli.parser import choose, main, parse
+from pipelines.cli.presets import with_preset
+from pipelines.correction.base_model import find_base
 from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_sigterm
 from pipelines.engine.worker_pool import WorkerPool
 from safemax.data.batches import parse_classes
@@ -122,7 +124,7 @@ def requested(argv: Sequence[str]) -> SearchConfig:
     chosen = parse("python -m hpo.search", __doc__ or "", for_method(PARAMETERS, name, method_type), argv)
     dataset = chosen["data"].load()
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
-    method = unlearn.with_preset(name, chosen[name], chosen["method"].preset)
+    method = with_preset(name, chosen[name], chosen["method"].preset)
     given = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
     try:
         ranges = space.read(chosen["search"].space, method, chosen["training"], given)
@@ -130,7 +132,7 @@ def requested(argv: Sequence[str]) -> SearchConfig:
     except InputError as error:
         raise UsageError(str(error)) from error
     tracking.setup(product)
-    source = unlearn.find_base(product, chosen["data"].data) if source == "base" else source
+    source = find_base(product, chosen["data"].data) if source == "base" else source
     return SearchConfig(
         chosen["search"], chosen["data"], dataset, parse_classes(chosen["forget"].forget, dataset.class_names), source,
         product, name, method, training, chosen["evaluation"], chosen["judging"], ranges,

@@ -22,12 +22,13 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines import tracking, unlearn
+from pipelines import tracking
 from pipelines.cli.options import DataOptions, ModelOptions
 from pipelines.cli.parser import main, parse
 from pipelines.comparison import child_runs, report, variants
 from pipelines.comparison.job import ChildConfig, ChildContext, attempt
 from pipelines.comparison.plan import GOLD, Comparison, ComparisonOptions, ablation_of
+from pipelines.correction.base_model import find_base
 from pipelines.engine.signals import StopSignal, die_with_parent, is_follower_rank, stop_on_sigterm
 from pipelines.engine.worker_pool import Job, Message, WorkerPool
 from pipelines.registry import model_versions
@@ -155,7 +156,7 @@ def compare(argv: Sequence[str]) -> None:
     dataset = chosen["data"].load()
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
     tracking.setup(product)
-    source = unlearn.find_base(product, chosen["data"].data) if source == "base" else model_versions.pinned(source)
+    source = find_base(product, chosen["data"].data) if source == "base" else model_versions.pinned(source)
     every = range(dataset.num_classes)
     classes = tuple(every) if asked.classes == "all" else parse_classes(asked.classes, dataset.class_names)
     comparison = Comparison(

@@ -12,10 +12,9 @@ from pipelines import tracking
 from pipelines.cli.options import DataOptions, ForgetOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.cli.parser import main, parse
+from pipelines.correction.base_model import BaseTraining, NetworkOptions, train_base
 from pipelines.correction.correction import Correction, correct
 from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_sigterm
-from pipelines.pretrain import PARAMETERS as PRETRAIN
-from pipelines.pretrain import NetworkOptions, train_base
 from pipelines.registry import model_versions
 from safemax.data.batches import parse_classes
 from safemax.errors import InputError
@@ -66,7 +65,7 @@ def demo(argv: Sequence[str]) -> None:
     tracking.setup(name)
 
     def find_or_train() -> str:
-        pretraining = PRETRAIN["training"](
+        pretraining = BaseTraining(
             steps=base.base_steps, batch_size=base.base_batch_size, seed=training.seed,
             precision=training.precision, device=training.device,
         )  # fmt: skip

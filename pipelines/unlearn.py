@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,16 +9,15 @@ from pipelines import tracking
 from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions
 from pipelines.cli.parameters import for_method
 from pipelines.cli.parser import choose, main, parse
+from pipelines.cli.presets import with_preset
+from pipelines.correction.base_model import find_base
 from pipelines.correction.correction import Correction, correct
 from pipelines.engine.signals import die_with_parent, stop_on_sigterm
-from pipelines.registry import model_versions
 from safemax.data.batches import parse_classes
-from safemax.errors import InputError
 from safemax.evaluation.measure import Evaluation
 from safemax.judges.load import JudgeConfig
-from safemax.knobs import check, knob, knobs
-from safemax.methods import available, create
-from safemax.training.method import Method
+from safemax.knobs import check, knob
+from safemax.methods import available
 from safemax.training.trainer import Training
 
 
@@ -44,23 +42,6 @@ PARAMETERS: dict[str, type] = {
     "evaluation": Evaluation,
     "judging": JudgeConfig,
 }
-
-
-def find_base(name: str, data: str) -> str:
-    """Return the address of a product model's registered base; raise InputError, with the command that makes one."""
-    found = model_versions.find(name, "base")
-    if found is None:
-        raise InputError(
-            f"model = base: {name} has no version with the alias base; `mlflow run . -e pretrain -P data={data}` makes one"
-        )
-    return found
-
-
-def with_preset(name: str, method: Method, preset: str) -> Method:
-    """Return the method with a preset's knobs where its own are at their defaults (`mlflow run` passes every default)."""
-    fields = {each.name: each.default for each in dataclasses.fields(method)}
-    changed = {key: getattr(method, key) for key in knobs(method) if getattr(method, key) != fields[key]}
-    return create(name, preset="" if preset == "none" else preset, **changed)
 
 
 def unlearn(argv: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipelines.cli.parameters import Parameter, UsageError, Value, for_method, parameters, shown
-from pipelines.unlearn import with_preset
+from pipelines.cli.presets import with_preset
 from safemax.errors import unknown
 from safemax.knobs import knobs
 from safemax.methods import available

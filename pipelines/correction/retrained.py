@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import tracking
-from pipelines.pretrain import BASE_TRAINING
+from pipelines.correction.base_model import BASE_TRAINING
 from pipelines.registry import lineage, model_versions
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion

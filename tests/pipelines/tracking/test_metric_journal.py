@@ -56,11 +56,11 @@ def test_a_run_that_goes_on_from_a_killed_one_has_the_metrics_of_both_each_step_
     mlflow_store: MlflowClient, tmp_path: Path
 ) -> None:
     first = tracking.Run(mlflow_store, mlflow_store.create_run("0").info.run_id, "0")
-    first.keep(tmp_path / "job")
+    first.start_journal(tmp_path / "job")
     for step in (10, 20, 30):  # its process dies here, before it told the store anything; the checkpoint is of step 20
         first.log({"loss/a": float(step)}, step)
     with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as second:
-        second.keep(tmp_path / "job")
+        second.start_journal(tmp_path / "job")
         for step in (30, 40):
             second.log({"loss/a": float(step)}, step)
         second.log({"forget/ua": 99.0})
@@ -72,7 +72,7 @@ def test_a_run_that_goes_on_from_a_killed_one_has_the_metrics_of_both_each_step_
 def test_a_run_that_goes_on_after_the_last_step_has_all_of_them(mlflow_store: MlflowClient, tmp_path: Path) -> None:
     MetricJournal(tmp_path).append([Metric("loss/a", 1.0, 5, 10), Metric("loss/a", 2.0, 5, 20)])
     with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
-        run.keep(tmp_path)
+        run.start_journal(tmp_path)
         run.log({"forget/ua": 99.0})
         run.delete_journal()
     assert [each.step for each in mlflow_store.get_metric_history(run.id, "loss/a")] == [10, 20]
@@ -82,7 +82,7 @@ def test_a_run_that_goes_on_after_the_last_step_has_all_of_them(mlflow_store: Ml
 def test_a_run_that_is_stopped_keeps_the_file(mlflow_store: MlflowClient, tmp_path: Path) -> None:
     def job() -> None:
         with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
-            run.keep(tmp_path)
+            run.start_journal(tmp_path)
             run.log({"loss/a": 1.0}, 10)
             raise Stopped
 

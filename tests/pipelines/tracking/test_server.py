@@ -222,7 +222,7 @@ def test_a_server_that_is_killed_costs_no_metric_and_a_run_that_ends_without_it_
     monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
-        run.keep(tmp_path / "job")
+        run.start_journal(tmp_path / "job")
         run.log({"loss/a": 1.0}, 1)
         server.kill()
         run.log({"loss/a": 2.0}, 2)
@@ -238,7 +238,7 @@ def test_a_server_that_is_killed_costs_no_metric_and_a_run_that_ends_without_it_
 
 def _end_without(server: Server, folder: Path) -> None:
     with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
-        run.keep(folder / "other")
+        run.start_journal(folder / "other")
         server.kill()
         for step in (1, 2):
             run.log({"loss/a": float(step)}, step)

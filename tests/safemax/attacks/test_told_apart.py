@@ -13,8 +13,7 @@ import torch
 
 from benchmarks.corrections import base_of
 from benchmarks.examine import made
-from pipelines.pretrain import PARAMETERS as PRETRAIN
-from pipelines.pretrain import Network
+from pipelines.correction.base_model import BaseTraining, NetworkOptions
 from safemax import attacks
 from safemax.attacks.base import Setting
 from safemax.data.dataset import Dataset
@@ -89,8 +88,8 @@ def bench(tmp_path_factory) -> Bench:
     with pytest.MonkeyPatch.context() as patch:
         if "SAFEMAX_CACHE" not in os.environ:
             patch.setenv("SAFEMAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        dataset, as_base = real_data.digits(), PRETRAIN["training"](device="cpu")
-        untrained = Network().create(dataset, as_base.seed)
+        dataset, as_base = real_data.digits(), BaseTraining(device="cpu")
+        untrained = NetworkOptions().create(dataset, as_base.seed)
         yield Bench(dataset, base_of(dataset), made(untrained, Retrain(), dataset, FORGET, as_base))
 
 
