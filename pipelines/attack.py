@@ -30,10 +30,11 @@ from safemax.attacks.invert import Invert
 from safemax.attacks.relearn import Relearn
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.attack_results import AttackComparison, cached_attack, figure, metrics, table
+from safemax.evaluation.attack_results import AttackComparison, cached_attack, metrics, table
 from safemax.evaluation.retention import neighbours
 from safemax.judges.load import JudgeConfig, Judges, judges, reference
 from safemax.knobs import check, knob
+from safemax.reports.attack_figures import figure
 from safemax.reports.images_and_tables import as_markdown, as_text
 
 

@@ -34,12 +34,12 @@ from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
-from safemax.evaluation.attack_results import sheet
 from safemax.evaluation.measure import Evaluation, Samples, cached_samples, measure
 from safemax.evaluation.retention import neighbours
 from safemax.evaluation.verdict import Verdict, verdict
 from safemax.judges.load import JudgeConfig, Judges, judges, reference
 from safemax.knobs import check, knob
+from safemax.reports.attack_figures import sheet
 from safemax.reports.html_report import INTERVALS, Picture, Report, html
 from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, table
 

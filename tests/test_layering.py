@@ -1,4 +1,4 @@
-"""Imports point down the three floors, mlflow and optuna stay at their edge, and no floor loads what can run code."""
+"""Imports point down, floor by floor and folder by folder; mlflow and optuna stay at their edge; nothing loads code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,25 @@ ABOVE = {
     "hpo": set(),
 }
 EVERYWHERE_ABOVE = {"tests", "benchmarks"}
+# What a folder may import of its own floor, beside itself and the files that lie directly in safemax/ (errors, knobs).
+MAY_IMPORT = {
+    "safemax/storage": set(),
+    "safemax/data": {"storage"},
+    "safemax/diffusion": {"data", "storage"},
+    "safemax/training": {"diffusion", "data", "storage"},
+    "safemax/methods": {"training", "diffusion", "data"},
+    "safemax/judges": {"data", "storage"},
+    "safemax/metrics": {"data"},
+    "safemax/attacks": {"judges", "metrics", "methods", "training", "diffusion", "data", "storage"},
+    "safemax/evaluation": {"attacks", "judges", "metrics", "diffusion", "data", "storage"},
+    "safemax/reports": {"evaluation", "attacks", "data"},
+    "pipelines/cli": {"tracking", "engine"},  # the launcher's process, and how a run failed
+    "pipelines/engine": set(),
+    "pipelines/tracking": set(),
+    "pipelines/registry": {"tracking"},
+    "pipelines/correction": {"cli", "registry", "tracking", "engine"},
+    "pipelines/comparison": {"correction", "cli", "registry", "tracking", "engine"},
+}
 RUN_CODE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 RUN_CODE_CALLS = {"torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "pd.read_pickle"}
 RUN_CODE_SWITCHES = {"trust_remote_code", "allow_pickle"}
@@ -47,6 +66,52 @@ def test_a_floor_imports_nothing_from_above_and_loads_nothing_that_can_run_code(
     assert files
     found = [f"{path.relative_to(ROOT)}: {what}" for path in files for what in violations(path.read_text(), floor)]
     assert found == []
+
+
+def sideways(source: str, folder: str) -> Iterator[str]:
+    """Yield what a file imports of its own floor that its folder may not: other rooms, or a file outside all rooms."""
+    floor, _, room = folder.partition("/")
+    rooms = {each.partition("/")[2] for each in MAY_IMPORT if each.startswith(f"{floor}/")}
+    for name in (name for node in ast.walk(ast.parse(source)) for name in _imported(node)):
+        package, _, rest = name.partition(".")
+        target = rest.partition(".")[0]
+        is_file = target not in rooms and (ROOT / floor / f"{target}.py").is_file()
+        if package == floor and target in rooms - MAY_IMPORT[folder] - {room}:
+            yield name
+        if package == floor == "pipelines" and is_file:  # an entry point
+            yield name
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_imports_only_what_it_may(folder: str) -> None:
+    files = sorted((ROOT / folder).glob("*.py"))
+    assert len(files) > 1
+    found = [f"{path.relative_to(ROOT)}: {what}" for path in files for what in sideways(path.read_text(), folder)]
+    assert found == []
+
+
+def test_every_folder_of_code_has_its_rule() -> None:
+    folders = {
+        str(path.parent.relative_to(ROOT))
+        for floor in ("safemax", "pipelines")
+        for path in (ROOT / floor).rglob("*/*.py")
+    }
+    assert folders == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    ("folder", "source"),
+    [
+        ("safemax/data", "from safemax.diffusion import Diffusion"),
+        ("safemax/evaluation", "def f():\n    from safemax.reports import html"),
+        ("safemax/methods", "from safemax import judges"),
+        ("pipelines/correction", "from pipelines.pretrain import pretrain"),
+        ("pipelines/comparison", "from pipelines import unlearn"),
+        ("pipelines/tracking", "from pipelines.registry import aliases"),
+    ],
+)
+def test_the_rules_of_folders_see_what_they_forbid(folder: str, source: str) -> None:
+    assert list(sideways(source, folder))
 
 
 @pytest.mark.parametrize(

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from safemax.attacks.base import Attack, AttackResult, Cell, Setting
-from safemax.data.batches import to_float
 from safemax.diffusion.model import Diffusion
-from safemax.reports.images_and_tables import grid
 from safemax.storage import cache, source_digest
-
-COLOURS = {"model": "#b3123b", "base": "#8a8f98", "gold": "#c98a00"}
-SHOWN = 5  # images of a trial and a model in the picture
-TILE = 0.38  # inches of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,34 +83,6 @@ def table(results: Mapping[str, AttackComparison]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("attack")
 
 
-def figure(attack: Attack, trio: AttackComparison) -> Figure:
-    """Return a picture of an attack: success by effort, a curve a model, and under it what was drawn, a row a trial."""
-    variants, outcomes = list(trio.model.success), trio.present()
-    columns, rows = len(outcomes) * SHOWN, len(trio.model.cells)
-    below = TILE * rows + 0.5
-    drawing = Figure(figsize=(max(2.6 * len(variants), TILE * columns + 2), 2.8 + below), dpi=100, layout="compressed")
-    parts = drawing.subfigures(2, 1, squeeze=False, height_ratios=[2.8, below])
-    for axis, variant in zip(parts[0, 0].subplots(1, len(variants), squeeze=False)[0], variants, strict=True):
-        _curves(axis, variant, type(attack).axis.get(variant, ""), outcomes)
-    parts[0, 0].get_axes()[0].legend(frameon=False, fontsize=8)
-    axes = parts[1, 0].subplots(1, len(outcomes), squeeze=False)[0]
-    for axis, (who, outcome) in zip(axes, outcomes.items(), strict=True):
-        _drawn(axis, who, outcome, labelled=who == "model")
-    return drawing
-
-
-def sheet(images: Tensor, columns: int) -> Image.Image:
-    """Return images (N, C, H, W) in [-1, 1] as one picture whose tiles are told apart by grey lines, noise from noise too."""
-    picture = grid(images, columns)
-    lines, step = ImageDraw.Draw(picture), picture.width // columns
-    tall = picture.height // math.ceil(len(images) / columns)
-    for x in range(0, picture.width + 1, step):
-        lines.line([(x, 0), (x, picture.height)], fill="#7d8590", width=3)
-    for y in range(0, picture.height + 1, tall):
-        lines.line([(0, y), (picture.width, y)], fill="#7d8590", width=3)
-    return picture
-
-
 def _facts(name: str, attack: Attack, subject: Diffusion, setting: Setting, judges: str) -> dict[str, object]:
     base = setting.base.digest() if setting.base is not None and attack.needs_base else ""
     return {
@@ -157,33 +119,3 @@ def _rows(results: Mapping[str, AttackComparison]) -> Iterator[dict[str, object]
             row["beyond gold"] = share - float(str(row["gold"]))
             row["seconds"] = trio.model.seconds if variant == next(iter(trio.model.success)) else np.nan
             yield row
-
-
-def _curves(axis: Axes, variant: str, label: str, outcomes: Mapping[str, AttackResult]) -> None:
-    """Draw the shares of a variant's trials, evenly spaced: steps and scales double rather than add."""
-    ticks: list[float] = []
-    for who, outcome in outcomes.items():
-        cells = [cell for cell in outcome.cells if cell.variant == variant]
-        ticks = ticks or [cell.x for cell in cells]
-        share = np.array([cell.recognised for cell in cells])
-        reach = [share - [c.low for c in cells], [c.high for c in cells] - share]
-        axis.errorbar(
-            range(len(cells)), share, np.clip(reach, 0, None), color=COLOURS[who], label=who,
-            marker="o", markersize=4, capsize=2, linewidth=1.5,
-        )  # fmt: skip
-    axis.set(title=variant, xlabel=label, ylim=(-4, 104), xlim=(-0.5, len(ticks) - 0.5))
-    axis.set_xticks(range(len(ticks)), [f"{x:g}" for x in ticks])
-    axis.set_ylabel("recognised, %")
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def _drawn(axis: Axes, who: str, outcome: AttackResult, *, labelled: bool) -> None:
-    picture = sheet(to_float(outcome.pictures[:, :SHOWN].flatten(0, 1)), SHOWN)
-    axis.imshow(np.asarray(picture), interpolation="nearest")
-    axis.set_title(who, fontsize=10, color=COLOURS[who])
-    axis.set_xticks([])
-    axis.set_yticks([])
-    if labelled:
-        rows = len(outcome.cells)
-        names = [f"{cell.variant} {cell.x:g}" for cell in outcome.cells]
-        axis.set_yticks([(i + 0.5) * picture.height / rows for i in range(rows)], names, fontsize=7)

@@ -9,7 +9,8 @@ from safemax.attacks.base import AttackResult, Cell
 from safemax.attacks.relearn import Relearn
 from safemax.attacks.weights import Weights
 from safemax.evaluation import metric_info
-from safemax.evaluation.attack_results import AttackComparison, cached_attack, figure, metrics, table
+from safemax.evaluation.attack_results import AttackComparison, cached_attack, metrics, table
+from safemax.reports.attack_figures import figure
 from tests.support import tiny_models
 from tests.support.attack_settings import setting
 
