@@ -1,4 +1,4 @@
-"""NegGrad+: optimizer_step on the retained classes while climbing on the forgotten one."""
+"""NegGrad+: descend on the retained classes while climbing on the forgotten one."""
 
 from __future__ import annotations
 

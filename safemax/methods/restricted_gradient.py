@@ -1,4 +1,4 @@
-"""Restricted gradient: climb on the forget class and optimizer_step on the rest, each along what does not harm the other."""
+"""Restricted gradient: climb on the forget class and descend on the rest, each along what does not harm the other."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Scissorhands(Method):
 
     Trim: |gradient| of the guided prediction's loss is summed over a few forget batches, without dropout; the share
     `trim` of weights with the largest |gradient x weight| is drawn anew (truncated normal of deviation 0.02, biases 0,
-    gains of normalisation 1). Repair: optimizer_step L_retain - lambda L_forget, as the official code for diffusion does. The
+    gains of normalisation 1). Repair: descend L_retain - lambda L_forget, as the official code for diffusion does. The
     paper's gradient projection, which that code has for classifiers alone, is not here.
 
     All losses are means over pixels, as there. That code ranks all weights but draws anew only those of two

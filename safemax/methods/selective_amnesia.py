@@ -62,7 +62,7 @@ class SelectiveAmnesia(Method):
         10.0, "weight of elastic weight consolidation (official: 10)", bounds=(0, 1e12), search=(0.1, 1000), log=True
     )
     gamma: float = knob(1.0, "weight of the replay loss (official: 1)", bounds=(0, 1e6), search=(0.3, 30), log=True)
-    pixel_sum: bool = knob(False, "optimizer_step losses summed over pixels, so that the clip binds (official: true)")
+    pixel_sum: bool = knob(False, "descend losses summed over pixels, so that the clip binds (official: true)")
     replay_images: int = knob(500, "images drawn from the model, a class (official: 500)", bounds=(1, 1_000_000))
     replay_sampler: str = knob(
         "ddim", "sampling rule of the replay images (official: ddpm)", choices=("ddim", "ddpm", "dpmpp")

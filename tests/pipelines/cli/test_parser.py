@@ -266,7 +266,7 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
 PROGRAM = """
 import sys
 from dataclasses import dataclass
-from pipelines import command
+from pipelines.cli import parser
 from safemax.knobs import knob
 
 @dataclass
