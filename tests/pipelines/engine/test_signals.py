@@ -19,7 +19,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a c
 WAITS_TO_BE_STOPPED = """
 import os, sys, time
 from pathlib import Path
-from pipelines.process import die_with_parent, stop_on_sigterm
+from pipelines.engine.signals import die_with_parent, stop_on_sigterm
 
 here = Path(sys.argv[1])
 while (here / "hold").exists():
