@@ -2,10 +2,31 @@
 
 import ctypes
 import os
+import re
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]  # of the checkout, or of what is installed
+
+
+def _refuse_clash() -> None:
+    """Raise ImportError where another distribution installs a package `pipelines` or `hpo` too.
+
+    pip overwrites files of one name without a word, and then neither distribution works as it should.
+    """
+    ours = re.compile(r"^(pipelines|hpo)/", re.MULTILINE)
+    for each in distributions():
+        clash = ours.search(each.read_text("RECORD") or "")
+        if clash and each.metadata["Name"] != "safemax":
+            raise ImportError(
+                f"safemax and {each.metadata['Name']} both install a package {clash[1]!r}; "
+                "install safemax in an environment of its own"
+            )
+
+
+if not (ROOT / "pyproject.toml").exists():  # a checkout comes first on the path, and nothing is written into it
+    _refuse_clash()
 
 # OpenMP reads these when torch loads. A digits step on two threads takes 120 ms alone and 260 ms beside another such process
 # with a spin count of 0; 90 and 320 with 1,000; 85 and 670 with 10,000; 85 and 3,980 with 100,000 (2 cores, AMD EPYC).

@@ -13,7 +13,7 @@ from safemax.errors import InputError
 
 NAME = "manifest.json"
 SUFFIXES = {".json", ".safetensors", ".py", ".txt", ".md", ".yaml", ".yml", ".png", ".html", ".csv"}
-BARE_NAMES = {"MLmodel"}
+BARE_NAMES = {"MLmodel", "py.typed"}
 
 
 class Entry(TypedDict):
