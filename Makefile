@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 export GOMP_SPINCOUNT := 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint fix project bench ui
+.PHONY: help demo docs test check lint fix project bench ui
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -37,6 +37,9 @@ fix: $(INSTALLED) ## mend what ruff can mend
 
 project: $(INSTALLED) ## write MLproject and the README's table of methods from the knobs
 	$(RUN) pipelines.cli.mlproject
+
+docs: $(INSTALLED) ## build the documentation, build/site/index.html; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 bench: $(INSTALLED) ## time a step of SAFEMax beside a bare step of the same denoiser
 	$(RUN) benchmarks.step
