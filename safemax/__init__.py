@@ -1,47 +1,14 @@
 """Unlearning for class-conditional diffusion models: load, unlearn, sample, evaluate and save from Python.
 
-Every name of `__all__` is loaded at its first use, so `import safemax` takes no time and imports no torch.
+Every name of `__all__` is loaded at its first use, so `import safemax` takes no time and imports no torch. `__init__.pyi` shows the
+names to type checkers and editors; it is a file of its own because storage/source_digest.py follows imports, whoever reads them.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from safemax.api import evaluate, load_data, load_model, method, pretrain, sample, unlearn
-    from safemax.data.dataset import Dataset, Split
-    from safemax.diffusion.model import Diffusion
-    from safemax.diffusion.sampling import FAST, PAPER, Sampler
-    from safemax.errors import InputError, NonFiniteError
-    from safemax.evaluation.measure import Evaluation
-    from safemax.judges.load import JudgeConfig
-    from safemax.reports.images_and_tables import grid
-    from safemax.training.method import Method
-    from safemax.training.trainer import Training
-
-__all__ = [
-    "FAST",
-    "PAPER",
-    "Dataset",
-    "Diffusion",
-    "Evaluation",
-    "InputError",
-    "JudgeConfig",
-    "Method",
-    "NonFiniteError",
-    "Sampler",
-    "Split",
-    "Training",
-    "evaluate",
-    "grid",
-    "load_data",
-    "load_model",
-    "method",
-    "pretrain",
-    "sample",
-    "unlearn",
-]
 _HOMES = {
     "safemax.api": ("evaluate", "load_data", "load_model", "method", "pretrain", "sample", "unlearn"),
     "safemax.data.dataset": ("Dataset", "Split"),
@@ -55,6 +22,7 @@ _HOMES = {
     "safemax.training.trainer": ("Training",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from typing import TypedDict
 from safemax.errors import InputError
 
 NAME = "manifest.json"
-SUFFIXES = {".json", ".safetensors", ".py", ".txt", ".md", ".yaml", ".yml", ".png", ".html", ".csv"}
+SUFFIXES = {".json", ".safetensors", ".py", ".pyi", ".txt", ".md", ".yaml", ".yml", ".png", ".html", ".csv"}
 BARE_NAMES = {"MLmodel", "py.typed"}
 
 
