@@ -14,6 +14,7 @@ from torch import Tensor
 from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError
+from safemax.judges import none_head
 from safemax.judges.classifier import Ensemble, Judge, accuracy, load_judge, noise_histogram, predict, save
 from safemax.judges.inception import Inception, by_class, load_inception
 from safemax.judges.train import train_judge
@@ -36,7 +37,11 @@ class JudgeConfig:
         "none", "ImageNet weights for resnet34, by path or hub id; none starts from random weights"
     )
     reject_judges: int = knob(3, "judges of the ensemble with a reject class", bounds=(1, 10))
-    reject_judge: str = knob("auto", "architecture of the ensemble, or a path to a saved one; auto fits the image size")
+    reject_judge: str = knob(
+        "auto",
+        "architecture of the ensemble, a path to a saved one, none_head (heads on the plain judge, a CIFAR ResNet) or "
+        "none_head:PATH,PATH (on other ones); auto fits the image size",
+    )
     judge_seed: int = knob(0, "fixes the judges' training", bounds=(0, 2**31))
     inception: str = knob(
         "none", "adds retain/fid_inception, the standard FID: path of FID-Inception weights as safetensors, or none"
@@ -113,7 +118,7 @@ def judges(dataset: Dataset, judging: JudgeConfig, *, device: str = "cpu", progr
     """
     inception = None if judging.inception == "none" else load_inception(judging.inception).to(device)
     plain = _plain(dataset, judging, device, progress).to(device)
-    reject = _reject(dataset, judging, device, progress).to(device)
+    reject = _reject(dataset, judging, plain, device, progress).to(device)
     about = {"plain": _about(plain, dataset), "reject": _about(reject, dataset)}
     facts = {"plain": cache.weights_digest(plain.state_dict()), "reject": cache.weights_digest(reject.state_dict())}
     return Judges(plain, reject, about, cache.key(facts), inception)
@@ -124,7 +129,10 @@ def identity(dataset: Dataset, judging: JudgeConfig) -> str:
     asked = {"plain": (judging.judge, [judging.judge_seed]), "reject": (judging.reject_judge, _reject_seeds(judging))}
     facts: dict[str, Any] = {}
     for role, (name, seeds) in asked.items():
-        if _is_path(name):
+        if none_head.is_named(name):
+            files = [_file_digest(str(path)) for path in none_head.backbones(name)]
+            facts[role] = [none_head.RECIPE, torch.__version__, dataset.digest, files, list(seeds), judging.judge_steps]
+        elif _is_path(name):
             facts[role] = _file_digest(name)
         else:
             arch = _architecture(name, dataset)
@@ -163,7 +171,12 @@ def _plain(dataset: Dataset, judging: JudgeConfig, device: str, progress: bool) 
     return _kept(dataset, arch, judging, reject=False, seed=judging.judge_seed, device=device, progress=progress)
 
 
-def _reject(dataset: Dataset, judging: JudgeConfig, device: str, progress: bool) -> Judge:
+def _reject(dataset: Dataset, judging: JudgeConfig, plain: Judge, device: str, progress: bool) -> Judge:
+    if none_head.is_named(judging.reject_judge):
+        seeds = _reject_seeds(judging)
+        return none_head.ensemble(
+            judging.reject_judge, plain, dataset, seeds, draws=judging.judge_steps, device=device, progress=progress
+        )
     if _is_path(judging.reject_judge):
         judge = load_judge(judging.reject_judge, class_names=dataset.class_names)
         if not judge.reject:

@@ -85,7 +85,7 @@ def train_judge(
     weight = _weight(dataset, device) if reject and dataset.natural else None
     generator = torch.Generator().manual_seed(seed)
     for _ in tqdm(range(total), desc=f"judge {arch}", disable=not progress):
-        x, y = _draw(dataset, batch_size, recipe.shift, reject, generator)
+        x, y = draw(dataset, batch_size, recipe.shift, reject, generator)
         optimizer.zero_grad()
         F.cross_entropy(judge(x.to(device)), y.to(device), weight).backward()
         optimizer.step()
@@ -144,7 +144,8 @@ def _rate(total: int) -> Callable[[int], float]:
     return lambda step: 0.5 * (1 + math.cos(math.pi * step / total))
 
 
-def _draw(dataset: Dataset, batch_size: int, shift: bool, reject: bool, generator: Generator) -> tuple[Tensor, Tensor]:
+def draw(dataset: Dataset, batch_size: int, shift: bool, reject: bool, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Return a batch of real training images and, with reject, a third of negatives, (N, C, H, W), and labels (N,), K for none."""
     num_rejects = round(batch_size * REJECT_SHARE) if reject else 0
     rows = torch.randint(len(dataset.train), (batch_size - num_rejects,), generator=generator)
     x0, y = to_float(dataset.train.images[rows]), dataset.train.labels[rows]
