@@ -94,6 +94,9 @@ def _outside(error: Exception) -> str | None:
     full = _disk_full(error)
     if full is not None:
         return f"the disk is full ({full}); free some space, the same command resumes"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which this file does not import: it takes seconds
+        reason = str(error).splitlines()[0]
+        return f"the GPU is out of memory ({reason}); a smaller batch_size, or a larger accumulate, needs less"
     if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
         return f"{error.filename} cannot be written: {error.strerror}"
     from pipelines import tracking  # after the fault, when the time that the import takes matters no more
