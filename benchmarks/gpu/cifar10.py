@@ -207,7 +207,8 @@ def panel(stage: Stage, children: pd.DataFrame) -> None:
     known = {key: header for key, header in PANEL.items() if key in children}
     frame = children[["variant", "forget", *known]].rename(columns=known)
     before = children[children["variant"] == "base"].set_index("forget")[["retain/fid_judge", "retain/fid_judge_se"]]
-    fid = frame["forget"].map(before["retain/fid_judge"])
+    corrected = frame["variant"] != "base"
+    fid = frame["forget"].map(before["retain/fid_judge"]).where(corrected)
     error = (frame["FID se"] ** 2 + frame["forget"].map(before["retain/fid_judge_se"]) ** 2) ** 0.5
     frame = frame.assign(**{"FID change": frame["FID"] - fid, "change low": frame["FID"] - fid - 1.96 * error})
     frame["change high"] = frame["FID change"] + 1.96 * error
