@@ -20,11 +20,12 @@ Before a machine is started: `python -m benchmarks.gpu --rehearse`, and commit.
 Call 1, carry .gpu/a, timeout 180 s: the tests marked gpu, then the demo through `mlflow run`.
 source .gpu/a/setup.sh && python3 -m benchmarks.gpu --stages=smoke --minutes=smoke=2
 
-Call 2, carry .gpu/b alone (a transfer takes 64 MiB), timeout 180 s: a step of each method beside its floor, sampling, memory; needs no data.
+Call 2, carry .gpu/b alone (a transfer takes 64 MiB), timeout 180 s: a step of each method beside its floor, sampling, memory;
+it needs no data.
 source .gpu/a/setup.sh && python3 -m benchmarks.gpu --stages=step --minutes=step=2
 
-Call 3, carry .gpu/c alone, timeout: all the time that is left less a minute, at most 600 s. The paper's tables on CIFAR-10, attacks,
-search. The three budgets together: the timeout in minutes less 1.5, most of it for cifar10.
+Call 3, carry .gpu/c alone, timeout: all the time that is left less a minute, at most 600 s. The paper's tables on CIFAR-10,
+attacks, search. The three budgets together: the timeout in minutes less 1.5, most of it for cifar10.
 source .gpu/a/setup.sh && python3 -m benchmarks.gpu --stages=cifar10,attacks,search --minutes=cifar10=6,attacks=1,search=1
 
 What was carried stays while the machine is warm; a fresh one needs .gpu/a, then .gpu/b, again, with any short command.
