@@ -144,7 +144,7 @@ def _methods(bench: Bench, precision: str) -> None:
 def _compiled(bench: Bench, name: str, how: dict[str, Any]) -> None:
     label = f"{name} {' '.join(f'{key}={value}' for key, value in how.items())}".strip()
     needs = 0.0 if bench.stage.rehearse else COMPILING
-    backend = "aot_eager" if bench.stage.rehearse else "inductor"
+    backend = "eager" if bench.stage.rehearse else "inductor"
     build = partial(_bare, bench.extent, "bf16", backend=backend, **how)
     bench.stage.attempt(label, partial(bench.add, label, "bf16", build), needs=needs)
 
