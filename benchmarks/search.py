@@ -32,7 +32,7 @@ from benchmarks import tables
 from benchmarks.corrections import base_of, source
 from hpo import figures
 from hpo.config import SearchConfig
-from hpo.search import requested, run
+from hpo.search import read_config, run
 from hpo.study import dominates
 from pipelines import tracking
 from pipelines.cli.parser import main, parse
@@ -105,7 +105,7 @@ def searched(extent: Extent, stop: StopSignal, forget: str, *more: str, timed: b
     given = [f"--forget={forget}", f"--model={base(extent)}", f"--trials={extent.count}", f"--steps={extent.steps}"]
     given += ["--accuracy_drop=100"] if timed else []  # no trial too bad to count
     given += [f"--retain_samples={extent.samples}", f"--forget_samples={2 * extent.samples}"]
-    request = requested([*given, f"--space={SPACE}", "--retain_weight=3.072", "--device=cpu", *more])
+    request = read_config([*given, f"--space={SPACE}", "--retain_weight=3.072", "--device=cpu", *more])
     facts = {"search": asdict(request.search), "request": request.key, "source": source(), "part": extent.part}
     name = f"{extent.part}-{cache.key(facts)}"
     path = Path(f"{name}.json")

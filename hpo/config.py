@@ -1,4 +1,4 @@
-"""What a user may ask of a search, and everything that decides one."""
+"""The options of a search, and everything that decides one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hpo import space
-from hpo.objective import QUALITIES, TrialConfig
+from hpo.objective import QUALITIES
 from hpo.study import OBJECTIVES, SAMPLERS, StudyPlan
+from hpo.trial import TrialConfig
 from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.correction.correction import Correction
@@ -44,14 +45,16 @@ class SearchOptions:
         "fid", "distance of retained classes from real ones, the base's subtracted", choices=tuple(QUALITIES)
     )
     accuracy_drop: float = knob(1.0, "points of retained accuracy that a trial may lose", bounds=(0, 100))
-    search_sampler: str = knob("tpe", "rule that proposes trials; nsga2 needs more than 100", choices=SAMPLERS)
+    search_sampler: str = knob("tpe", "rule that proposes trials; nsga2 needs more than 100 of them", choices=SAMPLERS)
     search_seed: int = knob(0, "fixes what the sampler proposes", bounds=(0, 2**62))
-    prune: bool = knob(True, "give up a trial that three quarters of the others beat on the way, by denoising losses")
+    prune: bool = knob(
+        True, "end a trial early where three quarters of the others had far better denoising losses by then"
+    )
     workers: int = knob(1, "processes that run trials, each on one thread", bounds=(1, 256))
     storage: str = knob("auto", "journal file, or postgresql://USER@HOST/DATABASE for several machines")
-    study: str = knob("auto", "name of the study; auto is made of what decides its trials")
+    study: str = knob("auto", "name of the study; auto makes one from what decides its trials")
     prefer: str = knob("knee", "which member of the front is registered", choices=tuple(PREFERENCES))
-    final_samples: int = knob(3, "times a trial's samples by which the front is measured again", bounds=(1, 1000))
+    final_samples: int = knob(3, "the front is measured again with this many times a trial's samples", bounds=(1, 1000))
 
     def __post_init__(self) -> None:
         check(self)
@@ -100,7 +103,7 @@ class SearchConfig:
 
     @cached_property
     def parent(self) -> str:
-        """The address of the model to correct, of one version for good."""
+        """The address of the model to correct, with a version number instead of an alias."""
         return model_versions.pinned(self.source)
 
     @cached_property
@@ -116,14 +119,9 @@ class SearchConfig:
         self.method.validate(diffusion)
         return diffusion.digest()
 
-    @cached_property
-    def earlier(self) -> tuple[int, ...]:
-        """The labels that the model to correct has forgotten before."""
-        return self.correction({}, self.evaluation).earlier(lineage.forgotten(self.parent))
-
     @property
     def class_names(self) -> str:
-        """The classes to forget."""
+        """The names of the classes to forget, separated by commas."""
         return ",".join(self.dataset.class_names[k] for k in self.forget)
 
     @property
@@ -133,16 +131,16 @@ class SearchConfig:
 
     @property
     def tags(self) -> dict[str, str]:
-        """What the runs of a search are filtered by."""
+        """Tags of all runs of a search, to filter by."""
         return {"unlearning.method": self.method_name, "unlearning.forget": self.class_names}
 
     @cached_property
     def key(self) -> str:
-        """Names all that decides what a trial is and what it brings, not how many there are, where they run or are kept."""
+        """Digest of all that decides a trial and its result, but not of the number of trials, their storage or their machines."""
         decides = ("objective", "quality", "accuracy_drop", "search_sampler", "search_seed", "prune")
         facts = {name: getattr(self.search, name) for name in decides}
         if self.search.search_sampler == "grid":
-            facts["trials"] = self.search.trials  # they decide the grid's levels
+            facts["trials"] = self.search.trials  # the number decides the grid's levels
         held = {name: value for name, value in self.space.held.items() if name not in ("device", "checkpoint_every")}
         facts |= {"data": self.dataset.digest, "model": self.base_digest, "forget": self.forget}
         facts |= {"method": self.method_name, "ranges": self.space.describe(), "first": self.space.first, "held": held}
@@ -156,37 +154,39 @@ class SearchConfig:
 
     @property
     def folder(self) -> Path:
-        """Where trials keep what they make."""
+        """Where trials write their files."""
         return cache.folder("studies").absolute() / self.study
 
     @property
     def journal(self) -> Path:
-        """Where the study is kept unless the storage is given."""
+        """The journal file of the study where storage is auto."""
         return self.folder.parent / f"{self.study}.journal"
 
     def plan(self) -> StudyPlan:
-        """Return what decides the course of the study."""
-        asked = self.search
-        rule = (asked.objective, asked.search_sampler, asked.search_seed, asked.accuracy_drop)
-        return StudyPlan(self.study, self.space, asked.trials, *rule)
+        """Return what decides the trials of the study."""
+        search = self.search
+        return StudyPlan(
+            self.study, self.space, search.trials, search.objective, search.search_sampler, search.search_seed,
+            search.accuracy_drop,
+        )  # fmt: skip
 
-    def task(self) -> TrialConfig:
-        """Return what every worker is told."""
+    def trial_config(self) -> TrialConfig:
+        """Return what all trials share."""
         return TrialConfig(
-            self.data.data, self.data.size, str(self.base), list(self.forget), list(self.earlier),
-            self.method_name, self._knobs(),
-            asdict(self.training), asdict(self.evaluation), asdict(self.judging), self.search.quality, str(self.folder),
+            self.data.data, self.data.size, str(self.base), list(self.forget),
+            lineage.forgotten(self.parent), self.method_name, self._knobs(),
+            asdict(self.training), asdict(self.evaluation), asdict(self.judging), str(self.folder),
             self.search.prune,
         )  # fmt: skip
 
     def params(self) -> dict[str, object]:
         """Return the parameters of the study's run by dotted key."""
-        elsewhere = ("space", "storage", "study")
-        asked = {f"search.{key}": value for key, value in asdict(self.search).items() if key not in elsewhere}
+        left_out = ("space", "storage", "study")  # the ranges and the tags say the first and the last
+        options = {f"search.{key}": value for key, value in asdict(self.search).items() if key not in left_out}
         ranges = {f"space.{key}": value for key, value in self.space.describe().items()}
-        return {**asked, **ranges, **self.shared()}
+        return {**options, **ranges, **self.shared_params()}
 
-    def shared(self) -> dict[str, object]:
+    def shared_params(self) -> dict[str, object]:
         """Return the parameters that all trials share, by dotted key."""
         names = {"name": self.dataset.name, "forget": self.class_names, "digest": self.dataset.digest}
         dotted = {f"data.{key}": value for key, value in names.items()}
@@ -199,11 +199,11 @@ class SearchConfig:
         return {f"{'method' if name in own else 'train'}.{name}": value for name, value in values.items()}
 
     def by_field(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return searched knobs by the names of their fields, as workers know them."""
+        """Return searched knobs by the names of their fields, as trials take them."""
         return space.by_field(values, type(self.method)) | space.by_field(values, Training)
 
     def correction(self, values: Mapping[str, Any], evaluation: Evaluation) -> Correction:
-        """Return a trial as the correction that pipelines/correction.py would make of it."""
+        """Return a trial's correction, as `-e unlearn` would make it with these knobs."""
         method = create(self.method_name, **self._knobs() | space.by_field(values, type(self.method)))
         changes: dict[str, Any] = space.by_field(values, Training)
         training = replace(self.training, **changes)

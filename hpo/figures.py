@@ -1,4 +1,4 @@
-"""What a search shows: the table of its trials, the front as a picture and as a page, the history, the importances."""
+"""Tables and figures of a search: its trials, the front as a picture and as a page, the history, the importances."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from hpo.config import SearchConfig
 
 _FRONT, _OTHER, _COSTLY = "#1f77b4", "lightsteelblue", "gainsboro"
 _X = "probability of the forgotten class (judges with a reject class)"
-_KEPT = ("forgetting", "quality", "joint", "accuracy_drop", "minutes")
+_SCORES = ("forgetting", "quality", "joint", "accuracy_drop", "minutes")
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Captions:
-    """What the figures say about a study.
+    """Text of the figures of a study.
 
     Args:
         title: one line.
@@ -37,14 +37,14 @@ class Captions:
     quality: str
 
 
-def captions(request: SearchConfig) -> Captions:
+def captions(config: SearchConfig) -> Captions:
     """Return the captions of a search."""
-    distance = request.search.quality.upper()
-    return Captions(f"{request.method_name}, forget {request.class_names}", f"{distance} of retained classes - base's")
+    distance = config.search.quality.upper()
+    return Captions(f"{config.method_name}, forget {config.class_names}", f"{distance} of retained classes - base's")
 
 
 def table(trials: Sequence[FrozenTrial], names: Sequence[str]) -> pd.DataFrame:
-    """Return a row a trial: state, searched knobs, scores, UA_reject, retained accuracy, and how often its worker died."""
+    """Return one row per trial: state, searched knobs, scores, UA_reject, retained accuracy, and how often its worker died."""
     return pd.DataFrame([_row(each, names) for each in trials]).set_index("trial")
 
 
@@ -54,7 +54,7 @@ def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, object]:
         "trial": trial.number,
         "state": trial.state.name.lower(),
         **{name: trial.params.get(name, math.nan) for name in names},
-        **{key: scores.get(key, math.nan) for key in _KEPT},
+        **{key: scores.get(key, math.nan) for key in _SCORES},
         "ua_reject": metrics.get("forget/ua_reject", math.nan),
         "accuracy": metrics.get("retain/accuracy", math.nan),
         "deaths": len(trial.user_attrs.get("deaths", [])) + len(trial.system_attrs.get("retry_history", [])),
@@ -75,23 +75,23 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
 
 
 def volumes(trials: Sequence[FrozenTrial], reference: Point) -> list[float]:
-    """Return the hypervolume after each completed trial; trials that break the constraint add nothing."""
+    """Return the hypervolume after each completed trial; trials outside the constraint add nothing."""
     points: list[Point] = []
     path = []
     for each in trials:
         if is_allowed(each):
-            points.append(place(each))
+            points.append(point_of(each))
         path.append(hypervolume(points, reference))
     return path
 
 
-def place(trial: FrozenTrial) -> Point:
+def point_of(trial: FrozenTrial) -> Point:
     """Return a completed trial's forgetting and quality."""
     return trial.user_attrs["scores"]["forgetting"], trial.user_attrs["scores"]["quality"]
 
 
 def is_allowed(trial: FrozenTrial) -> bool:
-    """Return whether a completed trial keeps to the constraint."""
+    """Return whether a completed trial is within the constraint."""
     return max(trial.constraints.values(), default=0) <= 0
 
 
@@ -102,28 +102,28 @@ def front(
     winner: int | None = None,
     again: Mapping[int, Point] | None = None,
 ) -> Figure:
-    """Return the trials in the plane of forgetting and quality: what the front attains lies above its steps.
+    """Return the trials in the plane of forgetting and quality; the front attains what lies above its steps.
 
     Args:
         trials: the completed ones.
         members: those on the front.
-        captions: what the figure says.
-        winner: number of the trial that was chosen.
-        again: where some of them lie on fresh seeds, by number.
+        captions: text of the figure.
+        winner: number of the chosen trial.
+        again: points of some trials on fresh seeds, by number.
     """
     figure = Figure(figsize=(6.8, 4.8), dpi=120, layout="constrained")
     axis, top = figure.subplots(), _top(trials, members)
-    for label, color, chosen in _groups(trials, members):
+    for label, color, group in _groups(trials, members):
         _scatter(
-            axis, [place(each) for each in chosen], top, s=30 if label == "front" else 18, color=color, label=label
+            axis, [point_of(each) for each in group], top, s=30 if label == "front" else 18, color=color, label=label
         )
     axis.step(*_columns(_stairs(members)), where="post", color=_FRONT, lw=1)
-    for before, after in ((place(each), again[each.number]) for each in trials if again and each.number in again):
+    for before, after in ((point_of(each), again[each.number]) for each in trials if again and each.number in again):
         axis.plot(*_columns([before, after], top), color=_FRONT, lw=0.6, ls=":")
     _scatter(axis, list((again or {}).values()), top, s=30, facecolor="white", edgecolor=_FRONT, label="on fresh seeds")
-    defaults, picked = ([place(each) for each in trials if each.number == n] for n in (0, winner))
+    defaults, chosen = ([point_of(each) for each in trials if each.number == n] for n in (0, winner))
     _scatter(axis, defaults, top, s=45, marker="s", color="black", label="defaults (trial 0)")
-    _scatter(axis, picked, top, s=170, marker="*", color="crimson", label=f"trial {winner}, chosen", zorder=4)
+    _scatter(axis, chosen, top, s=170, marker="*", color="crimson", label=f"trial {winner}, chosen", zorder=4)
     axis.axhline(0, color="gray", lw=0.8, ls=":")
     axis.set(xscale="log", xlabel=_X, ylabel=captions.quality)
     axis.set_title(captions.title, fontsize=10)
@@ -132,7 +132,7 @@ def front(
 
 
 def _groups(trials: Sequence[FrozenTrial], members: Sequence[FrozenTrial]) -> list[tuple[str, str, list[FrozenTrial]]]:
-    """Return label, color and trials of each kind, those behind first."""
+    """Return label, color and trials of each group, in drawing order."""
     best = {each.number for each in members}
     others = [each for each in trials if each.number not in best]
     return [
@@ -143,21 +143,22 @@ def _groups(trials: Sequence[FrozenTrial], members: Sequence[FrozenTrial]) -> li
 
 
 def _stairs(members: Sequence[FrozenTrial]) -> list[Point]:
-    """Return the corners of what the members attain; with more than two objectives some members lie above it."""
+    """Return the corners of the area that the members attain; with more than two objectives some members lie above them."""
     corners: list[Point] = []
-    for point in sorted(place(each) for each in members):
+    for point in sorted(point_of(each) for each in members):
         if not corners or point[1] < corners[-1][1]:
             corners.append(point)
     return corners
 
 
 def _top(trials: Sequence[FrozenTrial], members: Sequence[FrozenTrial]) -> float:
-    """Return where the quality axis ends: a ruined model far above would press all others onto the axis below.
+    """Return the end of the quality axis; inf where all trials fit.
 
-    Front, defaults and three quarters of the trials are below it; what is above is drawn as an arrow at the edge.
+    Front, defaults and three quarters of the trials are below it. One ruined model far above would compress all others; what
+    is above the end is drawn as an arrow at the edge.
     """
-    heights = sorted(place(each)[1] for each in trials)
-    shown = [place(each)[1] for each in (*members, *trials[:1])]
+    heights = sorted(point_of(each)[1] for each in trials)
+    shown = [point_of(each)[1] for each in (*members, *trials[:1])]
     top = 1.3 * max([1.0, *shown, *heights[: math.ceil(0.75 * len(heights))]])
     return top if heights and heights[-1] > 1.5 * top else math.inf
 
@@ -178,7 +179,7 @@ def _columns(points: Sequence[Point], top: float = math.inf) -> tuple[list[float
 def page(
     trials: Sequence[FrozenTrial], members: Sequence[FrozenTrial], captions: Captions, winner: int | None = None
 ) -> str:
-    """Return the front as a page of its own (plotly's script included): hover over a trial to read its knobs."""
+    """Return the front as an HTML page, plotly's script included: hover over a trial to read its knobs."""
     figure, top, joined = go.Figure(), _top(trials, members), len(_stairs(members)) == len(members)
     marked = [
         ("defaults (trial 0)", "black", "square", [each for each in trials if each.number == 0]),
@@ -186,8 +187,8 @@ def page(
     ]
     groups = [(label, color, "circle", chosen) for label, color, chosen in _groups(trials, members)]
     for label, color, symbol, chosen in (each for each in (*groups, *marked) if each[-1]):
-        ordered = sorted(chosen, key=place)
-        x, y = _columns([place(each) for each in ordered])
+        ordered = sorted(chosen, key=point_of)
+        x, y = _columns([point_of(each) for each in ordered])
         figure.add_scatter(
             x=x, y=y, name=label, text=[_hover(each) for each in ordered], hoverinfo="text",
             mode="lines+markers" if label == "front" and joined else "markers", line={"shape": "hv", "width": 1},
@@ -198,7 +199,7 @@ def page(
         xaxis={"type": "log", "title": _X, "exponentformat": "power", "dtick": 1},
     )  # fmt: skip
     if top < math.inf:
-        figure.update_yaxes(range=[min(place(each)[1] for each in members) - 0.1 * top, top])
+        figure.update_yaxes(range=[min(point_of(each)[1] for each in members) - 0.1 * top, top])
     return figure.to_html(include_plotlyjs=True)
 
 
@@ -210,10 +211,10 @@ def _hover(trial: FrozenTrial) -> str:
 
 
 def history(trials: Sequence[FrozenTrial], reference: Point, captions: Captions) -> Figure:
-    """Return hypervolume, forgetting and quality over the completed trials; quality above its axis is an arrow."""
+    """Return hypervolume, forgetting and quality over the completed trials; an arrow is a quality above the axis."""
     figure = Figure(figsize=(6.4, 6.0), dpi=110, layout="constrained")
     axes = figure.subplots(3, 1, sharex=True)
-    points, top = [(each.number, *place(each)) for each in trials], _top(trials, [])
+    points, top = [(each.number, *point_of(each)) for each in trials], _top(trials, [])
     axes[0].plot([n for n, _, _ in points], volumes(trials, reference), drawstyle="steps-post", color=_FRONT)
     axes[0].set_ylabel("hypervolume")
     axes[1].scatter([n for n, _, _ in points], [x for _, x, _ in points], s=14, color=_FRONT)
@@ -227,13 +228,13 @@ def history(trials: Sequence[FrozenTrial], reference: Point, captions: Captions)
 
 
 def importances(study: optuna.Study, names: Sequence[str]) -> pd.DataFrame | None:
-    """Return each searched knob's share in the spread of forgetting and quality; None where too few trials tell."""
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    varied = [name for name in names if len({each.params.get(name) for each in done}) > 1]
-    if len(done) < 8 or not varied:
+    """Return each searched knob's share in the spread of forgetting and quality; None where there are too few trials."""
+    completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    varied = [name for name in names if len({each.params.get(name) for each in completed}) > 1]
+    if len(completed) < 8 or not varied:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna warns that low values are taken for good, as they are here
+        warnings.simplefilter("ignore")  # Optuna warns that it treats low values as good, as they are here
         shares = {
             key: optuna.importance.get_param_importances(study, params=varied, target=_score(key))
             for key in ("forgetting", "quality")

@@ -7,8 +7,8 @@ Every knob of the method and of its training that has a search range is searched
 (--steps=150). The space changes that: NAME=LOW:HIGH searches a range, NAME=LOW:HIGH:log on a logarithmic scale, NAME=VALUE
 holds a value. Trial 0 takes the defaults.
 
-The same command goes on with a study that was stopped, and with more trials it extends one. For many machines, give the
-same command on each with --storage=postgresql://USER@HOST/DATABASE and one MLFLOW_TRACKING_URI; the first one
+The same command resumes a study that was stopped; with more trials it extends the study. For several machines, run the same
+command on each with --storage=postgresql://USER@HOST/DATABASE and one MLFLOW_TRACKING_URI; the first one
 evaluates and registers. `optuna-dashboard` opens the same storage: that address, or .safemax/studies/STUDY.journal.
 """
 
@@ -41,85 +41,87 @@ from safemax.errors import InputError, Stopped
 from safemax.methods import available
 
 
-def run(request: SearchConfig, stop: StopSignal) -> str:
+def run(config: SearchConfig, stop: StopSignal) -> str:
     """Run a study to its end in an MLflow run of its own and return the address of what it registered.
 
-    On a shared storage, "" where another machine came first: that one does the end.
+    On a shared storage, return "" where another machine came first: that one measures the front and registers.
 
     Raises:
-        InputError: the model, the storage or the study's name does not fit, or no trial is worth registering.
-        Stopped: `stop` said so; the same request goes on.
+        InputError: the model, the storage or the study's name does not fit, or no trial is within the constraint.
+        Stopped: `stop` was raised; the same configuration resumes the study.
     """
     started = time.perf_counter()
     torch.set_num_threads(1)
-    warn_of_population(request.plan())
-    tags = {"search.study": request.study, **request.tags}
-    with storage.opened(request.search.storage, request.study, request.journal) as store:
-        books = TrialScheduler(request.plan(), store)
-        _refuse_other_request(books, request)
-        with _opened(request, tags) as opened:
-            _lead(books, opened) if store.leads else _wait_for_leader(books, stop)
-            crew = WorkerPool("hpo.worker", asdict(request.task()), request.search.workers, lambda: _beat(books, stop))
-            records = TrialRuns(lambda: str(books.study.user_attrs["run"]), request.name, request.shared(), tags)
-            with crew, records:
-                course = StudyRunner(request, books, crew, records, opened)
-                course.follow()
+    warn_of_population(config.plan())
+    tags = {"search.study": config.study, **config.tags}
+    with storage.opened(config.search.storage, config.study, config.journal) as store:
+        scheduler = TrialScheduler(config.plan(), store)
+        _validate_key(scheduler, config)
+        with _opened(config, tags) as opened:
+            _lead(scheduler, opened) if store.leads else _wait_for_leader(scheduler, stop)
+            pool = WorkerPool(
+                "hpo.trial", asdict(config.trial_config()), config.search.workers, lambda: _tick(scheduler, stop)
+            )
+            trial_runs = TrialRuns(
+                lambda: str(scheduler.study.user_attrs["run"]), config.name, config.shared_params(), tags
+            )
+            with pool, trial_runs:
+                runner = StudyRunner(config, scheduler, pool, trial_runs, opened)
+                runner.run_trials()
                 if store.leads:
-                    return finish(course, stop, (time.perf_counter() - started) / 60)
-    print("all trials are over; the machine that came first evaluates the front and registers")
+                    return finish(runner, stop, (time.perf_counter() - started) / 60)
+    print("all trials have ended; the machine that came first measures the front and registers")
     return ""
 
 
 @contextmanager
-def _opened(request: SearchConfig, tags: Mapping[str, str]) -> Iterator[tracking.Run]:
-    name, tags = f"search-{request.title}", {"kind": "search", **tags}
-    with tracking.run(name, experiment=request.name, params=request.params(), tags=tags) as opened:
-        opened.dataset(request.dataset, "training")
+def _opened(config: SearchConfig, tags: Mapping[str, str]) -> Iterator[tracking.Run]:
+    name, tags = f"search-{config.title}", {"kind": "search", **tags}
+    with tracking.run(name, experiment=config.name, params=config.params(), tags=tags) as opened:
+        opened.dataset(config.dataset, "training")
         yield opened
 
 
-def _beat(books: TrialScheduler, stop: StopSignal) -> None:
+def _tick(scheduler: TrialScheduler, stop: StopSignal) -> None:
     if stop():
-        raise Stopped("the study goes on where it stands with the same command")
-    books.tick()
+        raise Stopped("the same command resumes the study")
+    scheduler.heartbeat()
 
 
-def _lead(books: TrialScheduler, opened: tracking.Run) -> None:
-    """Make this run the study's, and take the trials of those before it along."""
-    earlier = books.study.user_attrs.get("run")
+def _lead(scheduler: TrialScheduler, opened: tracking.Run) -> None:
+    """Make this run the study's, and the trials of its earlier runs children of this one."""
+    earlier = scheduler.study.user_attrs.get("run")
     if earlier:
-        inherit(opened, earlier, dict(chain.from_iterable(_endings(books, each) for each in books.trials)))
-    books.study.set_user_attr("run", opened.id)
+        inherit(opened, earlier, dict(chain.from_iterable(_endings(scheduler, each) for each in scheduler.trials)))
+    scheduler.study.set_user_attr("run", opened.id)
 
 
-def _endings(books: TrialScheduler, trial: FrozenTrial) -> Iterator[tuple[str, Ending | None]]:
-    """Yield the runs of a trial, and how each should have been closed; all but the last were killed."""
+def _endings(scheduler: TrialScheduler, trial: FrozenTrial) -> Iterator[tuple[str, Ending | None]]:
+    """Yield the runs of a trial, each with the ending that it should have; all but the last were killed."""
     *killed, last = trial.user_attrs.get("runs", [""])
     yield from ((each, Ending("KILLED", {})) for each in killed)
     if last and trial.state == TrialState.RUNNING:
-        yield last, Ending("KILLED", {}) if books.is_orphan(trial) else None
+        yield last, Ending("KILLED", {}) if scheduler.is_orphan(trial) else None
     elif last:
         status = "FAILED" if trial.state == TrialState.FAIL else "FINISHED"
         yield last, Ending(status, trial.user_attrs.get("metrics", {}))
 
 
-def _wait_for_leader(books: TrialScheduler, stop: StopSignal) -> None:
-    while "run" not in books.study.user_attrs:
+def _wait_for_leader(scheduler: TrialScheduler, stop: StopSignal) -> None:
+    while "run" not in scheduler.study.user_attrs:
         time.sleep(1)
-        _beat(books, stop)
+        _tick(scheduler, stop)
 
 
-def _refuse_other_request(books: TrialScheduler, request: SearchConfig) -> None:
-    """A study has one space, one objective and one model, or its trials could not be compared."""
-    if books.study.user_attrs.get("key", request.key) != request.key:
-        raise InputError(
-            f"study = {request.study} was begun with other parameters; give it another name, or study=auto"
-        )
-    books.study.set_user_attr("key", request.key)
+def _validate_key(scheduler: TrialScheduler, config: SearchConfig) -> None:
+    """Raise InputError where the study was made with another space, objective or model: its trials could not be compared."""
+    if scheduler.study.user_attrs.get("key", config.key) != config.key:
+        raise InputError(f"study = {config.study} was started with other parameters; give another name, or study=auto")
+    scheduler.study.set_user_attr("key", config.key)
 
 
-def requested(argv: Sequence[str]) -> SearchConfig:
-    """Return what the command line asks for; --method chooses the method, and with it the knobs."""
+def read_config(argv: Sequence[str]) -> SearchConfig:
+    """Return the search that a command line describes; --method chooses the method, and with it the knobs."""
     name, method_type = choose(argv, "method", {each: (each, cls) for each, cls in available().items()}, "safemax")
     chosen = parse("python -m hpo.search", __doc__ or "", for_method(PARAMETERS, name, method_type), argv)
     dataset = chosen["data"].load()
@@ -143,7 +145,7 @@ def search(argv: Sequence[str]) -> None:
     """Search by the command line's parameters."""
     stop = stop_on_sigterm()
     die_with_parent()
-    run(requested(argv), stop)
+    run(read_config(argv), stop)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a search draws from: the knobs of a method and of its training, each searched over a range or held at a value."""
+"""The space of a search: the knobs of a method and of its training, each searched over a range or held at a value."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Owner = TypeVar("Owner", Method, Training)
 
 @dataclass(frozen=True)
 class Range:
-    """What one knob is drawn from, its ends included.
+    """The values that one knob is searched over, both ends included.
 
     Args:
         low: smallest value.
         high: largest value, above low.
         log: whether values are spread evenly on a logarithmic scale.
-        whole: whether only whole numbers are drawn.
+        whole: whether the values are whole numbers.
     """
 
     low: Number
@@ -41,7 +41,7 @@ class Range:
         return f"{self.low:g}:{self.high:g}" + (":log" if self.log else "")
 
     def distribution(self) -> FloatDistribution | IntDistribution:
-        """Return the range in Optuna's words."""
+        """Return the range as an Optuna distribution."""
         if self.whole:
             return IntDistribution(int(self.low), int(self.high), log=self.log)
         return FloatDistribution(self.low, self.high, log=self.log)
@@ -51,7 +51,7 @@ class Range:
         return min(max(value, self.low), self.high)
 
     def levels(self, n: int) -> list[Number]:
-        """Return n values spread evenly from end to end; fewer where rounding to whole numbers makes some alike."""
+        """Return n values spread evenly from end to end; fewer where some are equal after rounding to whole numbers."""
         shares = [i / (n - 1) for i in range(n)] if n > 1 else [0.5]
         values = [self._at(share) for share in shares]
         return list(dict.fromkeys(round(v) for v in values)) if self.whole else values
@@ -64,12 +64,12 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """What each trial draws and what all of them share, by the names that users write.
+    """The knobs that trials vary and the knobs that they share, by the names that users write.
 
     Args:
         ranges: what is searched.
         held: the values of the other knobs of the method and its training.
-        first: what trial 0 takes for the searched ones: the defaults, or the ends of ranges that leave them out.
+        first: values of the searched knobs in trial 0: the defaults, or the nearest ends of ranges without them.
     """
 
     ranges: Mapping[str, Range]
@@ -77,11 +77,11 @@ class Space:
     first: Mapping[str, Number] = field(default_factory=dict)
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Return the ranges in Optuna's words."""
+        """Return the ranges as Optuna distributions."""
         return {name: each.distribution() for name, each in self.ranges.items()}
 
     def grid(self, points: int, seed: int) -> list[dict[str, Number]]:
-        """Return at most so many points, each knob at as many levels as fit, shuffled: a grid cut short is no slice."""
+        """Return at most so many points, each knob at as many levels as fit, shuffled so that a partial grid covers the space."""
         each = max(1, int(points ** (1 / len(self.ranges)) + 1e-9))
         levels = [one.levels(each) for one in self.ranges.values()]
         grid = [dict(zip(self.ranges, point, strict=True)) for point in itertools.product(*levels)]
@@ -106,7 +106,7 @@ def read(text: str, method: Method, training: Training, given: Iterable[str] = (
         given: names of knobs whose values the user gave: held, unless the text searches them.
 
     Raises:
-        InputError: an unknown name, a name twice, an empty range, a value that is not allowed, or nothing left to search.
+        InputError: an unknown or duplicate name, an empty range, a value that is not allowed, or nothing left to search.
     """
     known = {each.name: (each, getattr(owner, each.field)) for owner, each in _every(method, training)}
     searched = {name: _own(about) for name, (about, _) in known.items() if about.about.search and name not in given}
@@ -154,7 +154,7 @@ def _items(text: str) -> Iterator[tuple[str, str]]:
                 f"space: {item.strip()!r} is not allowed; write NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE"
             )
         if name in seen:
-            raise InputError(f"space names {name} twice; each knob has one range or value")
+            raise InputError(f"space has a duplicate {name}; each knob has one range or value")
         seen.add(name)
         yield name, words
 
@@ -171,11 +171,11 @@ def _range(parameter: Parameter, words: str) -> Range:
             f"space: {parameter.name}={words} is not allowed; a range is LOW:HIGH, LOW:HIGH:log or LOW:HIGH:linear"
         )
     low, high = parameter.read(low_text), parameter.read(high_text)
-    assert not isinstance(low, str)  # the caller lets numbers through alone
+    assert not isinstance(low, str)  # the caller passes numbers only
     assert not isinstance(high, str)
     if low >= high:
         raise InputError(f"space: {parameter.name}={words} is empty; the first number must be below the second")
     log = scale == ["log"] or (not scale and parameter.about.log and low > 0)
     if log and low <= 0:
-        raise InputError(f"space: {parameter.name}={words} is not allowed; a logarithmic range begins above 0")
+        raise InputError(f"space: {parameter.name}={words} is not allowed; a logarithmic range starts above 0")
     return Range(low, high, log, parameter.kind is int)

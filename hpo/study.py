@@ -1,4 +1,4 @@
-"""A study's books: which trial is next, what each one brought, which ones are the front; only the coordinator opens them."""
+"""The trials of a study: which one is next, the results, and which ones are the front; only the coordinator opens it."""
 
 from __future__ import annotations
 
@@ -31,23 +31,26 @@ OBJECTIVES = {
     "joint": ("joint",),
 }
 POPULATION = 50  # of nsga2, Optuna's default
-_RIVALS, _SHARE = 5, 0.75  # a trial is given up when so many finished ones, and this share of them, were better by then
-# By so much of what the base knows, or of its loss: smaller differences in loss do not tell which samples will be better.
+_RIVALS, _SHARE = (
+    5,
+    0.75,
+)  # a trial is pruned when at least 5 have completed and 75 % of them were far better at this point
+# Far better: by so much in knowledge or damage. Smaller differences in loss do not tell which samples will be better.
 _MARGIN = 0.25
-_BEST_JOINT = 5  # members of the "front" of a single objective
-RETRIED = "retry_history"  # Optuna's mark on the copy of a failed trial: the numbers of those before it
-_OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+_JOINT_FRONT = 5  # members of the "front" of a single objective
+RETRIED = "retry_history"  # Optuna's attribute of the copy of a failed trial: the numbers of the earlier ones
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What decides the course of a study.
+    """What decides the trials of a study.
 
     Args:
         name: of the study.
-        space: what is drawn.
-        trials: how many.
-        objective: two, three or joint.
+        space: what trials are sampled from.
+        trials: their number.
+        objective: a key of OBJECTIVES.
         sampler: one of SAMPLERS.
         seed: of the sampler.
         accuracy_drop: points of retained accuracy that a trial may lose.
@@ -63,22 +66,23 @@ class StudyPlan:
 
     @property
     def size(self) -> int:
-        """Trials in all; a grid may have fewer points than were asked for."""
+        """Number of trials; a grid may have fewer points than `trials`."""
         if self.sampler != "grid":
             return self.trials
         return min(self.trials, 1 + len(self.space.grid(self.trials - 1, self.seed)))
 
 
 class TrialLost(Exception):
-    """A trial that another machine has taken for dead, and runs again."""
+    """Another machine considers this one dead and runs its trial again."""
 
 
 class TrialScheduler:
-    """The trials of a study, past and present.
+    """The trials of a study: proposes them, and records how they go and how they end.
 
-    A trial is born with all its values, which follow from (seed, number, trials so far) alone: no sampler keeps state, so
-    that a study is the same whether or not it was stopped. A trial whose coordinator died is taken up again under its
-    number; on a shared storage, one whose machine died fails and is copied, as Optuna does it, and the copies count once.
+    A trial has all its values from the start. They follow from seed, number and the trials so far; no sampler keeps state,
+    so a study that was stopped and resumed has the same trials as one that was not. A trial whose coordinator died is resumed
+    under its number. On a shared storage, a trial whose machine died fails and is copied, as Optuna does it; the trial and its
+    copies count once.
     """
 
     def __init__(self, plan: StudyPlan, store: storage.Store) -> None:
@@ -92,8 +96,8 @@ class TrialScheduler:
         if self.study.metric_names is None:
             with _quiet():
                 self.study.set_metric_names(list(goals))  # optuna-dashboard's axes
-        self._mine: dict[int, Trial] = {}
-        self._beaten = time.monotonic()
+        self._running: dict[int, Trial] = {}
+        self._last_heartbeat = time.monotonic()
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -106,30 +110,30 @@ class TrialScheduler:
         return [each for each in self.trials if each.state == TrialState.COMPLETE]
 
     @property
-    def over(self) -> int:
-        """How many trials have ended for good; a trial and its copies are one."""
+    def num_ended(self) -> int:
+        """How many trials have ended for good; a trial and its copies count once."""
         copied = {each.system_attrs[RETRIED][-1] for each in self.trials if RETRIED in each.system_attrs}
-        return sum(each.state in _OVER and each.number not in copied for each in self.trials)
+        return sum(each.state in _ENDED and each.number not in copied for each in self.trials)
 
-    def take(self) -> FrozenTrial | None:
-        """Return the trial to run next, now running; None where none is to be had (yet)."""
+    def start_next(self) -> FrozenTrial | None:
+        """Start the next trial and return it; None where there is none, or none yet."""
         with self._store.alone(), _quiet():
-            trial = self._orphan() or self._next()
+            trial = self._adopt_orphan() or self._propose_next()
             if trial is None:
                 return None
             trial.set_user_attr("owner", _OWNER)
-            self._mine[trial.number] = trial
-            self._beat(trial.number)
+            self._running[trial.number] = trial
+            self._record_heartbeat(trial.number)
         return self.trials[trial.number]
 
     def report(self, number: int, percent: int, knowledge: float, damage: float) -> bool:
-        """Note how a trial does on its way (see hpo.objective.Probe); return whether to give it up.
+        """Record a running trial's knowledge and damage (see hpo.probe.Probe); return whether to prune it.
 
         Raises:
-            TrialLost: it is no longer this machine's, here as in `complete`, `end` and `note`.
+            TrialLost: another machine runs it by now, here as in `complete`, `end` and `set_attrs`.
         """
-        self.note(number, **{f"probe_{percent}": [knowledge, damage]})
-        trial = self._mine[number]
+        self.set_attrs(number, **{f"probe_{percent}": [knowledge, damage]})
+        trial = self._running[number]
         if self.plan.objective == "joint":
             with _quiet():
                 trial.report((knowledge + damage) // _MARGIN * _MARGIN, percent)
@@ -140,61 +144,61 @@ class TrialScheduler:
         better = sum(_is_far_better(each, (knowledge, damage)) for each in rivals)
         return len(rivals) >= _RIVALS and better >= _SHARE * len(rivals)
 
-    def complete(self, number: int, scores: Mapping[str, float], facts: Mapping[str, Any]) -> None:
-        """End a trial with its scores (hpo.objective.scores), a constraint, and whatever else is to be kept of it."""
-        self.note(number, scores=dict(scores), **facts)
-        trial = self._mine.pop(number)
+    def complete(self, number: int, scores: Mapping[str, float], attrs: Mapping[str, Any]) -> None:
+        """End a trial with its scores (hpo.objective.scores), its constraint, and other attributes."""
+        self.set_attrs(number, scores=dict(scores), **attrs)
+        trial = self._running.pop(number)
         if not self._is_constrained(trial):
             trial.set_constraint("accuracy", scores["accuracy_drop"] - self.plan.accuracy_drop)
         values = [scores[goal] for goal in OBJECTIVES[self.plan.objective]]
         self.study.tell(number, values, skip_if_finished=self._store.shared)
 
-    def end(self, number: int, state: TrialState, facts: Mapping[str, Any]) -> None:
+    def end(self, number: int, state: TrialState, attrs: Mapping[str, Any]) -> None:
         """End a trial as PRUNED or FAIL."""
-        self.note(number, ended=state.name.lower(), **facts)
-        del self._mine[number]
+        self.set_attrs(number, ended=state.name.lower(), **attrs)
+        del self._running[number]
         self.study.tell(number, state=state, skip_if_finished=self._store.shared)
 
-    def note(self, number: int, **facts: Any) -> None:
-        """Keep facts of a running trial."""
+    def set_attrs(self, number: int, **attrs: Any) -> None:
+        """Set user attributes of a running trial."""
         try:
-            for key, value in facts.items():
-                self._mine[number].set_user_attr(key, value)
+            for key, value in attrs.items():
+                self._running[number].set_user_attr(key, value)
         except UpdateFinishedTrialError:
-            del self._mine[number]
+            del self._running[number]
             raise TrialLost(number) from None
 
-    def holds(self, number: int) -> bool:
-        """Return whether a trial is under way here."""
-        return number in self._mine
+    def is_running_here(self, number: int) -> bool:
+        """Return whether this coordinator runs a trial."""
+        return number in self._running
 
-    def tick(self) -> None:
-        """Give a sign of life for the running trials, where the storage wants one; to be called every few seconds."""
-        if self._store.shared and time.monotonic() - self._beaten > storage.HEARTBEAT_SECONDS:
-            for number in self._mine:
-                self._beat(number)
-            self._beaten = time.monotonic()
+    def heartbeat(self) -> None:
+        """Record a heartbeat of the running trials on a shared storage; call it every few seconds."""
+        if self._store.shared and time.monotonic() - self._last_heartbeat > storage.HEARTBEAT_SECONDS:
+            for number in self._running:
+                self._record_heartbeat(number)
+            self._last_heartbeat = time.monotonic()
 
     def front(self) -> list[FrozenTrial]:
-        """Return the best trials that keep to the constraint: the Pareto front, or the five best of a joint objective."""
-        kept = [each for each in self.completed if max(each.constraints.values(), default=0) <= 0]
+        """Return the best trials within the constraint: the Pareto front, or the five best of a joint objective."""
+        allowed = [each for each in self.completed if max(each.constraints.values(), default=0) <= 0]
         if self.plan.objective == "joint":
-            return sorted(kept, key=lambda each: each.values[0])[:_BEST_JOINT]
-        return [a for a in kept if not any(dominates(b.values, a.values) for b in kept)]
+            return sorted(allowed, key=lambda each: each.values[0])[:_JOINT_FRONT]
+        return [a for a in allowed if not any(dominates(b.values, a.values) for b in allowed)]
 
-    def _orphan(self) -> Trial | None:
-        """Take up a trial whose coordinator is gone."""
+    def _adopt_orphan(self) -> Trial | None:
+        """Return a running trial whose coordinator is dead."""
         for each in self.trials:
-            if each.state == TrialState.RUNNING and each.number not in self._mine and self.is_orphan(each):
+            if each.state == TrialState.RUNNING and each.number not in self._running and self.is_orphan(each):
                 return Trial(self.study, each._trial_id)
         return None
 
     def is_orphan(self, trial: FrozenTrial) -> bool:
-        """Return whether the coordinator of a running trial is known to be dead."""
+        """Return whether the coordinator of a running trial is dead."""
         return not self._store.shared or not tracking.alive({"env.process": trial.user_attrs.get("owner", "?/0/0")})
 
-    def _next(self) -> Trial | None:
-        """Take the copy of a failed trial that waits, or a new one."""
+    def _propose_next(self) -> Trial | None:
+        """Start the waiting copy of a failed trial, or a new one."""
         if self._store.shared:
             optuna.storages.fail_stale_trials(self.study)
         trials = self.trials
@@ -205,31 +209,31 @@ class TrialScheduler:
             self.study.add_trial(propose(self.plan, trials))
         return self.study.ask()
 
-    def _beat(self, number: int) -> None:
+    def _record_heartbeat(self, number: int) -> None:
         if isinstance(self._store.storage, optuna.storages.RDBStorage):
-            self._store.storage.record_heartbeat(self._mine[number]._trial_id)
+            self._store.storage.record_heartbeat(self._running[number]._trial_id)
 
     def _is_constrained(self, trial: Trial) -> bool:
-        """Return whether the constraint was written before a kill: Optuna takes it once."""
+        """Return whether the constraint was set before a kill: Optuna allows setting it once."""
         return bool(self.trials[trial.number].constraints)
 
 
 def propose(plan: StudyPlan, trials: Sequence[FrozenTrial]) -> FrozenTrial:
-    """Return the next trial, not begun: the defaults first, then what the sampler makes of the trials so far."""
+    """Return the next trial, waiting: the defaults first, then what the sampler proposes after the trials so far."""
     number, distributions = len(trials), plan.space.distributions()
     if number == 0:
-        return _born(plan.space.first, distributions, {})
+        return _waiting_trial(plan.space.first, distributions, {})
     if plan.sampler == "grid":
-        # The copy of a failed trial has a point already.
+        # The copy of a failed trial already has a point.
         points = sum(RETRIED not in each.system_attrs for each in trials)
-        return _born(plan.space.grid(plan.trials - 1, plan.seed)[points - 1], distributions, {})
+        return _waiting_trial(plan.space.grid(plan.trials - 1, plan.seed)[points - 1], distributions, {})
     goals = OBJECTIVES[plan.objective]
     with _quiet():
         sampler = _sampler(plan.sampler, derive_seed(plan.seed, number) % 2**32)
         shadow = optuna.create_study(directions=["minimize"] * len(goals), sampler=sampler)
         shadow.add_trials(trials)
-        drawn = shadow.ask(distributions)
-    return _born(drawn.params, distributions, shadow.get_trials(deepcopy=False)[-1].system_attrs)
+        proposal = shadow.ask(distributions)
+    return _waiting_trial(proposal.params, distributions, shadow.get_trials(deepcopy=False)[-1].system_attrs)
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -243,11 +247,11 @@ def _is_far_better(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def warn_of_population(plan: StudyPlan) -> None:
-    """Warn where nsga2 would be random search: its first population is drawn blindly."""
+    """Warn where nsga2 would be little more than random search: its first population is random."""
     if plan.sampler == "nsga2" and plan.trials <= 2 * POPULATION:
         warnings.warn(
             f"search_sampler = nsga2 draws its first {POPULATION} trials at random, and trials = {plan.trials}: below "
-            f"{2 * POPULATION} it is little but random search; tpe is not",
+            f"{2 * POPULATION} it is little more than random search; tpe is not",
             stacklevel=2,
         )
 
@@ -264,7 +268,9 @@ def _sampler(name: str, seed: int) -> BaseSampler:
     raise InputError(f"search_sampler = {name} is not allowed; known: {', '.join(SAMPLERS)}")
 
 
-def _born(values: Mapping[str, Number], distributions: dict[str, Any], attributes: Mapping[str, Any]) -> FrozenTrial:
+def _waiting_trial(
+    values: Mapping[str, Number], distributions: dict[str, Any], attributes: Mapping[str, Any]
+) -> FrozenTrial:
     return optuna.create_trial(
         state=TrialState.WAITING, params=dict(values), distributions=distributions, system_attrs=dict(attributes)
     )
@@ -272,7 +278,7 @@ def _born(values: Mapping[str, Number], distributions: dict[str, Any], attribute
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Optuna's advice on what this module does on purpose: heartbeats without `optimize`, reports made twice."""
+    """Silence Optuna's warnings about what this module does on purpose: heartbeats without `optimize`, repeated reports."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="optuna")
         warnings.filterwarnings("ignore", message=".*(Heartbeat|already reported|experimental).*")

@@ -1,4 +1,4 @@
-"""The runs of a search in MLflow: a parent for the study, a child for each trial. Children register nothing."""
+"""The runs of a search in MLflow: a parent for the study, a child for each trial; children register nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.entities import Run as StoredRun
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
@@ -18,17 +19,17 @@ from pipelines import tracking
 
 
 class TrialFailed(Exception):
-    """A trial that ended without a result, in the words of its worker."""
+    """A trial failed; the message is its worker's."""
 
 
 class TrialRuns:
-    """The children of one parent run.
+    """The child runs of one parent run, by trial number.
 
     Args:
-        parent: returns the id of the run that they belong to; another machine's run may become it on the way.
+        parent: returns the id of the parent; another machine's run may become the parent on the way.
         experiment: its experiment.
-        params: what all of them share, by dotted key.
-        tags: likewise.
+        params: parameters that all children share, by dotted key.
+        tags: tags that all children share.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class TrialRuns:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """End what is still open as the search ended: KILLED where it was told to stop, else FAILED."""
+        """End open runs as the search ended: KILLED where it was told to stop, else FAILED."""
         for stack, _ in self._open.values():
             stack.__exit__(kind, error, trace)
         self._open.clear()
@@ -71,11 +72,11 @@ class TrialRuns:
         """Tag a trial's run."""
         self._open[number][1].tag(key, value)
 
-    def end(self, number: int, state: str, said: str, picture: Path | None = None) -> None:
-        """Close a trial's run as FINISHED; its state as the study has it is a tag, what is said of it and its picture a note."""
+    def end(self, number: int, state: str, summary: str, picture: Path | None = None) -> None:
+        """Close a trial's run as FINISHED, with its state in the study as a tag, and summary and picture as a note."""
         stack, run = self._open.pop(number)
-        shown = run.picture(Image.open(picture), "samples/trial") if picture and picture.exists() else ""
-        run.note(f"{said}\n\n{shown}")
+        markdown = run.picture(Image.open(picture), "samples/trial") if picture and picture.exists() else ""
+        run.note(f"{summary}\n\n{markdown}")
         run.tag("trial.state", state)
         stack.close()
 
@@ -89,7 +90,7 @@ class TrialRuns:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run that its process could not close should have been closed, and the metrics that it may lack."""
+    """The status and the metrics that a run should have, where its process could not close it."""
 
     status: str
     metrics: Mapping[str, float]
@@ -99,25 +100,25 @@ def inherit(run: tracking.Run, earlier: str, children: Mapping[str, Ending | Non
     """Make a study's earlier runs part of the run that continues it.
 
     Args:
-        run: the one that continues it.
-        earlier: id of the study's run before; it was killed, where it seems to run.
-        children: runs of trials, which become `run`'s, by id; one that seems to run is closed as told, or
-            left alone (None) where its machine lives.
+        run: the one that continues the study.
+        earlier: id of the study's run before; it is closed as KILLED if its status is RUNNING.
+        children: ids of trials' runs, which become children of `run`. One whose status is RUNNING is closed with the given
+            ending, or left alone (None) where its machine is alive.
     """
     client = tracking.store()
     run.tag("resumed_from", earlier)
     for each, ending in {earlier: Ending("KILLED", {}), **children}.items():
-        found = _found(client, each)
-        if found and ending and found.info.status == "RUNNING":
+        stored = _existing(client, each)
+        if stored and ending and stored.info.status == "RUNNING":
             now = int(time.time() * 1000)
             client.log_batch(each, metrics=[Metric(key, value, now, 0) for key, value in ending.metrics.items()])
             client.set_terminated(each, ending.status)
-        if found and each != earlier:
+        if stored and each != earlier:
             client.set_tag(each, "mlflow.parentRunId", run.id)
 
 
-def _found(client: MlflowClient, run_id: str) -> Any:
-    """Return a run that nobody has deleted since."""
+def _existing(client: MlflowClient, run_id: str) -> StoredRun | None:
+    """Return a run; None where it was deleted since."""
     try:
         run = client.get_run(run_id)
     except MlflowException as error:

@@ -13,7 +13,8 @@ from pipelines.cli.options import DataOptions, ForgetOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.cli.parser import main, parse
 from pipelines.correction.base_model import BaseTraining, NetworkOptions, train_base
-from pipelines.correction.correction import Correction, correct
+from pipelines.correction.correct import correct
+from pipelines.correction.correction import Correction
 from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_sigterm
 from pipelines.registry import model_versions
 from safemax.data.batches import parse_classes

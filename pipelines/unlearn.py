@@ -11,7 +11,8 @@ from pipelines.cli.parameters import for_method
 from pipelines.cli.parser import choose, main, parse
 from pipelines.cli.presets import with_preset
 from pipelines.correction.base_model import find_base
-from pipelines.correction.correction import Correction, correct
+from pipelines.correction.correct import correct
+from pipelines.correction.correction import Correction
 from pipelines.engine.signals import die_with_parent, stop_on_sigterm
 from safemax.data.batches import parse_classes
 from safemax.evaluation.measure import Evaluation

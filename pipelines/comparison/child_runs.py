@@ -1,4 +1,4 @@
-"""The children of comparisons in the store: found by digest, adopted, read into rows."""
+"""The child runs of comparisons in MLflow: find them by digest, adopt them, read them into rows."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _PAGE = 1000
 
 
 def finished() -> dict[str, StoredRun]:
-    """Return the finished children of the store by digest, the newest of each: `mlflow run` chooses the experiment."""
+    """Return the newest finished child of each digest, from all experiments: `mlflow run` chooses the parent's."""
     client = tracking.store()
-    everywhere = [each.experiment_id for each in client.search_experiments()]
+    experiments = [each.experiment_id for each in client.search_experiments()]
     runs: dict[str, StoredRun] = {}
     token: str | None = None
     while True:
         page = client.search_runs(
-            everywhere, f"tags.kind = '{KIND}' and attributes.status = 'FINISHED'",
+            experiments, f"tags.kind = '{KIND}' and attributes.status = 'FINISHED'",
             order_by=["attributes.start_time ASC"], max_results=_PAGE, page_token=token,
         )  # fmt: skip
         runs |= {each.data.tags[DIGEST]: each for each in page}
@@ -36,41 +36,48 @@ def finished() -> dict[str, StoredRun]:
 
 
 def adopt(parent: str, children: Iterable[StoredRun]) -> None:
-    """Make children of comparisons that did not finish children of this one; a finished comparison keeps its own."""
+    """Make children of unfinished comparisons children of this one; a finished comparison keeps its own."""
     client = tracking.store()
     status: dict[str, str] = {}
     for child in children:
-        now = child.data.tags.get("mlflow.parentRunId", "")
-        if now and now not in status:
-            status[now] = _status(client, now)
-        if status.get(now) != "FINISHED":
+        current = child.data.tags.get("mlflow.parentRunId", "")
+        if current and current not in status:
+            status[current] = _status(client, current)
+        if status.get(current) != "FINISHED":
             client.set_tag(child.info.run_id, "mlflow.parentRunId", parent)
 
 
 def end_orphan(parent: str, digest: str) -> None:
-    """End the run that a worker left when it died with this child, as KILLED: another worker resumes it in a run of its own."""
+    """End the run of a worker that died with this child as KILLED: another worker resumes the child in a new run."""
     client = tracking.store()
     experiment_id = client.get_run(parent).info.experiment_id
-    wanted = f"tags.`{DIGEST}` = '{digest}' and tags.mlflow.parentRunId = '{parent}' and attributes.status = 'RUNNING'"
-    for each in client.search_runs([experiment_id], wanted):
+    condition = (
+        f"tags.`{DIGEST}` = '{digest}' and tags.mlflow.parentRunId = '{parent}' and attributes.status = 'RUNNING'"
+    )
+    for each in client.search_runs([experiment_id], condition):
         client.set_terminated(each.info.run_id, "KILLED")
 
 
-def rows(plan: Sequence[Mapping[str, Any]], found: Mapping[str, StoredRun], class_names: Sequence[str]) -> pd.DataFrame:
-    """Return a row a finished child of a plan: variant, forget, seed, run, commit, and its metrics by key.
+def rows(plan: Sequence[Mapping[str, Any]], runs: Mapping[str, StoredRun], class_names: Sequence[str]) -> pd.DataFrame:
+    """Return one row per finished child of a plan: variant, forget, seed, run, commit, and its metrics by key.
 
-    The base's rows come from what the first child of each class measured of it.
+    The base gets one row per class, from what the first child of that class measured of it.
+
+    Args:
+        plan: jobs with their digests.
+        runs: finished children by digest.
+        class_names: of the data set, by label.
     """
     made: list[dict[str, Any]] = []
-    seen: set[int] = set()
-    for job in (each for each in plan if each["digest"] in found):
-        stored = found[job["digest"]]
+    classes: set[int] = set()  # whose base row is there
+    for job in (each for each in plan if each["digest"] in runs):
+        stored = runs[job["digest"]]
         commit = stored.data.tags.get("mlflow.source.git.commit", "")
         common = {"forget": class_names[job["forget"]], "run": stored.info.run_id, "commit": commit}
         label = job["variant"]["label"] if "variant" in job else GOLD
         made.append({"variant": label, "seed": job["seed"], **common, **_own(stored.data.metrics)})
-        if job["kind"] == "child" and job["forget"] not in seen:
-            seen.add(job["forget"])
+        if job["kind"] == "child" and job["forget"] not in classes:
+            classes.add(job["forget"])
             made.append({"variant": BASE, "seed": UNSEEDED, **common, **_of_base(stored.data.metrics)})
     return pd.DataFrame(made)
 

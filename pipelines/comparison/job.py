@@ -1,15 +1,12 @@
-"""What a comparison is made of, one job at a time: a correction that registers nothing, a gold model, a prior, a base's samples.
+"""The jobs of a comparison: a correction that registers nothing, a gold model, a prior, the samples of a base.
 
-`python -m pipelines.comparison.job` is a worker of pipelines.engine.worker_pool: the task and the jobs come in on stdin.
+`python -m pipelines.comparison.job` is a worker of pipelines.engine.worker_pool.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,37 +17,37 @@ from PIL import Image
 
 from pipelines import tracking
 from pipelines.cli.options import DataOptions
-from pipelines.correction.correction import Correction, run_unregistered
+from pipelines.correction.correct import run_unregistered
+from pipelines.correction.correction import Correction
 from pipelines.correction.retrained import GoldOptions
-from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_sigterm
-from pipelines.engine.worker_pool import Channel
+from pipelines.engine.signals import StopSignal
+from pipelines.engine.worker import Message, Send, main
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
-from safemax.errors import InputError, NonFiniteError, Stopped
 from safemax.evaluation.measure import Evaluation, Samples, cached_samples, measure
 from safemax.judges.load import JudgeConfig, identity, judges, reference
 from safemax.methods import create
 from safemax.storage import cache, source_digest
 from safemax.training.trainer import Training, accelerate, fit
 
-STRIP, OTHERS = 5, 2  # images in a strip of the forgotten class, and after them of each other class
+STRIP, OTHERS = 5, 2  # images in a strip of the forgotten class, and then of each other class
 KIND, DIGEST = "comparison.child", "comparison.digest"  # tags
-_HOW = ("checkpoint_every",)  # of a training: what decides nothing
+_NOT_DECISIVE = ("checkpoint_every",)  # fields of a training that do not change its result
 
 
 @dataclass(frozen=True)
 class ChildConfig:
-    """What all jobs of a comparison share: plain JSON, since it reaches a worker as text.
+    """What all jobs of a comparison share: plain JSON, since it is sent to workers as text.
 
     Args:
-        data: source of the real images, and the side they are resized to (0 keeps theirs).
-        size: see data.
+        data: source of the real images.
+        size: side that the images are resized to; 0 keeps theirs.
         base: folder of the model to correct.
-        source: its address.
-        name: experiment.
+        source: address of the model to correct.
+        experiment: of the comparison.
         parent: id of the run that the children belong to.
-        evaluation: of safemax.evaluation.Evaluation.
-        judging: of safemax.judges.load.JudgeConfig.
+        evaluation: fields of safemax.evaluation.Evaluation.
+        judging: fields of safemax.judges.load.JudgeConfig.
         gold_steps: of pipelines.correction.retrained.GoldOptions.
         device: of safemax.training.trainer.Training.
     """
@@ -59,7 +56,7 @@ class ChildConfig:
     size: int
     base: str
     source: str
-    name: str
+    experiment: str
     parent: str
     evaluation: dict[str, Any]
     judging: dict[str, Any]
@@ -67,16 +64,23 @@ class ChildConfig:
     device: str
 
     def correction(self, dataset: Dataset, job: Mapping[str, Any]) -> Correction:
-        """Return a job's correction: its variant's, of its class, with its seed."""
-        about = job["variant"]
-        training = replace(Training(**about["training"]), seed=job["seed"])
+        """Return a job's correction: its variant of a method, its class, its seed."""
+        variant = job["variant"]
+        training = replace(Training(**variant["training"]), seed=job["seed"])
+        method = create(variant["name"], **variant["knobs"])
         return Correction(
-            dataset, (job["forget"],), self.source, self.name, about["name"], create(about["name"], **about["knobs"]),
+            dataset, (job["forget"],), self.source, self.experiment, variant["name"], method,
             training, Evaluation(**self.evaluation), JudgeConfig(**self.judging), previews=0,
         )  # fmt: skip
 
     def digest(self, dataset: Dataset, job: Mapping[str, Any], model: str) -> str:
-        """Return what names a job's result by all that decides it, code and judges included; not the machine."""
+        """Return a digest of all that decides a job's result, code and judges included; the machine does not enter.
+
+        Args:
+            dataset: the real images.
+            job: see `do`.
+            model: digest of the model to correct.
+        """
         facts: dict[str, Any] = {"model": model, "data": dataset.digest, "forget": job["forget"], "kind": job["kind"]}
         judging = JudgeConfig(**self.judging)
         facts |= {"evaluation": Evaluation(**self.evaluation).describe(), "judges": identity(dataset, judging)}
@@ -85,82 +89,94 @@ class ChildConfig:
         if job["kind"] == "gold":
             return cache.key({**facts, "source": self.source, "steps": self.gold_steps})
         correction = self.correction(dataset, job)
-        training = {name: value for name, value in asdict(correction.training).items() if name not in _HOW}
-        own = {"method": job["variant"]["knobs"], "name": correction.method_name, "train": training}
-        return cache.key(
-            {
-                **facts,
-                **own,
-                "code": source_digest.digest("safemax.training.trainer", type(correction.method).__module__),
-            }
-        )
+        training = {name: value for name, value in asdict(correction.training).items() if name not in _NOT_DECISIVE}
+        facts |= {"method": job["variant"]["knobs"], "name": correction.method_name, "train": training}
+        code = source_digest.digest("safemax.training.trainer", type(correction.method).__module__)
+        return cache.key({**facts, "code": code})
 
 
 class ChildContext:
-    """What a process loads once, to do jobs on: data, judges, reference features; it makes what the caches lack."""
+    """What a process loads once to do jobs with: data, judges, reference features; it makes what the caches lack."""
 
-    def __init__(self, task: ChildConfig, stop: StopSignal) -> None:
-        self.task, self.stop = task, stop
-        self.dataset = DataOptions(task.data, task.size).load()
-        self.evaluation, judging = Evaluation(**task.evaluation), JudgeConfig(**task.judging)
-        self.device = str(accelerate(Training(device=task.device)).device)
+    def __init__(self, config: ChildConfig, stop: StopSignal) -> None:
+        self.config, self.stop = config, stop
+        self.dataset = DataOptions(config.data, config.size).load()
+        self.evaluation, judging = Evaluation(**config.evaluation), JudgeConfig(**config.judging)
+        self.device = str(accelerate(Training(device=config.device)).device)
         with stop.interruptible():
             self.judges = judges(self.dataset, judging, device=self.device)
             self.reference = reference(self.dataset, self.judges)
 
-    def do(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Do a job and return what came of it, with its minutes."""
+    @property
+    def greeting(self) -> Message:
+        """Nothing: the coordinator needs only know that the context is loaded."""
+        return {}
+
+    def do(self, job: Message, send: Send) -> Message:
+        """Do a job and return its result, with its minutes; nothing is sent on the way.
+
+        Args:
+            job: kind (base, prior, gold or child), forget (label), seed; of prior and child variant
+                (MethodVariant.describe), of gold and child digest (ChildConfig.digest).
+            send: not called.
+        """
         started = time.perf_counter()
         work = {"base": self._base, "prior": self._prior, "gold": self._gold, "child": self._child}[job["kind"]]
         return {**work(job), "minutes": (time.perf_counter() - started) / 60}
 
-    def _base(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Draw what the base is measured by, for the cache."""
+    def _base(self, job: Message) -> Message:
+        """Draw the base's samples into the cache."""
         with self.stop.interruptible():
-            cached_samples(Diffusion.load(self.task.base).to(self.device), (job["forget"],), self.evaluation)
+            cached_samples(Diffusion.load(self.config.base).to(self.device), (job["forget"],), self.evaluation)
         return {}
 
-    def _prior(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Prepare a method that serves every forget class alike, for the cache."""
-        asked = self.task.correction(self.dataset, job)
+    def _prior(self, job: Message) -> Message:
+        """Prepare, into the cache, the prior of a method that is the same for every forget class."""
+        correction = self.config.correction(self.dataset, job)
         with self.stop.interruptible():
             result = fit(
-                Diffusion.load(self.task.base), asked.method, self.dataset.train, asked.forget,
-                replace(asked.training, steps=0), flip=self.dataset.natural, priors=cache.folder("priors"), progress=False,
+                Diffusion.load(self.config.base), correction.method, self.dataset.train, correction.forget,
+                replace(correction.training, steps=0), flip=self.dataset.natural, priors=cache.folder("priors"),
+                progress=False,
             )  # fmt: skip
         return {"setup_minutes": result.cost.setup_minutes}
 
-    def _gold(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Train a model that never sees the class, or find it, and measure it in a run of its own."""
-        task, forget = self.task, (job["forget"],)
-        name = self.dataset.class_names[job["forget"]]
-        params = {"gold.steps": task.gold_steps, "data.name": self.dataset.name, "data.forget": name}
+    def _gold(self, job: Message) -> Message:
+        """Train a model that never sees the class, unless it is cached, and measure it in a run of its own."""
+        config, forget = self.config, (job["forget"],)
+        class_name = self.dataset.class_names[job["forget"]]
+        params = {"gold.steps": config.gold_steps, "data.name": self.dataset.name, "data.forget": class_name}
         params |= {f"eval.{key}": value for key, value in self.evaluation.describe().items()}
         tags = {**self._tags(job, "gold"), "unlearning.method": "retrain"}
-        run_name = f"gold-{self.dataset.name}-forget{name}"
-        with tracking.run(run_name, experiment=task.name, params=params, tags=tags, parent=task.parent) as run:
-            like = Diffusion.load(task.base)
-            gold = GoldOptions("train", task.gold_steps).find(like, task.source, self.dataset, forget, self.stop)
+        run_name = f"gold-{self.dataset.name}-forget{class_name}"
+        with tracking.run(
+            run_name, experiment=config.experiment, params=params, tags=tags, parent=config.parent
+        ) as run:
+            template = Diffusion.load(config.base)
+            options = GoldOptions("train", config.gold_steps)
+            gold = options.find(template, config.source, self.dataset, forget, self.stop)
             assert gold is not None
             with self.stop.interruptible():
                 samples = cached_samples(gold, forget, self.evaluation)
                 metrics = measure(samples, self.judges, self.reference, forget)
             run.log(metrics)
-            _keep(run, {"corrected": samples}, job["forget"])
+            _log_strips(run, {"corrected": samples}, job["forget"])
         return {"run": run.id}
 
-    def _child(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Correct the base as pipelines/correction.py does, in a run of its own, and register nothing."""
-        task, label, asked = self.task, job["variant"]["label"], self.task.correction(self.dataset, job)
-        run_name = f"{label}-{self.dataset.name}-forget{asked.class_names[0]}-seed{job['seed']}"
-        tags = {**self._tags(job, label), "unlearning.method": asked.method_name}
-        with tracking.run(run_name, experiment=task.name, params=asked.params(), tags=tags, parent=task.parent) as run:
+    def _child(self, job: Message) -> Message:
+        """Correct the base as `-e unlearn` does, in a run of its own, but register nothing."""
+        config, label, correction = self.config, job["variant"]["label"], self.config.correction(self.dataset, job)
+        run_name = f"{label}-{self.dataset.name}-forget{correction.class_names[0]}-seed{job['seed']}"
+        tags = {**self._tags(job, label), "unlearning.method": correction.method_name}
+        with tracking.run(
+            run_name, experiment=config.experiment, params=correction.params(), tags=tags, parent=config.parent
+        ) as run:
             run.dataset(self.dataset, "training")
-            outcome = run_unregistered(asked, run, task.base, self.stop)
-            _keep(run, {"base": outcome.base, "corrected": outcome.corrected}, job["forget"])
-        return {"run": run.id, "ua_reject": outcome.after["forget/ua_reject"], "fid": outcome.after["retain/fid_judge"]}
+            result = run_unregistered(correction, run, config.base, self.stop)
+            _log_strips(run, {"base": result.base, "corrected": result.corrected}, job["forget"])
+        return {"run": run.id, "ua_reject": result.after["forget/ua_reject"], "fid": result.after["retain/fid_judge"]}
 
-    def _tags(self, job: Mapping[str, Any], label: str) -> dict[str, str]:
+    def _tags(self, job: Message, label: str) -> dict[str, str]:
         return {
             "kind": KIND,
             DIGEST: job["digest"],
@@ -170,23 +186,10 @@ class ChildContext:
         }
 
 
-def attempt(bench: ChildContext, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Do a job; return {"kind": "done", ...} or, where only this job is lost, {"kind": "failed", "reason": ...}."""
-    try:
-        return {"kind": "done", **bench.do(job)}
-    except Stopped:
-        raise
-    except (InputError, NonFiniteError) as error:
-        return {"kind": "failed", "reason": f"{type(error).__name__}: {error}"}
-    except Exception as error:  # one out of memory, or with a fault of ours, must not take the comparison with it
-        traceback.print_exc()
-        return {"kind": "failed", "reason": f"{type(error).__name__}: {error}"}
-
-
-def _keep(run: tracking.Run, drawn: Mapping[str, Samples], forget: int) -> None:
-    """Keep the first images of each model, pixel for pixel, for the pictures of the comparison."""
+def _log_strips(run: tracking.Run, models: Mapping[str, Samples], forget: int) -> None:
+    """Log the first images of each model, pixel for pixel, for the pictures of the comparison."""
     with tempfile.TemporaryDirectory() as scratch:
-        for name, samples in drawn.items():
+        for name, samples in models.items():
             path = Path(scratch) / f"{name}.png"
             _strip(samples, forget).save(path)
             run.artifact(path, "strips")
@@ -201,32 +204,10 @@ def _strip(samples: Samples, forget: int) -> Image.Image:
     return Image.fromarray(row.squeeze(-1).numpy())
 
 
-def main() -> None:
-    """Serve the coordinator on stdin and stdout."""
-    stop = stop_on_sigterm()
-    die_with_parent()
-    torch.set_num_threads(1)
-    channel = Channel.own()
-    try:
-        _serve(channel, stop)
-    except (Stopped, KeyboardInterrupt, BrokenPipeError):
-        sys.stderr.flush()
-        os._exit(143)  # nothing is left to write, and a broken stdout would complain
-
-
-def _serve(channel: Channel, stop: StopSignal) -> None:
-    task = channel.receive()
-    if task is None:
-        return
-    try:
-        bench = ChildContext(ChildConfig(**task), stop)
-    except InputError as error:
-        channel.send("refused", reason=str(error))
-        return
-    channel.send("ready")
-    while (job := channel.receive()) is not None:
-        channel.send(**attempt(bench, job))
+def load(config: Message, stop: StopSignal) -> ChildContext:
+    """Return the context of a worker."""
+    return ChildContext(ChildConfig(**config), stop)
 
 
 if __name__ == "__main__":
-    main()
+    main(load)

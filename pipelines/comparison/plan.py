@@ -1,4 +1,4 @@
-"""What a comparison is asked to compare, and the jobs that this makes."""
+"""What a comparison compares, and the jobs that follow from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from safemax.methods import create
 from safemax.reports.comparison_tables import UNSEEDED
 
 GOLD, BASE = "gold", "base"
-_NAMED = 4  # variants that a title names
+_MOST_IN_TITLE = 4  # variants whose names make the title
 AS_PAPER, EQUAL = "as the paper", "equal retain weight"
 
 
@@ -40,11 +40,11 @@ class ComparisonOptions:
     steps: int = knob(0, "optimizer steps of every method; 0 takes each method's own", bounds=(0, 10_000_000))
     batch_size: int = knob(0, "rows of a step of every method; 0 takes each method's own", bounds=(0, 1_000_000))
     overrides: str = knob("", "knobs of one method, its training's too: salun.mask_ratio=0.3,salun.lr=1e-5")
-    gold: bool = knob(True, "set a model beside them that was trained without the class, made once and kept")
+    gold: bool = knob(True, "compare with a gold model too: trained without the class, made once, then cached")
     gold_steps: int = knob(0, "steps to train it; 0 takes as many as the base was trained", bounds=(0, 10_000_000))
-    ablation: bool = knob(False, "Figure 3 too: SAFEMax on the first class, over lambda")
+    ablation: bool = knob(False, "make Figure 3 too: SAFEMax on the first class, over lambda")
     lambdas: str = knob("0,0.5,1,2,5", "values of lambda of the ablation")
-    workers: int = knob(1, "processes that run children, each on one thread; 1 takes this one", bounds=(1, 256))
+    workers: int = knob(1, "processes that run children, each on one thread; 1 runs them in this one", bounds=(1, 256))
     device: str = knob("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"))
     output: str = knob("none", "folder that tables and figures are written to as well")
 
@@ -62,7 +62,7 @@ class ComparisonOptions:
 class Comparison:
     """Everything that decides a comparison."""
 
-    asked: ComparisonOptions
+    options: ComparisonOptions
     data: DataOptions
     dataset: Dataset
     classes: tuple[int, ...]
@@ -81,11 +81,12 @@ class Comparison:
     def check(self) -> None:
         """Raise InputError where the model to correct does not fit the data or a method, or has forgotten a class before.
 
-        Gold models and retained classes would have to leave that class out for each variant alike; nobody compares so.
+        A class forgotten before would be missing from gold models and retained classes alike: the numbers would mean less.
         """
-        gone = lineage.forgotten(self.source)
-        if gone:
-            raise InputError(f"model = {self.source} has forgotten {', '.join(gone)}; a comparison starts from a base")
+        forgotten = lineage.forgotten(self.source)
+        if forgotten:
+            names = ", ".join(forgotten)
+            raise InputError(f"model = {self.source} has forgotten {names}; a comparison starts from a base")
         diffusion = Diffusion.load(self.base)
         agree_on_classes(diffusion, self.dataset)
         for each in (*self.variants, *(variant for _, _, variant in self.ablation)):
@@ -103,36 +104,38 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """Such as compare-digits-safemax+salun; of many variants their number."""
+        """Such as compare-digits-safemax+salun; with many variants, their number instead of their names."""
         labels = [each.label for each in self.variants]
-        who = "+".join(labels) if len(labels) <= _NAMED else f"{len(labels)}-methods"
-        return f"compare-{self.dataset.name}-{who}"
+        methods = "+".join(labels) if len(labels) <= _MOST_IN_TITLE else f"{len(labels)}-methods"
+        return f"compare-{self.dataset.name}-{methods}"
 
     def params(self) -> dict[str, object]:
         """Return the parameters of the run by dotted key."""
-        asked = {f"comparison.{key}": value for key, value in asdict(self.asked).items() if key != "output"}
-        measured = {f"eval.{key}": value for key, value in self.evaluation.describe().items()}
+        options = {f"comparison.{key}": value for key, value in asdict(self.options).items() if key != "output"}
+        evaluation = {f"eval.{key}": value for key, value in self.evaluation.describe().items()}
         names = {"data.name": self.dataset.name, "data.digest": self.dataset.digest, "model.source": self.source}
-        return {**asked, **measured, **names}
+        return {**options, **evaluation, **names}
 
-    def task(self, parent: str) -> ChildConfig:
-        """Return what every worker is told."""
+    def child_config(self, parent: str) -> ChildConfig:
+        """Return what all jobs share; `parent` is the id of the comparison's run."""
         return ChildConfig(
             self.data.data, self.data.size, self.base, self.source, self.name, parent, asdict(self.evaluation),
-            asdict(self.judging), self.asked.gold_steps, self.asked.device,
+            asdict(self.judging), self.options.gold_steps, self.options.device,
         )  # fmt: skip
 
     def children(self) -> list[dict[str, Any]]:
         """Return the jobs whose results the tables need, gold models first, without their digests."""
-        seeds = range(self.asked.seeds)
-        gold = [{"kind": GOLD, "forget": k, "seed": UNSEEDED} for k in self.classes if self.asked.gold]
-        # Class by class, so that a comparison that was stopped can be read as far as it came.
+        seeds = range(self.options.seeds)
+        gold = [{"kind": GOLD, "forget": k, "seed": UNSEEDED} for k in self.classes if self.options.gold]
+        # Class by class, so that the tables of a stopped comparison have complete rows.
         jobs = [(each, k, seed) for seed in seeds for k in self.classes for each in self.variants]
         jobs += [(each, self.classes[0], seed) for seed in seeds for _, _, each in self.ablation]
-        return gold + [{"kind": "child", "variant": c.describe(), "forget": k, "seed": s} for c, k, s in jobs]
+        return gold + [
+            {"kind": "child", "variant": variant.describe(), "forget": k, "seed": seed} for variant, k, seed in jobs
+        ]
 
     def preparations(self, children: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return the jobs that come before these children, so that no child pays for what several need."""
+        """Return the jobs to do before these children, so that no child is charged for what several need."""
         jobs: dict[tuple[object, ...], dict[str, Any]] = {}
         for each in children:
             jobs[BASE, each["forget"]] = {"kind": BASE, "forget": each["forget"], "seed": UNSEEDED}
@@ -146,19 +149,19 @@ class Comparison:
         return method.shared and method.prior() is not None
 
 
-def ablation_of(asked: ComparisonOptions) -> tuple[tuple[str, float, MethodVariant], ...]:
-    """Return (weighting, lambda, variant) of Figure 3; its variants are those of `safemax` but for two knobs."""
-    if not asked.ablation:
+def ablation_of(options: ComparisonOptions) -> tuple[tuple[str, float, MethodVariant], ...]:
+    """Return (weighting, lambda, variant) of each point of Figure 3; the variants are `safemax` with two knobs changed."""
+    if not options.ablation:
         return ()
-    mine = [word for word in asked.overrides.split(",") if word.strip().startswith("safemax.")]
-    (safemax,) = variants.read("safemax", ",".join(mine), asked.common)
-    values = [_lambda(text) for text in asked.lambdas.split(",")]
+    overrides = [word for word in options.overrides.split(",") if word.strip().startswith("safemax.")]
+    (safemax,) = variants.read("safemax", ",".join(overrides), options.common)
+    values = [_lambda(text) for text in options.lambdas.split(",")]
     settings = [(weighting, value) for weighting in (AS_PAPER, EQUAL) for value in values]
     return tuple((weighting, value, _with_lambda(safemax, value, weighting)) for weighting, value in settings)
 
 
 def _with_lambda(safemax: MethodVariant, value: float, weighting: str) -> MethodVariant:
-    # Without psi the two weightings are one.
+    # At lambda 0 the two weightings are the same.
     own = {**safemax.describe()["knobs"], "lmbda": value, "normalize_psi": weighting == EQUAL and value != 0}
     label = f"safemax@lambda={value:g}{'-equal' if weighting == EQUAL else ''}"
     return replace(safemax, label=label, method=create("safemax", **own))

@@ -1,4 +1,4 @@
-"""What a comparison shows: the paper's two tables, paired differences, its figures; on the run, and in a folder if asked for."""
+"""The report of a comparison: the paper's two tables, paired differences and figures, on the run and in the output folder."""
 
 from __future__ import annotations
 
@@ -42,28 +42,34 @@ TABLES = {
     "table1": ("Table 1. Evaluation of unlearning", UNLEARNING),
     "table2": ("Table 2. Evaluation of retention and efficiency", RETENTION),
 }
-_CHARTED = ("forget/ua_reject", "forget/recognised", "retain/accuracy", "retain/fid_judge", "cost/runtime_minutes")
-_DRAWN = {
+_CHART_METRICS = (
+    "forget/ua_reject",
+    "forget/recognised",
+    "retain/accuracy",
+    "retain/fid_judge",
+    "cost/runtime_minutes",
+)
+_STANDINGS_AXES = {
     "UA_reject, %": "forget/ua_reject",
     "FID of retained classes": "retain/fid_judge",
     "accuracy on retained classes, %": "retain/accuracy",
     "minutes of the optimisation": "cost/runtime_minutes",
 }
-_BESIDE = 6  # variants that stand beside each other, as in the paper; more of them stand under each other
-_DECISIVE = ("UA_reject %", "FID")  # what the note shows of the paired differences
-_MEANING = (
-    "H: entropy of the plain judge's answers, nats. UA: share of samples of the forgotten class that a judge does not take for "
-    "it, by the plain judge as in the paper, and by the ensemble that may answer none of these (UA_reject). FID: Frechet "
-    "distance to real retained images in the plain judge's features. RTE: minutes of the optimisation; prior: minutes "
-    "before it, of the run that made it. memory: peak on the GPU, on a CPU of the whole process, in 1e9 bytes. "
-    "Mean and sample deviation over the classes, of means over the seeds."
+_MOST_COLUMNS = 6  # variants side by side, as in the paper; a table of more has one row per variant and value
+_NOTE_VALUES = ("UA_reject %", "FID")  # the paired differences that the note shows
+_LEGEND = (
+    "H: entropy of the plain judge's predictions, in nats. UA: share of the forgotten class's samples that are not classified "
+    "as that class, by the plain judge as in the paper, and by the ensemble with a reject class (UA_reject). FID: Frechet "
+    "distance to real retained images in the plain judge's features. RTE: minutes of the optimisation; prior: minutes of "
+    "preparing the method, in the run that prepared it. memory: peak on the GPU, or of the whole process on a CPU, in 1e9 "
+    "bytes. Mean and sample deviation over the classes, of means over the seeds."
 )
-_PAPER = "(paper): another base, network judge, sampler, machine and FID; recomputed means and deviations."
+_PAPER = "(paper): another base, judge, sampler, machine and FID; means and deviations are recomputed."
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Files that go to the run, and pictures that its note shows."""
+    """The folder of files that becomes an artifact of the run, and the pictures of the run's note."""
 
     run: tracking.Run
     folder: Path
@@ -85,111 +91,120 @@ def show(
     minutes: Mapping[str, float],
     failures: Sequence[str],
 ) -> None:
-    """Make the tables and figures of the rows (see pipelines.comparison.child_runs.rows) and log them to the run, with a note."""
+    """Make the tables and figures of a comparison and log them to its run, with a note.
+
+    Args:
+        comparison: what was compared.
+        run: its run.
+        rows: see pipelines.comparison.child_runs.rows.
+        minutes: of this run, by what they were spent on.
+        failures: one line per failed job.
+    """
     labels = _labels(comparison, rows)
     with tempfile.TemporaryDirectory() as scratch:
-        exhibits = ReportFiles(run, Path(scratch) / "comparison")
-        exhibits.folder.mkdir()
-        rows.to_csv(exhibits.folder / "children.csv", index=False)
-        title, about = _about(comparison, rows, minutes, failures)
-        first = _standings(exhibits, comparison, labels, rows)
-        tables = [_table(exhibits, comparison, name, labels, rows) for name in TABLES]
-        tables += [_differences(exhibits, labels, rows)]
-        pictures = _pictures(exhibits, comparison, labels, rows)
-        run.note(title, *first, about, *pictures, *tables)
+        files = ReportFiles(run, Path(scratch) / "comparison")
+        files.folder.mkdir()
+        rows.to_csv(files.folder / "children.csv", index=False)
+        title, about = _title_and_about(comparison, rows, minutes, failures)
+        summary = _standings(files, comparison, labels, rows)
+        tables = [_table(files, comparison, name, labels, rows) for name in TABLES]
+        tables += [_differences(files, labels, rows)]
+        pictures = _pictures(files, comparison, labels, rows)
+        run.note(title, *summary, about, *pictures, *tables)
         run.log(_means(rows))
-        exhibits.text(
+        files.text(
             "comparison.md",
-            "\n\n".join([title, *map(_beside_it, first), about, *tables, *map(_beside_it, pictures)]) + "\n",
+            "\n\n".join([title, *map(_with_local_links, summary), about, *tables, *map(_with_local_links, pictures)])
+            + "\n",
         )
-        run.artifact(exhibits.folder)
-        if comparison.asked.output != "none":
-            target = Path(comparison.asked.output) / f"compare-{comparison.dataset.name}"
-            shutil.copytree(exhibits.folder, target, dirs_exist_ok=True)
+        run.artifact(files.folder)
+        if comparison.options.output != "none":
+            target = Path(comparison.options.output) / f"compare-{comparison.dataset.name}"
+            shutil.copytree(files.folder, target, dirs_exist_ok=True)
 
 
 def _means(rows: pd.DataFrame) -> dict[str, float]:
-    """Return each variant's means, for the parent run's charts, which MLflow leaves empty otherwise."""
-    means = rows.groupby("variant")[[key for key in _CHARTED if key in rows]].mean()
+    """Return each variant's means, for the charts of the comparison's run, which would be empty otherwise."""
+    means = rows.groupby("variant")[[key for key in _CHART_METRICS if key in rows]].mean()
     return {f"{key}/{label}": float(value) for key, column in means.items() for label, value in column.dropna().items()}
 
 
 def pairs_of(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Return who is held against whom: every variant against gold and base, and each two variants."""
+    """Return the pairs to compare: every variant with gold and base, and each two variants."""
     own = [each for each in labels if each not in (BASE, GOLD)]
-    beside = [each for each in (GOLD, BASE) if each in labels]
-    return [*((one, other) for other in beside for one in own), *combinations(own, 2)]
+    references = [each for each in (GOLD, BASE) if each in labels]
+    return [*((one, other) for other in references for one in own), *combinations(own, 2)]
 
 
 def _labels(comparison: Comparison, rows: pd.DataFrame) -> list[str]:
-    asked = [BASE, GOLD, *(each.label for each in comparison.variants)]
-    return [each for each in asked if each in set(rows["variant"])]
+    labels = [BASE, GOLD, *(each.label for each in comparison.variants)]
+    return [each for each in labels if each in set(rows["variant"])]
 
 
-def _standings(exhibits: ReportFiles, comparison: Comparison, labels: Sequence[str], rows: pd.DataFrame) -> list[str]:
-    """Return the table and the picture with a row a variant: what the tables by class come to."""
+def _standings(files: ReportFiles, comparison: Comparison, labels: Sequence[str], rows: pd.DataFrame) -> list[str]:
+    """Return the summary of the tables by class, one row per variant, as a table and as a picture."""
     columns = [each for each in STANDING if each.metric in rows]
     frame = standings(table(rows, columns, labels, comparison.class_names))
-    frame.set_axis([" ".join(each) for each in frame.columns], axis=1).to_csv(exhibits.folder / "standings.csv")
+    frame.set_axis([" ".join(each) for each in frame.columns], axis=1).to_csv(files.folder / "standings.csv")
     shown = standings_written(frame, columns)
-    exhibits.run.table(shown.reset_index(), "standings")
+    files.run.table(shown.reset_index(), "standings")
     print(f"\n{as_text(shown)}\n", flush=True)
-    drawn = {label: key for label, key in _DRAWN.items() if key in rows}
-    picture = exhibits.picture("standings", comparison_figures.standings(rows, drawn, labels))
-    return [f"**A row a variant**, mean ± sd over the forgotten classes\n\n{as_markdown(shown)}", picture]
+    axes = {label: key for label, key in _STANDINGS_AXES.items() if key in rows}
+    picture = files.picture("standings", comparison_figures.standings(rows, axes, labels))
+    return [f"**One row per variant**, mean ± sd over the forgotten classes\n\n{as_markdown(shown)}", picture]
 
 
-def _table(exhibits: ReportFiles, comparison: Comparison, name: str, labels: Sequence[str], rows: pd.DataFrame) -> str:
-    title, wanted = TABLES[name]
-    columns = [each for each in wanted if each.metric in rows]
+def _table(files: ReportFiles, comparison: Comparison, name: str, labels: Sequence[str], rows: pd.DataFrame) -> str:
+    title, all_columns = TABLES[name]
+    columns = [each for each in all_columns if each.metric in rows]
     frame = table(rows, columns, labels, comparison.class_names)
     is_paper = comparison.dataset.name == "cifar10"
     if is_paper:
         frame = beside_paper(frame, comparison.dataset.class_names)
     shown = written(frame, columns)
-    if len(labels) > _BESIDE:
+    if len(labels) > _MOST_COLUMNS:
         shown = shown.T.rename_axis("value")
     remark = _PAPER if is_paper else ""
-    frame.set_axis([f"{one} {value}" for one, value in frame.columns], axis=1).to_csv(exhibits.folder / f"{name}.csv")
-    exhibits.text(f"{name}.md", f"{title}\n\n{as_markdown(shown)}\n\n{remark}\n")
-    exhibits.run.table(shown.reset_index(), name)
-    exhibits.picture(name, comparison_figures.sheet(shown, title, remark))
+    frame.set_axis([f"{one} {value}" for one, value in frame.columns], axis=1).to_csv(files.folder / f"{name}.csv")
+    files.text(f"{name}.md", f"{title}\n\n{as_markdown(shown)}\n\n{remark}\n")
+    files.run.table(shown.reset_index(), name)
+    files.picture(name, comparison_figures.sheet(shown, title, remark))
     print(f"\n{title}\n\n{as_text(shown)}\n", flush=True)
     return f"**{title}**\n\n{as_markdown(shown)}\n\n{remark}".rstrip()
 
 
-def _differences(exhibits: ReportFiles, labels: Sequence[str], rows: pd.DataFrame) -> str:
+def _differences(files: ReportFiles, labels: Sequence[str], rows: pd.DataFrame) -> str:
     columns: list[Column] = [each for each in (*UNLEARNING, *RETENTION) if each.metric in rows]
     frame = paired(rows, columns, pairs_of(labels))
-    frame.to_csv(exhibits.folder / "paired.csv", index=False)
-    exhibits.text("paired.md", as_markdown(frame.set_index("value")) + "\n")
-    exhibits.run.table(frame, "paired")
+    frame.to_csv(files.folder / "paired.csv", index=False)
+    files.text("paired.md", as_markdown(frame.set_index("value")) + "\n")
+    files.run.table(frame, "paired")
     first = next((each for each in labels if each not in (BASE, GOLD)), "")
     shown = (frame["variant"] == first) | frame["against"].isin([BASE, GOLD])
-    decisive = frame[shown & frame["value"].isin(_DECISIVE)].set_index("value")
+    brief = frame[shown & frame["value"].isin(_NOTE_VALUES)].set_index("value")
     return (
-        "**Paired differences**: mean over the classes (of one class, over its seeds), with Student's 95 % interval; the other "
-        f"values and pairs are in paired.csv.\n\n{as_markdown(decisive)}"
+        "**Paired differences**: mean over the classes (over the seeds where there is one class), with Student's 95 % interval; "
+        f"the other values and pairs are in paired.csv.\n\n{as_markdown(brief)}"
     )
 
 
-def _pictures(exhibits: ReportFiles, comparison: Comparison, labels: Sequence[str], rows: pd.DataFrame) -> list[str]:
+def _pictures(files: ReportFiles, comparison: Comparison, labels: Sequence[str], rows: pd.DataFrame) -> list[str]:
     alpha_bar = Diffusion.load(comparison.base).alpha_bar
     figure = comparison_figures.latents(*latents.of_data(comparison.dataset.train, alpha_bar))
-    parts = [f"**Figure 1**, latent states\n\n{exhibits.picture('figure1', figure)}"]
-    kept = image_strips.read(rows, labels)
-    blocks = image_strips.StripLayout.of(comparison.evaluation, comparison.dataset.num_classes)
-    overview = image_strips.overview(kept, comparison, blocks)
-    parts += [f"**Figure 2**, what each model draws for a forgotten class\n\n{exhibits.picture('figure2', overview)}"]
+    parts = [f"**Figure 1**, latent states\n\n{files.picture('figure1', figure)}"]
+    strips = image_strips.read(rows, labels)
+    layout = image_strips.StripLayout.of(comparison.evaluation, comparison.dataset.num_classes)
+    overview = image_strips.overview(strips, comparison, layout)
+    parts += [f"**Figure 2**, what each model draws for a forgotten class\n\n{files.picture('figure2', overview)}"]
     for k in comparison.classes:
-        grid = image_strips.of_class(kept, comparison, blocks, k)
+        grid = image_strips.of_class(strips, comparison, layout, k)
         if grid is not None:
-            exhibits.picture(f"forgotten-{_plain(comparison.dataset.class_names[k])}", grid)
+            files.picture(f"forgotten-{_as_file_name(comparison.dataset.class_names[k])}", grid)
     points = _points(comparison, rows)
     if len(points):
-        points.to_csv(exhibits.folder / "figure3.csv", index=False)
+        points.to_csv(files.folder / "figure3.csv", index=False)
         figure = comparison_figures.ablation(points, comparison.class_names[0])
-        parts += [f"**Figure 3**, lambda of SAFEMax\n\n{exhibits.picture('figure3', figure)}"]
+        parts += [f"**Figure 3**, lambda of SAFEMax\n\n{files.picture('figure3', figure)}"]
     return parts
 
 
@@ -204,35 +219,37 @@ def _points(comparison: Comparison, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(points)
 
 
-def _about(
+def _title_and_about(
     comparison: Comparison, rows: pd.DataFrame, minutes: Mapping[str, float], failures: Sequence[str]
 ) -> tuple[str, str]:
-    """Return the title of the page and what there is to know about its numbers."""
-    asked = comparison.asked
+    """Return the title of the page, and the paragraph on how its numbers came about."""
+    options = comparison.options
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-    spent = ", ".join(f"{name} {value:.1f}" for name, value in minutes.items()) or "none: all had finished before"
+    spending = (
+        ", ".join(f"{name} {value:.1f}" for name, value in minutes.items()) or "none: all children had finished before"
+    )
     title = (
-        f"**{comparison.title}**, {len(comparison.classes)} classes, {asked.seeds} seeds, {date.today()}, {machine}, "
-        f"workers = {asked.workers}; protocol {comparison.evaluation.protocol}, {comparison.evaluation.main_sampler}."
+        f"**{comparison.title}**, {len(comparison.classes)} classes, {options.seeds} seeds, {date.today()}, {machine}, "
+        f"workers = {options.workers}; protocol {comparison.evaluation.protocol}, {comparison.evaluation.main_sampler}."
     )
     lines = [
         f"`{shlex.join(['python', *sys.orig_argv[1:]])}`",
-        f"Minutes of this run: {spent}.",
-        _MEANING,
+        f"Minutes of this run: {spending}.",
+        _LEGEND,
     ]
     commits = sorted({each for each in rows["commit"] if each})
     if len(commits) > 1:
-        lines.append(f"Its children were made by {len(commits)} commits: {', '.join(each[:10] for each in commits)}.")
+        lines.append(f"The children were made by {len(commits)} commits: {', '.join(each[:10] for each in commits)}.")
     if failures:
         title += f" Failed: {'; '.join(failures)}"
     return title, "\n\n".join(lines)
 
 
-def _beside_it(picture: str) -> str:
-    """Return a part of the note for the file that has the pictures beside it, where the note has links into the run."""
+def _with_local_links(picture: str) -> str:
+    """Return a part of the note with links to the pictures in the same folder, instead of links into the run."""
     return re.sub(r"\(\S*?([\w-]+\.png)\)", r"(\1)", picture)
 
 
-def _plain(name: str) -> str:
-    """Return a class's name as MLflow takes it in an artifact's path."""
+def _as_file_name(name: str) -> str:
+    """Return a class's name with only the characters that MLflow allows in an artifact's path."""
     return "".join(letter if letter.isalnum() else "-" for letter in name)

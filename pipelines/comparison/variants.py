@@ -1,10 +1,10 @@
-"""What a comparison compares: methods and variants of them, with the knobs that each one runs with."""
+"""The variants of methods that a comparison compares, read from text: each is a method with its knobs and its training."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.cli.parameters import Parameter, UsageError, Value, for_method, parameters, shown
@@ -21,13 +21,13 @@ _LABEL = re.compile(r"(?P<name>[a-z_0-9]+)(@[A-Za-z0-9_.+-]{1,40})?")
 
 @dataclass(frozen=True)
 class MethodVariant:
-    """A method as it takes part.
+    """A method with one set of knobs.
 
     Args:
         label: the method's name, or NAME@VARIANT for one more set of its knobs.
         name: the method's name.
         method: with its knobs.
-        training: with the seed 0.
+        training: how it unlearns, with the seed 0.
     """
 
     label: str
@@ -35,12 +35,8 @@ class MethodVariant:
     method: Method
     training: Training
 
-    def at(self, seed: int) -> Training:
-        """Return the training with a seed."""
-        return replace(self.training, seed=seed)
-
     def describe(self) -> dict[str, Any]:
-        """Return what another process needs to make it again, as JSON."""
+        """Return what another process needs to make the variant again, as JSON."""
         values = {field: getattr(self.method, field) for field in knobs(self.method)}
         return {"label": self.label, "name": self.name, "knobs": values, "training": asdict(self.training)}
 
@@ -50,10 +46,10 @@ def read(methods: str, overrides: str, common: Mapping[str, Value]) -> tuple[Met
 
     Args:
         methods: names or NAME@VARIANT, separated by commas: safemax,safemax@zero,salun. `all` stands for every method not
-            named, but for `retrain`, which the gold column shows: safemax,all has SAFEMax first.
+            named, except `retrain`, which the gold column shows: safemax,all has SAFEMax first.
         overrides: LABEL.KNOB=VALUE, separated by commas, of the method's knobs, its training's, or its preset:
             safemax@zero.target=zero,selective_amnesia.fisher_images=200,salun.preset=paper.
-        common: knobs of safemax.training.trainer.Training for all of them; an override of one goes first.
+        common: knobs of safemax.training.trainer.Training for all variants; an override of one takes precedence.
 
     Raises:
         UsageError: an unknown or repeated method or knob, or a value that is not allowed.
@@ -62,7 +58,7 @@ def read(methods: str, overrides: str, common: Mapping[str, Value]) -> tuple[Met
     others = [name for name in available() if name not in (GOLD_STANDARD, *words)]
     labels = [label for word in words for label in (others if word == ALL else [word])]
     if len(set(labels)) < len(labels):
-        raise UsageError(f"methods = {shown(methods)} names one twice; NAME@VARIANT is another set of knobs")
+        raise UsageError(f"methods = {shown(methods)} has a duplicate; NAME@VARIANT is another set of knobs")
     names = {label: _name(label) for label in labels}
     given = _overrides(overrides, names)
     return tuple(_variant(label, name, given[label], common) for label, name in names.items())
@@ -101,7 +97,7 @@ def _variant(label: str, name: str, given: Mapping[str, str], common: Mapping[st
             raise UsageError(str(unknown(f"knob of {label}", shown(key), [*own, *shared, "preset"])))
     settings = dict(common)
     if not training_type().steps:
-        settings.pop("steps", None)  # a closed form, done before the first step, has none to take
+        settings.pop("steps", None)  # a closed form is done before the first step
     training = training_type(**settings | _values(given, shared))
     method = with_preset(name, method_type(**_values(given, own)), given.get("preset", "none"))
     return MethodVariant(label, name, method, Training(**asdict(training)))

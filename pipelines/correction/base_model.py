@@ -1,4 +1,4 @@
-"""The model that corrections start from: trained on real images, registered with the alias `base`, and found again."""
+"""The model that corrections start from: trained on real images and registered with the alias `base`."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ class NetworkOptions:
 
     def create(self, dataset: Dataset, seed: int) -> Diffusion:
         """Return the untrained network for a data set's images and classes."""
-        fits = "small" if dataset.image_shape[-1] <= 16 else "ddpm"
+        architecture = self.architecture
+        if architecture == "auto":
+            architecture = "small" if dataset.image_shape[-1] <= 16 else "ddpm"
         torch.manual_seed(derive_seed(seed, 0))
-        architecture = fits if self.architecture == "auto" else self.architecture
         return Diffusion.create(architecture, dataset.image_shape, dataset.class_names)
 
     def name_for(self, dataset: Dataset) -> str:
-        """Return the name of the product model."""
+        """Return the name of the registered model."""
         return product(self.name, dataset.name)
 
 
@@ -62,13 +63,13 @@ def train_base(
     sampler: Sampler = FAST,
     shown: int = 2 * SHOWN,
 ) -> str:
-    """Train a base model in a run of its own, register it with the alias `base` and return its address.
+    """Train a base model in an MLflow run of its own, register it with the alias `base` and return its address.
 
     Args:
         dataset: the images.
         network: the network and its name.
-        training: how long and how.
-        stop: asked before each step.
+        training: how long and how to train.
+        stop: called before each step; True ends the run as KILLED, and the same command resumes it.
         sampler: draws the run's picture.
         shown: images of each class in it.
     """
@@ -139,10 +140,18 @@ def _register(
 
 
 def find_base(name: str, data: str) -> str:
-    """Return the address of a product model's registered base; raise InputError, with the command that makes one."""
-    found = model_versions.find(name, "base")
-    if found is None:
+    """Return the address of a registered model's base.
+
+    Args:
+        name: the registered model.
+        data: the data option, for the command in the error's message.
+
+    Raises:
+        InputError: no version has the alias base; the message has the command that makes one.
+    """
+    address = model_versions.find(name, "base")
+    if address is None:
         raise InputError(
             f"model = base: {name} has no version with the alias base; `mlflow run . -e pretrain -P data={data}` makes one"
         )
-    return found
+    return address

@@ -1,4 +1,4 @@
-"""What a correction came to: metrics before and after, what it cost, and what base and corrected model drew."""
+"""The result of a correction: metrics of base and corrected model, the cost, and the samples of both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 from safemax.evaluation.measure import Samples
 from safemax.reports.images_and_tables import table
 
-# What a reader wants to see first, in this order; the rest of the metrics is on the run's page.
+# Shown first, in this order; all metrics are on the run's page.
 HEADLINE = (
     *("forget/ua_reject", "forget/recognised", "forget/rejected", "forget/other", "forget/second_ua_reject"),
     *("forget/ua", "forget/entropy", "forget/precision", "forget/coverage"),
@@ -19,11 +19,17 @@ HEADLINE = (
 
 @dataclass(frozen=True)
 class CorrectionResult:
-    """What a correction came to: metrics before and after, what it cost, and what base and corrected model drew.
+    """The result of a correction.
 
-    Where the model to correct had forgotten classes: of those that are not asked for again, how many of their samples are
-    recognised now, by class; and the metrics of the first base, the last ancestor that had forgotten nothing, empty where it
-    is gone.
+    Args:
+        before: metrics of the base.
+        after: metrics of the corrected model.
+        cost: minutes, memory and images that unlearning and measuring took, and facts of the method's prior.
+        base: samples of the base.
+        corrected: samples of the corrected model.
+        earlier: of each class forgotten earlier, by name, how many of its samples are recognised now, in percent.
+        root: metrics of the first base, the last ancestor that had forgotten nothing; None where the base itself had
+            forgotten nothing, {} where that ancestor no longer exists.
     """
 
     before: dict[str, float]
@@ -39,19 +45,19 @@ class CorrectionResult:
         """The metrics of the corrected model, with what they changed and what they cost."""
         compared = ("retain/accuracy", "retain/fid_judge", "retain/kid")
         deltas = {f"{name}_delta": self.after[name] - self.before[name] for name in compared}
-        tested = {
-            f"earlier/{key}_{name}": value for name, found in self.earlier.items() for key, value in found.items()
+        earlier = {
+            f"earlier/{key}_{name}": value for name, shares in self.earlier.items() for key, value in shares.items()
         }
-        return {**self.after, **deltas, **tested, **self.cost}
+        return {**self.after, **deltas, **earlier, **self.cost}
 
     @property
     def shown(self) -> pd.DataFrame:
-        """The headline: a row a metric, base beside corrected."""
+        """The headline: one row per metric, with a column for the base and one for the corrected model."""
         return table({name: self.before[name] for name in HEADLINE if name in self.before}, self.after)
 
     @property
     def brief(self) -> str:
-        """What a row of the registry's list of versions has room for."""
+        """One line, for the registry's list of versions."""
         after, before = self.after, self.before
         return (
             f"UA {after['forget/ua']:.3g} %, recognised at most {after['forget/recognised_high']:.2g} %, accuracy "

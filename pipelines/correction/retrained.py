@@ -1,4 +1,4 @@
-"""The gold model: trained as the base was, on everything but the forgotten classes; made once, then kept."""
+"""The gold model: trained as the base was, on everything but the forgotten classes; made once, then cached."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from safemax.methods.retrain import Retrain
 from safemax.storage import cache, checkpoint
 from safemax.training.trainer import Training, fit
 
-MACHINE = ("device", "precision", "checkpoint_every", "accumulate")  # of a training: what decides how, not what
+# Fields of a training that depend on the machine and do not name another gold model.
+MACHINE = ("device", "precision", "checkpoint_every", "accumulate")
 
 
 @dataclass(frozen=True)
 class GoldOptions:
-    """The retrained model, without which an attack's success tells nothing: it too learns, and can be led."""
+    """The retrained model, which an attack's success is compared with: attacks succeed on it too, to a degree."""
 
     gold: str = knob(
         "train",
@@ -35,16 +36,16 @@ class GoldOptions:
         check(self)
 
     def find(
-        self, like: Diffusion, base: str | None, dataset: Dataset, forget: tuple[int, ...], stop: Callable[[], bool]
+        self, template: Diffusion, base: str | None, dataset: Dataset, forget: tuple[int, ...], stop: Callable[[], bool]
     ) -> Diffusion | None:
-        """Return the gold model, or None where there is to be none or none was kept.
+        """Return the gold model, trained if need be; None where the option is none, or kept and there is none yet.
 
         Args:
-            like: a model of the network to train, which is not changed.
+            template: a model with the network to train; it is not changed.
             base: address of the base, whose run says how it was trained.
             dataset: the images.
-            forget: the labels that it must not see.
-            stop: asked before each step.
+            forget: labels that the gold model must not see.
+            stop: called before each step; True ends the training with a checkpoint and Stopped.
         """
         if self.gold == "none":
             return None
@@ -52,43 +53,45 @@ class GoldOptions:
             return lineage.load(model_versions.pinned(self.gold), dataset)
         training, null_drop = _as_base(base)
         training = replace(training, steps=self.gold_steps or training.steps)
-        method = Retrain(null_drop=null_drop if like.has_null else 0.0)
-        folder = cache.folder("gold") / cache.key(_facts(like, dataset, forget, training, method))
+        method = Retrain(null_drop=null_drop if template.has_null else 0.0)
+        folder = cache.folder("gold") / cache.key(_facts(template, dataset, forget, training, method))
         if not folder.exists():
             if self.gold == "kept":
                 return None
-            _train(like, method, dataset, forget, training, folder, stop)
+            _train(template, method, dataset, forget, training, folder, stop)
         return lineage.load(str(folder), dataset)
 
 
 def _as_base(base: str | None) -> tuple[Training, float]:
-    """Return the training and label drop of the run that made the base, or the usual ones where there is no such run."""
-    usual = Training(**BASE_TRAINING)
+    """Return the training and label drop of the run that made the base, or the defaults where there is no such run."""
+    default = Training(**BASE_TRAINING)
     if base is None or not base.startswith("models:"):
-        return usual, 0.1
+        return default, 0.1
     run_id = model_versions.version_of(base).run_id
     params = tracking.store().get_run(run_id).data.params if run_id else {}
-    told: dict[str, Any] = {
-        each.name: type(getattr(usual, each.name))(params[f"train.{each.name}"])
+    recorded: dict[str, Any] = {
+        each.name: type(getattr(default, each.name))(params[f"train.{each.name}"])
         for each in fields(Training)
         if f"train.{each.name}" in params and each.name not in MACHINE
     }
-    return replace(usual, **told), float(params.get("model.null_drop", 0.1))
+    return replace(default, **recorded), float(params.get("model.null_drop", 0.1))
 
 
 def _facts(
-    like: Diffusion, dataset: Dataset, forget: tuple[int, ...], training: Training, method: Retrain
+    template: Diffusion, dataset: Dataset, forget: tuple[int, ...], training: Training, method: Retrain
 ) -> dict[str, Any]:
-    usual = asdict(Training())  # a knob that a later version adds names nothing new until it is turned
-    decisive = {name: value for name, value in asdict(training).items() if name not in MACHINE and value != usual[name]}
-    network = {name: value for name, value in dict(like.denoiser.config).items() if not name.startswith("_")}
-    schedule = like.alpha_bar.tolist()
+    default = asdict(Training())  # defaults are left out, so that a knob added later does not rename cached models
+    decisive = {
+        name: value for name, value in asdict(training).items() if name not in MACHINE and value != default[name]
+    }
+    network = {name: value for name, value in dict(template.denoiser.config).items() if not name.startswith("_")}
+    schedule = template.alpha_bar.tolist()
     return {"network": network, "schedule": schedule, "data": dataset.digest, "forget": forget,
             "training": decisive, "method": {"null_drop": method.null_drop}}  # fmt: skip
 
 
 def _train(
-    like: Diffusion,
+    template: Diffusion,
     method: Retrain,
     dataset: Dataset,
     forget: tuple[int, ...],
@@ -96,8 +99,10 @@ def _train(
     folder: Path,
     stop: Callable[[], bool],
 ) -> None:
-    gold = Diffusion(type(like.denoiser).from_config(like.denoiser.config), like.schedule, like.class_names)
-    kept = cache.folder("checkpoints") / f"gold-{folder.name}"
-    fit(gold, method, dataset.train, forget, training, flip=dataset.natural, folder=kept, stop=stop)
+    gold = Diffusion(
+        type(template.denoiser).from_config(template.denoiser.config), template.schedule, template.class_names
+    )
+    checkpoints = cache.folder("checkpoints") / f"gold-{folder.name}"
+    fit(gold, method, dataset.train, forget, training, flip=dataset.natural, folder=checkpoints, stop=stop)
     cache.publish(folder, gold.save)
-    checkpoint.clear(kept)
+    checkpoint.clear(checkpoints)

@@ -7,6 +7,7 @@ import torch
 from pipelines import tracking
 from pipelines.registry import model_versions
 from safemax.data.batches import parse_classes
+from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
@@ -61,6 +62,11 @@ def load(address: str, dataset: Dataset) -> Diffusion:
 def forgotten(address: str) -> list[str]:
     """Return the names of the classes that a version has forgotten, all so far; none of a model that is no version."""
     return model_versions.evidence(address)["forgotten"] if address.startswith("models:") else []
+
+
+def class_split(address: str, forget: tuple[int, ...], dataset: Dataset) -> ClassSplit:
+    """Return the classes to forget now, those that the model at an address has forgotten earlier, and the retained ones."""
+    return ClassSplit.of(dataset.class_names, forget, forgotten(address))
 
 
 def agree_on_classes(diffusion: Diffusion, dataset: Dataset) -> None:

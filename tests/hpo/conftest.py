@@ -20,7 +20,7 @@ from safemax.methods import create
 from safemax.training.trainer import Training
 from tests.support import tiny_models
 
-Build = Callable[..., SearchConfig]
+BuildSearch = Callable[..., SearchConfig]
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +42,8 @@ def _write(folder: Path, split: Split) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_request(shared_folder: Path) -> Build:
-    """Build a request; keywords change its SearchOptions, `steps` and `forget_samples` its training and evaluation."""
+def tiny_search(shared_folder: Path) -> BuildSearch:
+    """BuildSearch a config; keywords change its SearchOptions, `steps` and `forget_samples` its training and evaluation."""
 
     def build(*, steps: int = 4, forget_samples: int = 6, **search: Any) -> SearchConfig:
         given: dict[str, Any] = {"trials": 3, "accuracy_drop": 100.0, "final_samples": 2, "prune": False, **search}

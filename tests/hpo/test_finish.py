@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hpo.finish import choose
-from tests.hpo.conftest import Build
+from tests.hpo.conftest import BuildSearch
 
 
 def scores(forgetting: float, quality: float, **more: float) -> dict[str, float]:
@@ -26,23 +26,23 @@ FRONT = {
 
 @pytest.mark.parametrize(("prefer", "winner"), [("knee", 5), ("forgetting", 8), ("quality", 3), ("cost", 8)])
 def test_the_member_that_is_preferred_wins_among_those_that_keep_the_constraint(
-    tiny_request: Build, prefer: str, winner: int
+    tiny_search: BuildSearch, prefer: str, winner: int
 ) -> None:
-    assert choose(FRONT, tiny_request(prefer=prefer, accuracy_drop=1.0), unit=5.0) == winner
+    assert choose(FRONT, tiny_search(prefer=prefer, accuracy_drop=1.0), unit=5.0) == winner
 
 
-def test_where_none_keeps_the_constraint_on_fresh_seeds_the_knee_of_all_wins(tiny_request: Build) -> None:
-    assert choose(FRONT, tiny_request(accuracy_drop=2.0), unit=5.0) == 9
+def test_where_none_keeps_the_constraint_on_fresh_seeds_the_knee_of_all_wins(tiny_search: BuildSearch) -> None:
+    assert choose(FRONT, tiny_search(accuracy_drop=2.0), unit=5.0) == 9
     worse: dict[int, Any] = {n: each | {"accuracy_drop": 3.0} for n, each in FRONT.items()}
-    assert choose(worse, tiny_request(accuracy_drop=2.0), unit=5.0) == 9
+    assert choose(worse, tiny_search(accuracy_drop=2.0), unit=5.0) == 9
 
 
-def test_better_quality_than_the_bases_brings_a_member_no_nearer_to_the_ideal(tiny_request: Build) -> None:
-    assert choose({1: scores(0.2, -4.0), 2: scores(0.1, 0.0)}, tiny_request(), unit=5.0) == 2
+def test_better_quality_than_the_bases_brings_a_member_no_nearer_to_the_ideal(tiny_search: BuildSearch) -> None:
+    assert choose({1: scores(0.2, -4.0), 2: scores(0.1, 0.0)}, tiny_search(), unit=5.0) == 2
 
 
-def test_the_least_joint_score_wins_a_joint_study(tiny_request: Build) -> None:
+def test_the_least_joint_score_wins_a_joint_study(tiny_search: BuildSearch) -> None:
     # Sums 0.22 and 0.24 against distances of 0.202 and 0.170.
     front = {1: scores(0.2, 0.1), 2: scores(0.12, 0.6)}
-    assert choose(front, tiny_request(), unit=5.0) == 2
-    assert choose(front, tiny_request(objective="joint"), unit=5.0) == 1
+    assert choose(front, tiny_search(), unit=5.0) == 2
+    assert choose(front, tiny_search(objective="joint"), unit=5.0) == 1

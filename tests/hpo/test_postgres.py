@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from hpo import storage, study
 from hpo.study import StudyPlan, TrialLost, TrialScheduler
-from tests.hpo.test_study import PLAN, books, go_on, rows, scored
+from tests.hpo.test_study import PLAN, open_scheduler, rows, run_trials, scored
 
 pgserver = pytest.importorskip("pgserver", reason="needs a PostgreSQL server: pip install pgserver")
 pytest.importorskip("psycopg", reason="needs a PostgreSQL driver: pip install 'psycopg[binary]'")
@@ -61,20 +61,20 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def abandoned(address: str, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch) -> int:
     """Take a trial on a machine that then dies; return the trial's number."""
-    with monkeypatch.context() as patch, machine(address, plan) as (opened, _):
+    with monkeypatch.context() as patch, machine(address, plan) as (scheduler, _):
         patch.setattr(study, "_OWNER", "another-machine/1/0")
-        trial = opened.take()
+        trial = scheduler.start_next()
         assert trial is not None
     return trial.number
 
 
 def test_a_database_holds_the_same_study_as_a_journal(address: str, plan: StudyPlan, tmp_path: Path) -> None:
-    with machine(address, plan) as (opened, _):
-        go_on(opened, 100)
-        shared = rows(opened.trials)
-    with books(tmp_path, plan) as opened:
-        go_on(opened, 100)
-        assert rows(opened.trials) == shared
+    with machine(address, plan) as (scheduler, _):
+        run_trials(scheduler, 100)
+        shared = rows(scheduler.trials)
+    with open_scheduler(tmp_path, plan) as scheduler:
+        run_trials(scheduler, 100)
+        assert rows(scheduler.trials) == shared
 
 
 def test_the_machine_that_comes_first_leads_and_the_next_one_leads_after_its_death(
@@ -89,48 +89,48 @@ def test_the_machine_that_comes_first_leads_and_the_next_one_leads_after_its_dea
 def test_two_machines_share_the_trials_and_run_none_twice(address: str, plan: StudyPlan) -> None:
     with machine(address, plan) as (one, _), machine(address, plan) as (other, _):
         taken = []
-        for opened in (one, other, other, one, one, other, one, other):
-            trial = opened.take()
+        for scheduler in (one, other, other, one, one, other, one, other):
+            trial = scheduler.start_next()
             assert trial is not None
-            taken.append((opened, trial))
-        assert one.take() is None
-        assert other.take() is None
-        for opened, trial in taken:
-            opened.complete(trial.number, scored(trial), {})
+            taken.append((scheduler, trial))
+        assert one.start_next() is None
+        assert other.start_next() is None
+        for scheduler, trial in taken:
+            scheduler.complete(trial.number, scored(trial), {})
         assert sorted(trial.number for _, trial in taken) == list(range(8))
-        assert one.over == other.over == 8
+        assert one.num_ended == other.num_ended == 8
 
 
 def test_a_trial_of_this_machine_is_taken_up_again_under_its_number(
     address: str, plan: StudyPlan, tmp_path: Path
 ) -> None:
-    with machine(address, plan) as (opened, _):
-        go_on(opened, 2)
-        opened.take()
+    with machine(address, plan) as (scheduler, _):
+        run_trials(scheduler, 2)
+        scheduler.start_next()
     for number in range(2, 8):
-        with machine(address, plan) as (opened, _):
+        with machine(address, plan) as (scheduler, _):
             # The process that took the trial is this one, which lives: only after its death is the trial an orphan.
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("pipelines.tracking.alive", lambda params: False)
-                trial = opened.take()
+                trial = scheduler.start_next()
             assert trial is not None
             assert trial.number == number
-            opened.complete(number, scored(trial), {})
-            opened.take()
-    with machine(address, plan) as (opened, _), books(tmp_path, plan) as undisturbed:
-        go_on(undisturbed, 100)
-        assert rows(opened.trials) == rows(undisturbed.trials)
+            scheduler.complete(number, scored(trial), {})
+            scheduler.start_next()
+    with machine(address, plan) as (scheduler, _), open_scheduler(tmp_path, plan) as undisturbed:
+        run_trials(undisturbed, 100)
+        assert rows(scheduler.trials) == rows(undisturbed.trials)
 
 
 def test_the_trial_of_a_dead_machine_is_run_again_and_counted_once(
     address: str, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:
     number = abandoned(address, plan, monkeypatch)
-    with machine(address, plan) as (opened, _):
+    with machine(address, plan) as (scheduler, _):
         time.sleep(1.5)
-        go_on(opened, 100)
-        trials = opened.trials
-        assert opened.over == 8
+        run_trials(scheduler, 100)
+        trials = scheduler.trials
+        assert scheduler.num_ended == 8
     assert trials[number].state == TrialState.FAIL
     (again,) = (each for each in trials if each.system_attrs.get("retry_history") == [number])
     assert again.params == trials[number].params
@@ -144,10 +144,10 @@ def test_a_trial_that_outlives_no_machine_fails_after_three_more_tries(
     for _ in range(4):
         abandoned(address, plan, monkeypatch)
         time.sleep(1.5)
-    with machine(address, plan) as (opened, _):
-        go_on(opened, 100)
-        trials = opened.trials
-        assert opened.over == 8
+    with machine(address, plan) as (scheduler, _):
+        run_trials(scheduler, 100)
+        trials = scheduler.trials
+        assert scheduler.num_ended == 8
     assert [each.system_attrs.get("retry_history", []) for each in trials[:5]] == [[], [0], [0, 1], [0, 1, 2], []]
     assert [each.state for each in trials[:4]] == [TrialState.FAIL] * 4
     assert sum(each.state == TrialState.COMPLETE for each in trials) == 7
@@ -158,31 +158,31 @@ def test_a_machine_that_was_taken_for_dead_learns_that_its_trial_is_not_its_own(
 ) -> None:
     for tell in (
         lambda mine, number: mine.report(number, 50, 0.5, 0.0),
-        lambda mine, number: mine.note(number, deaths=["SIGKILL"]),
+        lambda mine, number: mine.set_attrs(number, deaths=["SIGKILL"]),
         lambda mine, number: mine.end(number, TrialState.PRUNED, {}),
         lambda mine, number: mine.complete(number, scored(mine.trials[number]), {}),
     ):
         with machine(address, plan) as (silent, _), machine(address, plan) as (other, _):
-            trial = silent.take()
+            trial = silent.start_next()
             assert trial is not None
             time.sleep(2.5)
-            go_on(other, 1)  # the copy
-            assert silent.holds(trial.number)
+            run_trials(other, 1)  # the copy
+            assert silent.is_running_here(trial.number)
             with pytest.raises(TrialLost):
                 tell(silent, trial.number)
-            assert not silent.holds(trial.number)
+            assert not silent.is_running_here(trial.number)
             assert other.trials[trial.number].state == TrialState.FAIL
-            assert other.over == len([each for each in other.trials if each.state == TrialState.COMPLETE])
+            assert other.num_ended == len([each for each in other.trials if each.state == TrialState.COMPLETE])
 
 
 def test_a_machine_that_gives_signs_of_life_keeps_its_trial(address: str, plan: StudyPlan, impatient: None) -> None:
     with machine(address, plan) as (slow, _), machine(address, plan) as (other, _):
-        trial = slow.take()
+        trial = slow.start_next()
         assert trial is not None
         for _ in range(5):
             time.sleep(0.5)
-            slow.tick()
-        go_on(other, 1)
+            slow.heartbeat()
+        run_trials(other, 1)
         assert other.trials[trial.number].state == TrialState.RUNNING
         slow.complete(trial.number, scored(trial), {})
-        assert other.over == 2
+        assert other.num_ended == 2

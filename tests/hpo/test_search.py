@@ -18,27 +18,26 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo import objective, storage
+from hpo import storage
 from hpo.config import SearchConfig
 from hpo.search import run, search
 from hpo.study import TrialScheduler
+from hpo.trial import weights_of
 from pipelines.cli.parameters import UsageError
 from pipelines.engine.signals import StopSignal
 from pipelines.registry import model_versions
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
-from tests.hpo.conftest import Build
+from tests.hpo.conftest import BuildSearch
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def trials_of(request: SearchConfig) -> list[FrozenTrial]:
+def trials_of(config: SearchConfig) -> list[FrozenTrial]:
     """Return a study's trials as anyone may read them while it runs; [] before it is there."""
-    if not request.journal.exists() or not request.journal.stat().st_size:
+    if not config.journal.exists() or not config.journal.stat().st_size:
         return []
-    study = optuna.load_study(
-        study_name=request.study, storage=JournalStorage(JournalFileBackend(str(request.journal)))
-    )
+    study = optuna.load_study(study_name=config.study, storage=JournalStorage(JournalFileBackend(str(config.journal))))
     return study.get_trials(deepcopy=False)
 
 
@@ -50,7 +49,7 @@ def workers() -> list[psutil.Process]:
 
 def _is_worker(process: psutil.Process) -> bool:
     try:
-        return "hpo.worker" in process.cmdline()
+        return "hpo.trial" in process.cmdline()
     except psutil.Error:  # dead, or just dying
         return False
 
@@ -58,15 +57,15 @@ def _is_worker(process: psutil.Process) -> bool:
 class Killer(threading.Thread):
     """Kills a worker so many times, at moments spread over the search by a seed, while a trial runs."""
 
-    def __init__(self, request: SearchConfig, kills: int) -> None:
+    def __init__(self, config: SearchConfig, kills: int) -> None:
         super().__init__(daemon=True)
-        self.request, self.over, self.dice = request, threading.Event(), random.Random(0)
+        self.config, self.over, self.dice = config, threading.Event(), random.Random(0)
         # Not the last trials: the search must not end before its last kill.
-        self.after = sorted(self.dice.sample(range(1, request.search.trials - 2), kills))
+        self.after = sorted(self.dice.sample(range(1, config.search.trials - 2), kills))
 
     def run(self) -> None:
         while self.after and not self.over.wait(self.dice.uniform(0, 0.3)):
-            states = [each.state for each in trials_of(self.request)]
+            states = [each.state for each in trials_of(self.config)]
             if states.count(TrialState.COMPLETE) < self.after[0] or TrialState.RUNNING not in states:
                 continue
             if alive := workers():
@@ -76,12 +75,12 @@ class Killer(threading.Thread):
                 del self.after[0]
 
 
-def killed(request: SearchConfig, kills: int) -> str:
+def killed(config: SearchConfig, kills: int) -> str:
     """Run a search while workers are killed, and return the address of what it registered."""
-    killer = Killer(request, kills)
+    killer = Killer(config, kills)
     killer.start()
     try:
-        return run(request, StopSignal())
+        return run(config, StopSignal())
     finally:
         killer.over.set()
         killer.join()
@@ -90,7 +89,7 @@ def killed(request: SearchConfig, kills: int) -> str:
 
 @dataclass
 class Searched:
-    request: SearchConfig
+    config: SearchConfig
     address: str
     client: MlflowClient
 
@@ -117,24 +116,24 @@ class Searched:
 
 @pytest.fixture(scope="module")
 def searched(
-    mlflow_module_store: MlflowClient, tiny_request: Build, tmp_path_factory: pytest.TempPathFactory
+    mlflow_module_store: MlflowClient, tiny_search: BuildSearch, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Searched]:
     """A search of eight trials by two workers, one of which was killed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAFEMAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        request = tiny_request(trials=8, workers=2, steps=20)
-        yield Searched(request, killed(request, 1), mlflow_module_store)
+        config = tiny_search(trials=8, workers=2, steps=20)
+        yield Searched(config, killed(config, 1), mlflow_module_store)
 
 
 def test_every_trial_is_complete_once_though_workers_were_killed(searched: Searched) -> None:
-    trials = trials_of(searched.request)
+    trials = trials_of(searched.config)
     assert [each.number for each in trials] == list(range(8))
     assert {each.state for each in trials} == {TrialState.COMPLETE}
 
 
 def test_a_trial_that_was_run_again_says_so_in_study_and_run(searched: Searched) -> None:
     again = {
-        each.number: each.user_attrs["deaths"] for each in trials_of(searched.request) if "deaths" in each.user_attrs
+        each.number: each.user_attrs["deaths"] for each in trials_of(searched.config) if "deaths" in each.user_attrs
     }
     assert sum(map(len, again.values())) <= 1  # 0 where the worker had just told its result
     for number, deaths in again.items():
@@ -177,9 +176,9 @@ def test_the_winner_alone_is_registered_with_study_trial_knobs_and_evidence(sear
     (version,) = searched.client.search_model_versions("")
     assert searched.address == f"models:/tiny-ddpm/{version.version}"
     assert version.run_id == searched.parent.info.run_id
-    assert version.tags["search.study"] == searched.request.study
+    assert version.tags["search.study"] == searched.config.study
     number = int(version.tags["search.trial"])
-    trial = trials_of(searched.request)[number]
+    trial = trials_of(searched.config)[number]
     evidence = model_versions.evidence(searched.address)
     assert evidence["search"]["values"] == trial.params
     assert evidence["parameters"]["train.lr"] == trial.params["lr"]
@@ -190,8 +189,8 @@ def test_the_winner_alone_is_registered_with_study_trial_knobs_and_evidence(sear
 def test_the_registered_weights_are_those_that_the_trial_measured_again_had(searched: Searched) -> None:
     (version,) = searched.client.search_model_versions("")
     number = int(version.tags["search.trial"])
-    values = searched.request.by_field(trials_of(searched.request)[number].params)
-    weights = objective.weights_of(searched.request.task(), number, values)
+    values = searched.config.by_field(trials_of(searched.config)[number].params)
+    weights = weights_of(searched.config.trial_config(), number, values)
     registered = Diffusion.load(model_versions.resolve(searched.address)).denoiser.state_dict()
     assert all((registered[name] == value).all() for name, value in weights.items())
 
@@ -199,15 +198,15 @@ def test_the_registered_weights_are_those_that_the_trial_measured_again_had(sear
 def test_the_front_is_measured_on_other_seeds_by_more_samples(searched: Searched) -> None:
     (version,) = searched.client.search_model_versions("")
     evidence = model_versions.evidence(searched.address)
-    # The request's trials draw 6 forget and 6 retain images a class at seed 0; final_samples = 2.
+    # The config's trials draw 6 forget and 6 retain images a class at seed 0; final_samples = 2.
     assert (evidence["parameters"]["eval.forget_samples"], evidence["parameters"]["eval.retain_samples"]) == (12, 12)
     assert evidence["parameters"]["eval.seed"] != 0
 
 
 def test_the_same_command_again_repeats_no_trial_and_takes_the_runs_along(searched: Searched) -> None:
-    before, earlier = trials_of(searched.request), searched.parent.info.run_id
-    run(searched.request, StopSignal())
-    assert trials_of(searched.request) == before
+    before, earlier = trials_of(searched.config), searched.parent.info.run_id
+    run(searched.config, StopSignal())
+    assert trials_of(searched.config) == before
     (later,) = (each for each in searched.find("tags.kind = 'search'") if each.info.run_id != earlier)
     assert later.data.tags["resumed_from"] == earlier
     assert len(searched.find(f"tags.`mlflow.parentRunId` = '{later.info.run_id}'")) == 8
@@ -217,12 +216,16 @@ def test_the_same_command_again_repeats_no_trial_and_takes_the_runs_along(search
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["joint", "three"])
 def test_a_search_by_another_objective_with_early_stopping_registers_the_best_member(
-    mlflow_store: MlflowClient, tiny_request: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+    mlflow_store: MlflowClient,
+    tiny_search: BuildSearch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    objective: str,
 ) -> None:
     monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
-    request = tiny_request(objective=objective, prune=True, prefer="knee" if objective == "joint" else "cost", trials=9)
-    address = run(request, StopSignal())
-    trials = trials_of(request)
+    config = tiny_search(objective=objective, prune=True, prefer="knee" if objective == "joint" else "cost", trials=9)
+    address = run(config, StopSignal())
+    trials = trials_of(config)
     assert {each.state for each in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert all("probe_50" in each.user_attrs for each in trials)
     found = model_versions.evidence(address)["search"]
@@ -246,9 +249,9 @@ def test_a_search_by_another_objective_with_early_stopping_registers_the_best_me
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_any_run_is_opened(
-    mlflow_store: MlflowClient, tiny_request: Build, given: str, message: str
+    mlflow_store: MlflowClient, tiny_search: BuildSearch, given: str, message: str
 ) -> None:
-    asked = tiny_request()
+    asked = tiny_search()
     common = [f"--data={asked.data.data}", f"--model={asked.source}", "--name=tiny-ddpm"]
     with pytest.raises(InputError, match=message) as caught:
         search([*common, given])
@@ -257,11 +260,11 @@ def test_what_cannot_be_searched_is_refused_before_any_run_is_opened(
 
 
 def test_a_name_that_another_study_has_is_refused(
-    mlflow_store: MlflowClient, tiny_request: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_store: MlflowClient, tiny_search: BuildSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
-    first, other = (tiny_request(study="mine", space=text) for text in ("auto", "lr=1e-5:1e-4"))
+    first, other = (tiny_search(study="mine", space=text) for text in ("auto", "lr=1e-5:1e-4"))
     with storage.opened("auto", "mine", first.journal) as store:
         TrialScheduler(first.plan(), store).study.set_user_attr("key", first.key)
-    with pytest.raises(InputError, match="study = mine was begun with other parameters"):
+    with pytest.raises(InputError, match="study = mine was started with other parameters"):
         run(other, StopSignal())

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from hpo import space
-from hpo.search import requested
+from hpo.search import read_config
 from hpo.space import Range, Space
 from safemax.errors import InputError
 from safemax.knobs import knobs
@@ -85,8 +85,8 @@ def test_a_held_value_is_what_method_and_training_have(shared_folder: Path, mlfl
         "data": shared_folder / "data",
         "model": shared_folder / "base",
     }
-    request = requested([f"--{name}={value}" for name, value in words.items()] + ["--forget=a"])
-    task, made = request.task(), request.correction({"lr": 1e-3}, request.evaluation)
+    config = read_config([f"--{name}={value}" for name, value in words.items()] + ["--forget=a"])
+    task, made = config.trial_config(), config.correction({"lr": 1e-3}, config.evaluation)
     assert (task.training["steps"], task.knobs["retain_weight"], task.knobs["lmbda"]) == (150, 0.5, 2.0)
     assert (made.training.steps, made.training.lr) == (150, 1e-3)
     assert (made.params()["method.retain_weight"], made.params()["method.lambda"]) == (0.5, 2.0)
@@ -99,11 +99,11 @@ def test_a_held_value_is_what_method_and_training_have(shared_folder: Path, mlfl
         ("target=0:5", "unknown knob in space 'target'"),
         ("lr=1e-3:1e-5", "space: lr=1e-3:1e-5 is empty"),
         ("lr=1e-3:1e-3", "is empty"),
-        ("lambda=0:5:log", "begins above 0"),
+        ("lambda=0:5:log", "starts above 0"),
         ("lambda=0:5:lin", "a range is LOW:HIGH"),
         ("lambda=:5", "lambda has no value"),
         ("lambda", "'lambda' is not allowed; write NAME=LOW:HIGH"),
-        ("lr=1e-4,lr=1e-3", "names lr twice"),
+        ("lr=1e-4,lr=1e-3", "duplicate lr"),
         ("steps=1.5:3", "steps is a whole number"),
         ("", "'' is not allowed"),
     ],

@@ -1,4 +1,4 @@
-"""The books of a study: trials follow from the seed and what came before, and none is lost or counted twice."""
+"""The scheduler of a study: trials follow from the seed and what came before, and none is lost or counted twice."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def scored(trial: FrozenTrial) -> dict[str, float]:
 
 
 @contextmanager
-def books(folder: Path, plan: StudyPlan = PLAN) -> Iterator[TrialScheduler]:
+def open_scheduler(folder: Path, plan: StudyPlan = PLAN) -> Iterator[TrialScheduler]:
     with storage.opened("auto", plan.name, folder / "toy.journal") as store:
         yield TrialScheduler(plan, store)
 
 
-def go_on(opened: TrialScheduler, trials: int) -> None:
+def run_trials(scheduler: TrialScheduler, trials: int) -> None:
     """Run so many trials, one at a time."""
     for _ in range(trials):
-        trial = opened.take()
+        trial = scheduler.start_next()
         if trial is None:
             return
-        opened.complete(trial.number, scored(trial), {"metrics": {}})
+        scheduler.complete(trial.number, scored(trial), {"metrics": {}})
 
 
 def rows(trials: list[FrozenTrial]) -> list[Row]:
@@ -51,8 +51,8 @@ def rows(trials: list[FrozenTrial]) -> list[Row]:
 
 
 def test_trial_0_takes_the_defaults(tmp_path: Path) -> None:
-    with books(tmp_path) as opened:
-        first = opened.take()
+    with open_scheduler(tmp_path) as scheduler:
+        first = scheduler.start_next()
         assert first is not None
         assert first.params == SPACE.first
 
@@ -64,102 +64,102 @@ def test_a_study_that_was_killed_has_the_same_table_as_one_that_was_not(
 ) -> None:
     plan = replace(PLAN, sampler=sampler, objective=objective)
     (tmp_path / "whole").mkdir()
-    with books(tmp_path / "whole", plan) as opened:
-        go_on(opened, plan.trials)
-        whole = rows(opened.trials)
+    with open_scheduler(tmp_path / "whole", plan) as scheduler:
+        run_trials(scheduler, plan.trials)
+        whole = rows(scheduler.trials)
     for done in (0, 6, 4, 1, 1, 100):
-        with books(tmp_path, plan) as opened:
-            go_on(opened, done)
-            opened.take()  # and here the coordinator dies, the trial running
-    with books(tmp_path, plan) as opened:
-        assert rows(opened.trials) == whole
-        assert opened.over == plan.size
-        assert opened.take() is None
+        with open_scheduler(tmp_path, plan) as scheduler:
+            run_trials(scheduler, done)
+            scheduler.start_next()  # and here the coordinator dies, the trial running
+    with open_scheduler(tmp_path, plan) as scheduler:
+        assert rows(scheduler.trials) == whole
+        assert scheduler.num_ended == plan.size
+        assert scheduler.start_next() is None
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("objective", ["three", "joint"])
 def test_every_sampler_goes_on_over_failed_and_given_up_trials(tmp_path: Path, sampler: str, objective: str) -> None:
     plan = replace(PLAN, sampler=sampler, objective=objective, trials=18)
-    with books(tmp_path, plan) as opened:
+    with open_scheduler(tmp_path, plan) as scheduler:
         for state in (TrialState.PRUNED, TrialState.FAIL, None, TrialState.PRUNED):
-            go_on(opened, 3)
-            trial = opened.take()
+            run_trials(scheduler, 3)
+            trial = scheduler.start_next()
             if state and trial:
-                opened.report(trial.number, 50, 0.5, 0.5)
-                opened.end(trial.number, state, {})
-        go_on(opened, 100)
-        assert len(opened.completed) == plan.size - 4  # one is still under way
+                scheduler.report(trial.number, 50, 0.5, 0.5)
+                scheduler.end(trial.number, state, {})
+        run_trials(scheduler, 100)
+        assert len(scheduler.completed) == plan.size - 4  # one is still under way
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
 def test_another_seed_proposes_other_trials(tmp_path: Path, sampler: str) -> None:
-    with books(tmp_path) as opened:
-        go_on(opened, 12)
-        seeds = [propose(replace(PLAN, sampler=sampler, seed=seed), opened.trials).params for seed in (0, 0, 1)]
+    with open_scheduler(tmp_path) as scheduler:
+        run_trials(scheduler, 12)
+        seeds = [propose(replace(PLAN, sampler=sampler, seed=seed), scheduler.trials).params for seed in (0, 0, 1)]
     assert seeds[0] == seeds[1]
     assert seeds[0] != seeds[2]
 
 
 def test_a_proposal_leaves_the_study_as_it_was(tmp_path: Path) -> None:
-    with books(tmp_path) as opened:
-        go_on(opened, 3)
+    with open_scheduler(tmp_path) as scheduler:
+        run_trials(scheduler, 3)
         before = (tmp_path / "toy.journal").read_bytes()
-        propose(PLAN, opened.trials)
+        propose(PLAN, scheduler.trials)
         assert (tmp_path / "toy.journal").read_bytes() == before
 
 
 def test_a_search_finds_better_trials_than_the_defaults(tmp_path: Path) -> None:
-    with books(tmp_path, replace(PLAN, objective="joint", trials=40)) as opened:
-        go_on(opened, 40)
-        values = [each.values[0] for each in opened.trials]
+    with open_scheduler(tmp_path, replace(PLAN, objective="joint", trials=40)) as scheduler:
+        run_trials(scheduler, 40)
+        values = [each.values[0] for each in scheduler.trials]
     # Defaults: 1 + ln 8 + 1 + 1/8 = 4.2. Best: x = 1 and n = 1, 1 + 0 + 1 + 1 = 3.
     assert values[0] == pytest.approx(4.204, abs=1e-3)
     assert min(values) < 3.3
 
 
 def test_a_study_with_more_trials_goes_on_from_where_it_ended(tmp_path: Path) -> None:
-    with books(tmp_path) as opened:
-        go_on(opened, 100)
-        assert len(opened.trials) == 14
-        before = rows(opened.trials)
-    with books(tmp_path, replace(PLAN, trials=16)) as opened:
-        go_on(opened, 100)
-        assert len(opened.trials) == 16
-        assert rows(opened.trials)[:14] == before
+    with open_scheduler(tmp_path) as scheduler:
+        run_trials(scheduler, 100)
+        assert len(scheduler.trials) == 14
+        before = rows(scheduler.trials)
+    with open_scheduler(tmp_path, replace(PLAN, trials=16)) as scheduler:
+        run_trials(scheduler, 100)
+        assert len(scheduler.trials) == 16
+        assert rows(scheduler.trials)[:14] == before
 
 
 def test_two_trials_under_way_differ_and_keep_their_numbers(tmp_path: Path) -> None:
-    with books(tmp_path) as opened:
-        go_on(opened, 12)
-        one, two = opened.take(), opened.take()
+    with open_scheduler(tmp_path) as scheduler:
+        run_trials(scheduler, 12)
+        one, two = scheduler.start_next(), scheduler.start_next()
         assert one is not None
         assert two is not None
         assert (one.number, two.number) == (12, 13)
         assert one.params != two.params
-        assert opened.take() is None
-        opened.complete(13, scored(two), {})
-        opened.complete(12, scored(one), {})
-        assert opened.over == 14
+        assert scheduler.start_next() is None
+        scheduler.complete(13, scored(two), {})
+        scheduler.complete(12, scored(one), {})
+        assert scheduler.num_ended == 14
 
 
 def test_a_failed_and_a_given_up_trial_count_once_and_are_not_repeated(tmp_path: Path) -> None:
-    with books(tmp_path) as opened:
-        go_on(opened, 1)
+    with open_scheduler(tmp_path) as scheduler:
+        run_trials(scheduler, 1)
         for state in (TrialState.FAIL, TrialState.PRUNED):
-            trial = opened.take()
+            trial = scheduler.start_next()
             assert trial is not None
-            opened.end(trial.number, state, {"reason": "diverged"})
-        go_on(opened, 100)
-        assert [each.state.name for each in opened.trials] == ["COMPLETE", "FAIL", "PRUNED", *["COMPLETE"] * 11]
-        assert opened.over == 14
+            scheduler.end(trial.number, state, {"reason": "diverged"})
+        run_trials(scheduler, 100)
+        assert [each.state.name for each in scheduler.trials] == ["COMPLETE", "FAIL", "PRUNED", *["COMPLETE"] * 11]
+        assert scheduler.num_ended == 14
 
 
 def test_the_front_is_what_nothing_allowed_dominates(tmp_path: Path) -> None:
-    with books(tmp_path) as opened:
-        go_on(opened, 14)
-        front = opened.front()
-        allowed = [each for each in opened.trials if each.user_attrs["scores"]["accuracy_drop"] <= 1.0]
+    with open_scheduler(tmp_path) as scheduler:
+        run_trials(scheduler, 14)
+        front = scheduler.front()
+        allowed = [each for each in scheduler.trials if each.user_attrs["scores"]["accuracy_drop"] <= 1.0]
         assert front
         assert all(each in allowed for each in front)
         for each in allowed:
@@ -168,14 +168,14 @@ def test_the_front_is_what_nothing_allowed_dominates(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_breaks_the_constraint_is_not_on_the_front(tmp_path: Path) -> None:
-    with books(tmp_path) as opened:
-        first, second = opened.take(), opened.take()
+    with open_scheduler(tmp_path) as scheduler:
+        first, second = scheduler.start_next(), scheduler.start_next()
         assert first is not None
         assert second is not None
         good = {"forgetting": 0.0, "quality": 0.0, "joint": 0.0, "minutes": 1.0}
-        opened.complete(first.number, good | {"accuracy_drop": 1.5}, {})
-        opened.complete(second.number, good | {"forgetting": 0.9, "accuracy_drop": 0.5}, {})
-        assert [each.number for each in opened.front()] == [second.number]
+        scheduler.complete(first.number, good | {"accuracy_drop": 1.5}, {})
+        scheduler.complete(second.number, good | {"forgetting": 0.9, "accuracy_drop": 0.5}, {})
+        assert [each.number for each in scheduler.front()] == [second.number]
 
 
 @pytest.mark.parametrize("objective", ["two", "joint"])
@@ -183,54 +183,54 @@ def test_a_trial_is_given_up_only_when_three_quarters_of_five_or_more_were_bette
     tmp_path: Path, objective: str
 ) -> None:
     plan = replace(PLAN, objective=objective)
-    with books(tmp_path, plan) as opened:
+    with open_scheduler(tmp_path, plan) as scheduler:
         verdicts = []
         for damage in (1.0, 2.0, 3.0, 4.0, 9.0, 2.5, 5.0):
-            trial = opened.take()
+            trial = scheduler.start_next()
             assert trial is not None
-            verdicts.append(opened.report(trial.number, 50, 0.0, damage))
-            opened.complete(trial.number, scored(trial), {})
+            verdicts.append(scheduler.report(trial.number, 50, 0.0, damage))
+            scheduler.complete(trial.number, scored(trial), {})
     # 9 is worst of all, but only four came before it; of the six before 5 five, 9 apart, were better.
     assert verdicts == [False, False, False, False, False, False, True]
 
 
 @pytest.mark.parametrize("objective", ["two", "joint"])
 def test_a_trial_is_not_given_up_for_a_loss_that_is_a_little_higher(tmp_path: Path, objective: str) -> None:
-    with books(tmp_path, replace(PLAN, objective=objective)) as opened:
+    with open_scheduler(tmp_path, replace(PLAN, objective=objective)) as scheduler:
         for damage in (0.01, 0.05, 0.02, 0.04, 0.03, 0.06, 0.2):
-            trial = opened.take()
+            trial = scheduler.start_next()
             assert trial is not None
-            assert not opened.report(trial.number, 50, 0.0, damage)
-            opened.complete(trial.number, scored(trial), {})
+            assert not scheduler.report(trial.number, 50, 0.0, damage)
+            scheduler.complete(trial.number, scored(trial), {})
 
 
 def test_what_is_better_in_forgetting_is_not_given_up_for_its_damage(tmp_path: Path) -> None:
-    with books(tmp_path) as opened:
+    with open_scheduler(tmp_path) as scheduler:
         for _ in range(6):
-            trial = opened.take()
+            trial = scheduler.start_next()
             assert trial is not None
-            opened.report(trial.number, 50, 0.5, 0.1)
-            opened.complete(trial.number, scored(trial), {})
-        trial = opened.take()
+            scheduler.report(trial.number, 50, 0.5, 0.1)
+            scheduler.complete(trial.number, scored(trial), {})
+        trial = scheduler.start_next()
         assert trial is not None
-        assert not opened.report(trial.number, 50, 0.4, 9.0)
-        assert opened.report(trial.number, 75, 9.0, 9.0) is False  # nobody else reported at 75 percent
+        assert not scheduler.report(trial.number, 50, 0.4, 9.0)
+        assert scheduler.report(trial.number, 75, 9.0, 9.0) is False  # nobody else reported at 75 percent
 
 
 def test_a_grid_ends_with_its_last_point(tmp_path: Path) -> None:
     plan = replace(PLAN, sampler="grid")
-    with books(tmp_path, plan) as opened:
-        go_on(opened, 100)
+    with open_scheduler(tmp_path, plan) as scheduler:
+        run_trials(scheduler, 100)
         # 13 points are left beside the defaults, so three levels of each of two knobs fit.
-        assert plan.size == len(opened.trials) == 10
-        assert len({tuple(each.params.values()) for each in opened.trials[1:]}) == 9
+        assert plan.size == len(scheduler.trials) == 10
+        assert len({tuple(each.params.values()) for each in scheduler.trials[1:]}) == 9
 
 
 def test_a_grid_gives_the_copy_of_a_failed_trial_no_point_of_its_own(tmp_path: Path) -> None:
     plan = replace(PLAN, sampler="grid")
-    with books(tmp_path, plan) as opened:
-        go_on(opened, 100)
-        trials = opened.trials
+    with open_scheduler(tmp_path, plan) as scheduler:
+        run_trials(scheduler, 100)
+        trials = scheduler.trials
         failed, *_, last = trials
         copy = optuna.create_trial(
             state=TrialState.COMPLETE, params=failed.params, distributions=failed.distributions, values=[0.0, 0.0],
@@ -249,31 +249,35 @@ def test_nsga2_warns_where_its_first_population_takes_most_of_the_trials() -> No
 
 
 def test_a_journal_has_one_coordinator(tmp_path: Path) -> None:
-    with books(tmp_path), pytest.raises(InputError, match="another process runs this study"), books(tmp_path):
+    with (
+        open_scheduler(tmp_path),
+        pytest.raises(InputError, match="another process runs this study"),
+        open_scheduler(tmp_path),
+    ):
         pass
-    with books(tmp_path) as opened:
-        assert opened.take() is not None
+    with open_scheduler(tmp_path) as scheduler:
+        assert scheduler.start_next() is not None
 
 
 @pytest.mark.parametrize("content", [b"SQLite format 3\x00 and more", b"a line\nand half of", b'{"a": 1}\n{'])
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "toy.journal").write_bytes(content)
-    with pytest.raises(InputError, match="is not a journal of Optuna's"), books(tmp_path):
+    with pytest.raises(InputError, match="is not a journal of Optuna's"), open_scheduler(tmp_path):
         pass
     assert (tmp_path / "toy.journal").read_bytes() == content
 
 
 def test_a_torn_last_line_and_a_left_over_lock_do_not_stop_a_study(tmp_path: Path) -> None:
-    with books(tmp_path) as opened:
-        go_on(opened, 3)
+    with open_scheduler(tmp_path) as scheduler:
+        run_trials(scheduler, 3)
     journal = tmp_path / "toy.journal"
     with journal.open("ab") as file:
         file.write(b'{"op_code": 4, "trial_i')
     Path(f"{journal}.lock").symlink_to(journal)
-    with books(tmp_path) as opened:
-        go_on(opened, 2)
-    with books(tmp_path) as opened:
-        assert [each.state for each in opened.trials] == [TrialState.COMPLETE] * 5
+    with open_scheduler(tmp_path) as scheduler:
+        run_trials(scheduler, 2)
+    with open_scheduler(tmp_path) as scheduler:
+        assert [each.state for each in scheduler.trials] == [TrialState.COMPLETE] * 5
 
 
 def test_an_address_that_is_no_storage_is_refused_without_its_password(tmp_path: Path) -> None:

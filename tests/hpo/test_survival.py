@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from hpo.config import SearchConfig
 from hpo.study import RETRIED
 from pipelines import ROOT
-from tests.hpo.conftest import Build
+from tests.hpo.conftest import BuildSearch
 from tests.hpo.test_search import killed, trials_of, workers
 from tests.hpo.test_study import rows
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 
 def command(asked: SearchConfig, *more: str) -> list[str]:
-    """Return the command that asks for a request."""
+    """Return the command that asks for a config."""
     facts: dict[str, object] = {
         "data": asked.data.data,
         "model": asked.source,
@@ -94,12 +94,12 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
 
 
 def test_of_60_trials_with_12_workers_killed_all_are_complete_once(
-    mlflow_store: MlflowClient, tiny_request: Build, apart: Callable[[str], None]
+    mlflow_store: MlflowClient, tiny_search: BuildSearch, apart: Callable[[str], None]
 ) -> None:
     apart("cache")
-    request = tiny_request(trials=60, workers=2, steps=10)
-    killed(request, 12)
-    trials = trials_of(request)
+    config = tiny_search(trials=60, workers=2, steps=10)
+    killed(config, 12)
+    trials = trials_of(config)
     assert [each.number for each in trials] == list(range(60))
     assert {each.state for each in trials} == {TrialState.COMPLETE}
     assert 1 <= sum(len(each.user_attrs.get("deaths", [])) for each in trials) <= 12
@@ -113,10 +113,10 @@ def test_of_60_trials_with_12_workers_killed_all_are_complete_once(
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_study_goes_on_with_the_same_command_to_the_table_of_an_undisturbed_one(
-    mlflow_store: MlflowClient, tiny_request: Build, apart: Callable[[str], None], by: signal.Signals
+    mlflow_store: MlflowClient, tiny_search: BuildSearch, apart: Callable[[str], None], by: signal.Signals
 ) -> None:
     # Twelve trials: the sampler learns from the eleventh on. One worker: one trial at a time.
-    asked = tiny_request(trials=12, steps=10)
+    asked = tiny_search(trials=12, steps=10)
     apart("whole")
     assert start(asked).wait(300) == 0
     undisturbed = rows(trials_of(asked))
@@ -142,11 +142,11 @@ def test_a_stopped_study_goes_on_with_the_same_command_to_the_table_of_an_undist
 
 
 def test_two_machines_that_share_a_database_finish_a_study_though_one_dies(
-    mlflow_store: MlflowClient, tiny_request: Build, apart: Callable[[str], None], tmp_path: Path
+    mlflow_store: MlflowClient, tiny_search: BuildSearch, apart: Callable[[str], None], tmp_path: Path
 ) -> None:
     pgserver = pytest.importorskip("pgserver", reason="needs a PostgreSQL server: pip install pgserver")
     pytest.importorskip("psycopg", reason="needs a PostgreSQL driver: pip install 'psycopg[binary]'")
-    asked = tiny_request(trials=24, steps=60)
+    asked = tiny_search(trials=24, steps=60)
     server = pgserver.get_server(tmp_path / "postgres")
     address = server.get_uri()
     apart("one")

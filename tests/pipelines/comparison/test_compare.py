@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pipelines import compare as compare_module
+from pipelines.comparison import runner
 from pipelines.comparison.job import KIND
 from safemax.data.dataset import Split
 from safemax.errors import InputError, Stopped
@@ -119,7 +120,7 @@ def test_tables_figures_and_note_are_on_the_run(first, mlflow_module_store):
     } <= names
     assert {"figure1.png", "figure2.png", "figure3.png", "figure3.csv", "forgotten-a.png", "forgotten-c.png"} <= names
     note = first.data.tags["mlflow.note.content"]
-    for part in ("A row a variant", "Table 1", "Table 2", "Paired differences", "Figure 1", "Figure 2", "Figure 3"):
+    for part in ("One row per variant", "Table 1", "Table 2", "Paired differences", "Figure 1", "Figure 2", "Figure 3"):
         assert part in note
     assert "(paper)" not in note  # the paper has no such data
     assert "&path=pictures/comparison/figure2.png)" in note
@@ -166,7 +167,7 @@ def test_the_same_comparison_runs_nothing_again_and_shows_the_same(
     first, place, mlflow_module_store, monkeypatch, tmp_path
 ):
     before = children(mlflow_module_store)
-    monkeypatch.setattr(compare_module, "ChildContext", None)  # whoever would do a job fails
+    monkeypatch.setattr(runner, "ChildContext", None)  # any job would fail
     compare(place, f"--methods=safemax,{SA},salun", f"--overrides={FEW}", "--classes=a,c", "--seeds=2")
     assert len(children(mlflow_module_store)) == len(before)
     again = runs(mlflow_module_store, "tags.kind = 'comparison'")[-1]
@@ -183,7 +184,7 @@ def test_children_are_found_from_a_run_that_mlflow_opened_in_another_experiment(
 ):
     elsewhere = mlflow_module_store.create_experiment("elsewhere")
     monkeypatch.setenv("MLFLOW_RUN_ID", mlflow_module_store.create_run(elsewhere).info.run_id)
-    monkeypatch.setattr(compare_module, "ChildContext", None)
+    monkeypatch.setattr(runner, "ChildContext", None)
     compare(place, "--methods=safemax", "--classes=a,c", "--seeds=2", "--gold=false")
     (parent,) = mlflow_module_store.search_runs([elsewhere])
     assert parent.info.status == "FINISHED"

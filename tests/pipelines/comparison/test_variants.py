@@ -48,7 +48,7 @@ def test_a_preset_is_an_override_that_a_knob_goes_before() -> None:
     [
         ("safemx", "", "unknown method 'safemx'.*did you mean 'safemax'"),
         ("safemax,", "", "unknown method ''"),
-        ("safemax,safemax", "", "names one twice"),
+        ("safemax,safemax", "", "has a duplicate"),
         ("safemax", "salun.lr=1", "unknown method of overrides 'salun'"),
         ("safemax", "safemax.lamda=1", "unknown knob of safemax 'lamda'.*did you mean 'lambda'"),
         ("safemax", "safemax.lmbda=1", "unknown knob of safemax 'lmbda'"),

@@ -1,0 +1,222 @@
+"""A correction under way: the model that changes, and the MLflow run that records it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from pipelines import tracking
+from pipelines.correction.correction import Correction, SearchProvenance
+from pipelines.correction.result import CorrectionResult
+from pipelines.engine.signals import StopSignal
+from pipelines.registry import lineage, model_versions, registration
+from safemax.data.batches import to_float
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import Sampler, sample
+from safemax.errors import InputError
+from safemax.evaluation.measure import SHOWN, Samples, cached_samples, measure, recognised
+from safemax.evaluation.verdict import verdict
+from safemax.judges.load import judges, reference
+from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, grid, table
+from safemax.storage import checkpoint
+from safemax.training.trainer import accelerate
+
+PREVIEW = Sampler("ddim", 10)
+UNGUIDED_PREVIEW = Sampler("ddim", 10, 1.0)
+
+
+class CorrectionRun:
+    """A correction under way.
+
+    Args:
+        correction: what to do.
+        run: records it.
+        diffusion: the model to correct, which changes in place.
+        parent: its address.
+        provenance: the search that the correction comes from, if any.
+
+    Attributes:
+        classes: which classes are forgotten now, were forgotten earlier, or are retained.
+        judges: set by `load_judges`.
+        parent_digest: of the model before it changed; set by `unlearn`.
+
+    Raises:
+        InputError: the model does not fit the data or the method.
+    """
+
+    def __init__(
+        self,
+        correction: Correction,
+        run: tracking.Run,
+        diffusion: Diffusion,
+        parent: str,
+        provenance: SearchProvenance | None = None,
+    ) -> None:
+        lineage.agree_on_classes(diffusion, correction.dataset)
+        correction.method.validate(diffusion)
+        self.correction, self.run, self.parent = correction, run, parent
+        self.diffusion = diffusion.to(accelerate(correction.training).device)  # the judges run there too
+        self.provenance = provenance or SearchProvenance()
+        self.classes = lineage.class_split(parent, correction.forget, correction.dataset)
+        self.parent_digest = ""
+        self._seconds = 0.0  # spent on samples and metrics
+
+    def load_judges(self, stop: StopSignal) -> None:
+        """Load the judges, which are trained once."""
+        with stop.interruptible():
+            self.judges = judges(self.correction.dataset, self.correction.judging, device=str(self.diffusion.device))
+
+    def unlearn(self, stop: StopSignal) -> dict[str, float]:
+        """Change the model; return the metrics of its cost and of the method's prior."""
+        self.parent_digest = self.diffusion.digest()
+        self.load_judges(stop)
+        self.run.start_journal(self.correction.checkpoints(self.parent_digest))
+        result = self.correction.unlearn(
+            self.diffusion, self.classes, stop, log=self.run.log, origin=self.run.id, each=self._preview
+        )
+        if result.resumed_from and result.resumed_from != self.run.id:
+            self.run.tag("resumed_from", result.resumed_from)
+        prior = {f"prior/{name}": value for name, value in self.correction.method.facts().items()}
+        return result.cost.metrics() | prior
+
+    def clear(self) -> None:
+        """Remove the checkpoints of a correction that is over, and its journal of metrics."""
+        self.run.delete_journal()
+        checkpoint.clear(self.correction.checkpoints(self.parent_digest))
+
+    def measure_and_register(self, cost: dict[str, float], stop: StopSignal) -> str:
+        """Measure base and corrected model alike, record the result, register it and return its address."""
+        result = self.measure(cost, stop)
+        return self._register(result, *self.record(result))
+
+    def measure(self, cost: dict[str, float], stop: StopSignal) -> CorrectionResult:
+        """Draw from base and corrected model alike and measure both."""
+        with stop.interruptible():
+            base = Diffusion.load(model_versions.resolve(self.parent)).to(self.diffusion.device)
+            base_samples, before = self._evaluate(base)
+            corrected_samples, after = self._evaluate(self.diffusion)
+            names = self.correction.dataset.class_names
+            earlier = {names[k]: recognised(corrected_samples, self.judges, k) for k in self.classes.forgotten_earlier}
+            root = self._root_metrics() if lineage.forgotten(self.parent) else None
+        cost = cost | {"cost/evaluation_minutes": self._seconds / 60}
+        return CorrectionResult(before, after, cost, base_samples, corrected_samples, earlier, root)
+
+    def _root_metrics(self) -> dict[str, float]:
+        """Return the metrics of the first base, measured in the same way; {} where it no longer exists."""
+        with contextlib.suppress(InputError):
+            root = lineage.origin(self.parent, "auto")
+            if root is not None:
+                return self._evaluate(Diffusion.load(model_versions.resolve(root)).to(self.diffusion.device))[1]
+        return {}
+
+    def _evaluate(self, diffusion: Diffusion) -> tuple[Samples, dict[str, float]]:
+        """Draw from a model and measure the samples; a class forgotten earlier is drawn as often as one forgotten now."""
+        started, evaluation, classes = time.perf_counter(), self.correction.evaluation, self.classes
+        forget_count, second_count = (classes.scaled(n) for n in (evaluation.counts[0], evaluation.second_samples))
+        enough = replace(evaluation, forget_samples=forget_count, second_samples=second_count)
+        samples = cached_samples(diffusion, classes.all_forgotten, enough)
+        real = classes.counted(reference(self.correction.dataset, self.judges))
+        metrics = measure(classes.counted(samples), self.judges, real, classes.forget)
+        self._seconds += time.perf_counter() - started
+        return samples, metrics
+
+    def _preview(self, step: int) -> None:
+        previews = self.correction.previews
+        if not previews or step % math.ceil(max(1, self.correction.training.steps) / previews):
+            return
+        labels = torch.tensor([*self.correction.forget] * 8 + [*range(self.diffusion.num_classes)])
+        images = sample(self.diffusion, labels, PREVIEW if self.diffusion.has_null else UNGUIDED_PREVIEW, seed=0)
+        with self.run.tolerate_outage():
+            self.run.picture(grid(images, 8), "samples/by_step", step)
+
+    def record(self, result: CorrectionResult) -> tuple[str, str]:
+        """Log the result to the run, with a note; return the markdown of the note's first picture and the note's text."""
+        correction, run = self.correction, self.run
+        run.log(result.metrics)
+        run.log({f"base/{name}": value for name, value in result.before.items()})
+        run.table(table(result.before, result.after).reset_index(), "metrics")
+        run.json(self.judges.about, "judges")
+        pair = {"base": result.base, "corrected": result.corrected}
+        comparison = compare_samples(
+            pair, correction.dataset.class_names, self.classes.all_forgotten, correction.evaluation
+        )
+        text = f"{self.provenance.preface}{_note(correction, result, run.picture(comparison, 'comparison'))}"
+        strip = self._strip([result.base, result.corrected])
+        run.note(f"{strip}\n\n{text}")
+        run.flush()  # a version exists only if its run has its numbers
+        return strip, text
+
+    def _strip(self, models: list[Samples]) -> str:
+        """Log the first forgotten class, before and after, in one row: MLflow's UI shows the first 100 pixels of a note."""
+        label = self.correction.forget[0]
+        rows = [to_float(images[labels == label][:SHOWN])
+                for samples in models
+                for images, labels in (
+                    (samples.images, samples.labels), (samples.second_images, samples.second_labels))]  # fmt: skip
+        return self.run.picture(grid(torch.cat(rows), 4 * SHOWN), "samples/forgotten")
+
+    def _register(self, result: CorrectionResult, strip: str, text: str) -> str:
+        correction, run = self.correction, self.run
+        tags = {
+            "kind": "correction",
+            "unlearning.method": correction.method_name,
+            "parent": self.parent,
+            "protocol": correction.evaluation.protocol,
+            "data.digest": correction.dataset.digest,
+            "verdict": verdict(result.after, result.before).outcome,
+            "git.commit": str(tracking.environment()["commit"]),
+            **self.provenance.tags,
+        }
+        origin = f"Corrected from {model_versions.link(self.parent)} by run [{correction.run_name}]({run.page})."
+        version = registration.register(
+            self.diffusion, correction.name, run_id=run.id, evidence=self._evidence(result),
+            tags=tags, description=f"{text}\n\n{origin}", alias="candidate",
+        )  # fmt: skip
+        address = f"models:/{correction.name}/{version}"
+        run.tag("version", address)
+        run.note(f"{strip}\n\n{text}\n\nRegistered as {model_versions.link(address)}.")
+        print(f"\n{correction.run_name}\n\n{as_text(result.shown)}\n")
+        print("  ".join(f"{name.removeprefix('cost/')} {value:.3g}" for name, value in result.cost.items()))
+        print(f"\nregistered as {address}, alias candidate\n{run.url}  (after `make ui`)")
+        return address
+
+    def _evidence(self, result: CorrectionResult) -> dict[str, Any]:
+        """Return what the gates judge and what a repetition needs, as JSON."""
+        correction = self.correction
+        chain = {} if result.root is None else {"earlier": result.earlier, "root_metrics": result.root}
+        return {
+            "forgotten": sorted({*result.earlier, *correction.class_names}),
+            "metrics": result.metrics,
+            "base_metrics": result.before,
+            **chain,
+            "parameters": correction.params(),
+            "judging": asdict(correction.judging),
+            "parent": self.parent,
+            "parent_digest": self.parent_digest,
+            "model_digest": self.diffusion.digest(),
+            "data_digest": correction.dataset.digest,
+            "environment": tracking.environment(),
+            "judges": self.judges.about,
+            "judges_digest": self.judges.digest,
+            **self.provenance.evidence,
+        }
+
+
+def _note(correction: Correction, result: CorrectionResult, picture: str) -> str:
+    costs = ", ".join(f"{name.rpartition('/')[2].replace('_', ' ')} {value:.3g}" for name, value in result.cost.items())
+    earlier = "".join(
+        f"\n\nForgotten earlier: {name}, {shares['recognised']:.3g} % recognised now (95 %: at most "
+        f"{shares['recognised_high']:.3g} %)." for name, shares in result.earlier.items()
+    )  # fmt: skip
+    return (
+        f"**{correction.method_name}** on {correction.dataset.name}: forget {', '.join(correction.class_names)}. "
+        f"{result.brief}\n\n{picture}\n\n"
+        f"{as_markdown(result.shown)}{earlier}\n\nShares, UA and accuracy in percent; protocol "
+        f"{correction.evaluation.protocol} ({correction.evaluation.main_sampler}, then "
+        f"{correction.evaluation.second_sampler}).\n\nCost: {costs}."
+    )

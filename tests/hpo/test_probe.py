@@ -1,0 +1,45 @@
+"""The probe sees, without sampling, what a model still knows and what it lost."""
+
+from __future__ import annotations
+
+import torch
+
+from hpo.probe import Probe
+from safemax.methods import create
+from safemax.training.trainer import Training, fit
+from tests.support import tiny_models
+
+
+def test_the_probe_finds_all_knowledge_and_no_damage_in_the_base() -> None:
+    diffusion, data = tiny_models.diffusion(), tiny_models.dataset()
+    fit(diffusion, create("finetune"), data.train, (), Training(60, 32, forget_share=0, lr=3e-3), progress=False)
+    probe = Probe(diffusion, data, [0], seed=0)
+    assert probe(diffusion) == (1.0, 0.0)
+
+
+def test_the_probe_sees_what_unlearning_does() -> None:
+    diffusion, data = tiny_models.diffusion(), tiny_models.dataset()
+    fit(diffusion, create("finetune"), data.train, (), Training(60, 32, forget_share=0, lr=3e-3), progress=False)
+    probe = Probe(diffusion, data, [0], seed=0)
+    fit(
+        diffusion,
+        create("gradient_ascent"),
+        data.train,
+        (0,),
+        Training(20, 32, forget_share=1, lr=3e-3),
+        progress=False,
+    )
+    knowledge, damage = probe(diffusion)
+    assert knowledge < 0.5
+    assert damage > 0.1
+
+
+def test_the_probe_leaves_the_mode_of_the_model_and_its_generators_alone() -> None:
+    diffusion = tiny_models.diffusion().train()
+    probe = Probe(diffusion, tiny_models.dataset(), [0], seed=0)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    probe(diffusion)
+    assert torch.equal(torch.rand(3), expected)
+    assert diffusion.training
