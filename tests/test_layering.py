@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "pipelines/tracking": set(),
     "pipelines/registry": {"tracking"},
     "pipelines/correction": {"cli", "registry", "tracking", "engine"},
+    "pipelines/examination": {"correction", "cli", "registry", "tracking", "engine"},
     "pipelines/comparison": {"correction", "cli", "registry", "tracking", "engine"},
 }
 RUN_CODE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

@@ -81,7 +81,7 @@ class Comparison:
     def check(self) -> None:
         """Raise InputError where the model to correct does not fit the data or a method, or has forgotten a class before.
 
-        A class forgotten before would be missing from gold models and retained classes alike: the numbers would mean less.
+        Gold models and retained classes would have to leave that class out for every variant alike, which is not supported.
         """
         forgotten = lineage.forgotten(self.source)
         if forgotten:

@@ -1,0 +1,1 @@
+"""A model measured or attacked, without being changed."""

@@ -1,0 +1,62 @@
+"""What a run of attacks publishes: success rates, tables, pictures and a note, and evidence of the version."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipelines import tracking
+from pipelines.examination.attack_suite import AttackSuite
+from pipelines.registry import registration
+from safemax.evaluation.attack_results import AttackComparison, metrics, table
+from safemax.reports.attack_figures import figure
+from safemax.reports.images_and_tables import as_markdown, as_text
+
+
+def publish(
+    address: str,
+    suite: AttackSuite,
+    results: Mapping[str, AttackComparison],
+    about: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    run: tracking.Run,
+) -> None:
+    """Log results to the run, attach them to the version, and print their table.
+
+    Args:
+        address: of the model.
+        suite: the attacks.
+        results: by attack.
+        about: how the model was attacked, for the version's evidence; JSON.
+        seconds: by what they were spent on.
+        run: of the attacks.
+    """
+    rates, frame = metrics(results), table(results)
+    run.log(rates)
+    pictures = [
+        run.picture(figure(suite.attacks[name], comparison), f"attack/{name}") for name, comparison in results.items()
+    ]
+    run.table(frame.reset_index(), "attacks")
+    spending = pd.DataFrame({"seconds": seconds}).rename_axis("what")
+    run.table(spending.reset_index(), "seconds")
+    run.note("\n\n".join([f"Attacks on {address}", as_markdown(frame, 1), _summary(rates), *pictures]))
+    if address.startswith("models:"):
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "attacks.json"
+            path.write_text(json.dumps({"metrics": rates, "about": about}, indent=1, sort_keys=True) + "\n")
+            registration.attach(address, "attacks", run.id, path)
+    print(f"\n{as_text(frame, 1)}\n\n{_summary(rates)}\n\n{as_text(spending, 1)}\n\n{run.url}  (after `make ui`)")
+
+
+def _summary(rates: Mapping[str, float]) -> str:
+    if "attack/worst_delta" not in rates:
+        return "No gold model was attacked for comparison: success alone does not tell a hidden class from one that can be learned."
+    return (
+        f"Success in percent of the samples. At most {rates['attack/worst_delta']:+.1f} points beyond the gold model, "
+        f"resilience {rates['attack/resilience']:.2f}."
+    )

@@ -1,0 +1,94 @@
+"""The attacks of one examination, each run on the model, on its base and on a gold model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+
+from pipelines.correction.retrained import GoldOptions
+from pipelines.engine.signals import StopSignal
+from pipelines.examination.subject import Subject
+from pipelines.registry import lineage
+from safemax.attacks.base import Attack, Setting
+from safemax.diffusion.model import Diffusion
+from safemax.evaluation.attack_results import AttackComparison, cached_attack
+from safemax.evaluation.retention import neighbours
+from safemax.judges.load import JudgeConfig, judges, reference
+
+
+@dataclass
+class Clock:
+    """Seconds by what they were spent on."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, what: str) -> Iterator[None]:
+        """Add the time inside."""
+        started = time.perf_counter()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """The model under attack, its base and the gold model, None where there is none."""
+
+    model: Diffusion
+    base: Diffusion | None
+    gold: Diffusion | None
+
+    @classmethod
+    def load(cls, subject: Subject, gold: GoldOptions, stop: StopSignal, clock: Clock) -> Models:
+        """Load the three; the gold model is trained if it must be."""
+        model = lineage.load(subject.address, subject.dataset)
+        base = lineage.load(subject.base, subject.dataset) if subject.base else None
+        with clock.time("gold model"):
+            retrained = gold.find(base or model, subject.base, subject.dataset, subject.classes.forget, stop)
+        return cls(model, base, retrained)
+
+    def present(self) -> dict[str, Diffusion]:
+        """Return those that there are, by name."""
+        every = {"model": self.model, "base": self.base, "gold": self.gold}
+        return {name: each for name, each in every.items() if each is not None}
+
+
+@dataclass(frozen=True)
+class AttackSuite:
+    """Attacks with their knobs.
+
+    Args:
+        attacks: by name.
+        samples: images of each trial.
+        seed: fixes the attacks.
+    """
+
+    attacks: Mapping[str, Attack]
+    samples: int
+    seed: int
+
+    def run(self, models: Models, subject: Subject, judging: JudgeConfig, clock: Clock) -> dict[str, AttackComparison]:
+        """Run each attack on each model, from the cache where the same attack was run before; return results by attack."""
+        dataset, forget = subject.dataset, subject.classes.forget
+        with clock.time("judges"):
+            panel = judges(dataset, judging, device=str(models.model.device))
+            nearest = neighbours(reference(dataset, panel), forget)[0]
+        setting = Setting(dataset, forget, panel.reject, panel.plain, nearest, models.base, self.samples, self.seed)
+        comparisons = {}
+        for name, attack in self.attacks.items():
+            results = {}
+            for role, diffusion in models.present().items():
+                print(f"{name} on {role} ...", flush=True)
+                with clock.time(f"{name} on {role}"):
+                    results[role] = cached_attack(name, attack, diffusion, setting, judges=panel.digest)
+            comparisons[name] = AttackComparison(**results)
+        return comparisons
+
+    def changed_knobs(self) -> list[str]:
+        """Return the knobs of these attacks that are not at their defaults, such as relearn_steps."""
+        return [
+            each.name for attack in self.attacks.values() for each in fields(attack)
+            if each.init and getattr(attack, each.name) != getattr(type(attack)(), each.name)
+        ]  # fmt: skip

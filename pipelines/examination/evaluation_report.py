@@ -1,0 +1,192 @@
+"""What an evaluation publishes: metrics, tables, pictures and a note on its run, and the page that a reviewer reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from pipelines import tracking
+from pipelines.examination.attack_run import AttackRun
+from pipelines.examination.evaluation import Evaluator, Measured
+from pipelines.registry import model_versions, registration
+from safemax.data.batches import to_float
+from safemax.evaluation.retention import neighbours
+from safemax.evaluation.verdict import Verdict, verdict
+from safemax.judges.load import reference
+from safemax.reports.attack_figures import sheet
+from safemax.reports.html_report import INTERVALS, Picture, Report, html
+from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, table
+
+GRID = 40  # samples of the forgotten classes in a picture of their own
+
+
+def publish(
+    evaluator: Evaluator,
+    before: Measured | None,
+    after: Measured,
+    attack_run: AttackRun,
+    minutes: float,
+    run: tracking.Run,
+) -> None:
+    """Log an evaluation to its run, attach its page to the version, and print its table.
+
+    Args:
+        evaluator: measured both.
+        before: the base, None where there is none.
+        after: the model under examination.
+        attack_run: attacks on that model.
+        minutes: that measuring took.
+        run: of the evaluation.
+    """
+    base = before.metrics if before else {}
+    result = verdict(after.metrics, base or None, attack_run.metrics)
+    _log_metrics(evaluator, base, after, result, minutes, run)
+    frame = table(base, after.metrics) if base else pd.DataFrame({"value": after.metrics}).rename_axis("metric")
+    run.table(frame.reset_index(), "metrics")
+    comparison = _comparison(evaluator, before, after)
+    picture = run.picture(comparison, "comparison")
+    brief = frame.loc[[n for n in frame.index if not n.startswith("retain_class/") and not n.endswith(INTERVALS)]]
+    title = _title(before, after)
+    run.note(f"{title}\n\n**{result.sentence}**\n\n{picture}\n\n{as_markdown(brief)}")
+    caption = f"{title}, the first samples of each class."
+    pictures = [*_pictures(evaluator, after), Picture(_png(comparison), caption)]
+    report = _report(evaluator, before, after, result, attack_run, pictures, run)
+    _attach(after, base, result, html(report), run)
+    print(
+        f"\n{as_text(brief)}\n\n{result.sentence}\n\n{run.url}  (after `make ui`); evidence/report.html is among its artifacts"
+    )
+
+
+def _log_metrics(
+    evaluator: Evaluator,
+    base: dict[str, float],
+    after: Measured,
+    result: Verdict,
+    minutes: float,
+    run: tracking.Run,
+) -> None:
+    deltas = {
+        f"{key}_delta": value - base[key] for key, value in after.metrics.items() if key in base and _has_delta(key)
+    }
+    run.log({**after.metrics, **deltas, "cost/evaluation_minutes": minutes})
+    run.log({f"base/{key}": value for key, value in base.items()})
+    run.tag("verdict", result.outcome)
+    run.tag("verdict.flags", ",".join(result.flags))
+    run.json(evaluator.judges.about, "judges")
+
+
+def _has_delta(key: str) -> bool:
+    return key.startswith(("retain/", "neighbours/", "retain_class/")) and not key.endswith(INTERVALS)
+
+
+def _report(
+    evaluator: Evaluator,
+    before: Measured | None,
+    after: Measured,
+    result: Verdict,
+    attack_run: AttackRun,
+    pictures: list[Picture],
+    run: tracking.Run,
+) -> Report:
+    dataset, forget = evaluator.subject.dataset, evaluator.subject.classes.forget
+    nearest = neighbours(reference(dataset, evaluator.judges), forget)
+    return Report(
+        subject=after.address,
+        forget=evaluator.subject.class_names,
+        neighbours=[dataset.class_names[k] for k in nearest],
+        verdict=result,
+        metrics=after.metrics,
+        protocol=evaluator.evaluation.describe(),
+        judges=evaluator.judges.about,
+        base=before.metrics if before else {},
+        base_address=before.address if before else "",
+        attacks=attack_run.metrics,
+        pictures=pictures,
+        attack_pictures=attack_run.pictures(),
+        cost=_cost(after.address),
+        lineage=_lineage(evaluator, attack_run, run),
+    )
+
+
+def _attach(after: Measured, base: dict[str, float], result: Verdict, page: str, run: tracking.Run) -> None:
+    """Make page and panel artifacts of the run, and evidence of the version if the model is one."""
+    panel = {"metrics": after.metrics, "base_metrics": base, "verdict": result.outcome, "flags": result.flags}
+    with tempfile.TemporaryDirectory() as scratch:
+        files = {"report": Path(scratch) / "report.html", "panel": Path(scratch) / "panel.json"}
+        files["report"].write_text(page, encoding="utf-8")
+        files["panel"].write_text(json.dumps(panel, indent=1, sort_keys=True) + "\n")
+        for kind, path in files.items():
+            if after.address.startswith("models:"):
+                registration.attach(after.address, kind, run.id, path)
+            else:
+                run.artifact(path, "evidence")
+
+
+def _title(before: Measured | None, after: Measured) -> str:
+    return f"{before.address} and {after.address}" if before else after.address
+
+
+def _comparison(evaluator: Evaluator, before: Measured | None, after: Measured) -> Figure:
+    models = ({"base": before.samples} if before else {}) | {"this model": after.samples}
+    subject = evaluator.subject
+    return compare_samples(models, subject.dataset.class_names, subject.classes.forget, evaluator.evaluation)
+
+
+def _pictures(evaluator: Evaluator, after: Measured) -> list[Picture]:
+    """Return sheets of samples of each forgotten class, under both samplers."""
+    samples, evaluation, subject = after.samples, evaluator.evaluation, evaluator.subject
+    names, forget = ", ".join(subject.class_names), subject.classes.forget
+    pictures = []
+    for images, labels, sampler in (
+        (samples.images, samples.labels, evaluation.main_sampler),
+        (samples.second_images, samples.second_labels, evaluation.second_sampler),
+    ):
+        rows = [images[labels == k][: GRID // len(forget)] for k in forget]
+        sheets = [_png(sheet(to_float(each), GRID // 2)) for each in rows]
+        pictures += [Picture(each, f"Samples that should show {names}, {sampler}.") for each in sheets]
+    return pictures
+
+
+def _png(picture: Figure | Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    if isinstance(picture, Figure):
+        picture.savefig(buffer, format="png", bbox_inches="tight")
+    else:
+        picture.save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _cost(address: str) -> dict[str, float]:
+    if not address.startswith("models:"):
+        return {}
+    metrics = model_versions.evidence(address).get("metrics", {})
+    return {key: value for key, value in metrics.items() if key.startswith("cost/")}
+
+
+def _lineage(evaluator: Evaluator, attack_run: AttackRun, run: tracking.Run) -> dict[str, str]:
+    address, dataset = evaluator.subject.address, evaluator.subject.dataset
+    facts = {"model": address}
+    if address.startswith("models:"):
+        facts |= _version_lineage(address)
+    facts |= {"data.name": dataset.name, "data.digest": dataset.digest, "judges": evaluator.judges.digest}
+    facts |= {"measured by run": run.id, "attacked by run": attack_run.id or "none"}
+    return facts | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+
+
+def _version_lineage(address: str) -> dict[str, str]:
+    version, evidence = model_versions.version_of(address), model_versions.evidence(address)
+    facts = {
+        "made by run": str(version.run_id),
+        "corrected from": str(evidence.get("parent", "nothing: it is a base")),
+    }
+    facts |= {key: str(evidence[key]) for key in ("parent_digest", "model_digest") if key in evidence}
+    facts |= {"manifest": str(version.tags.get(model_versions.MANIFEST))}
+    parameters = evidence.get("parameters", {})
+    return facts | {key: str(value) for key, value in parameters.items() if not key.startswith("eval.")}

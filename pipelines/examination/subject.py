@@ -1,0 +1,94 @@
+"""The model under examination: its address, its data, the classes it should have forgotten, and the base it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipelines import tracking
+from pipelines.cli.options import DataOptions, product
+from pipelines.registry import lineage, model_versions
+from safemax.data.class_split import ClassSplit
+from safemax.data.dataset import Dataset
+
+
+class SubjectOptions(Protocol):
+    """The options by which a user names a model to examine."""
+
+    @property
+    def model(self) -> str:
+        """Address of the model."""
+
+    @property
+    def forget(self) -> str:
+        """Classes to look for; auto is all that the version has forgotten."""
+
+    @property
+    def name(self) -> str:
+        """Experiment; auto is DATA-ddpm."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model under examination.
+
+    Args:
+        address: of the model, with a version number instead of an alias.
+        base: address of the model that it is compared with, None where there is none.
+        dataset: the real images.
+        classes: those to look for, those that the model has forgotten as well, and the retained ones.
+        experiment: of the runs that examine it.
+    """
+
+    address: str
+    base: str | None
+    dataset: Dataset
+    classes: ClassSplit
+    experiment: str
+
+    @classmethod
+    def of(cls, options: SubjectOptions, base: str, data: DataOptions) -> Subject:
+        """Find a model and what it is compared with, and choose the experiment of the runs to come.
+
+        Args:
+            options: what the user gave.
+            base: auto (by the version's lineage), none, a folder or an address.
+            data: the real images.
+
+        Raises:
+            InputError: there is no such model or class, or the version was made of other data.
+        """
+        dataset = data.load()
+        experiment = product(options.name, dataset.name)
+        tracking.setup(experiment)
+        address = model_versions.pinned(options.model)
+        lineage.refuse_other_data(address, dataset)
+        forget = lineage.classes_of(address, options.forget, dataset)
+        classes = lineage.class_split(address, forget, dataset)
+        return cls(address, lineage.origin(address, base), dataset, classes, experiment)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes to look for."""
+        return [self.dataset.class_names[k] for k in self.classes.forget]
+
+    @property
+    def title(self) -> str:
+        """Such as digits-forget0, for the names of runs."""
+        return f"{self.dataset.name}-forget{'+'.join(self.class_names)}"
+
+    @contextmanager
+    def run(self, kind: str, name: str, params: Mapping[str, object]) -> Iterator[tracking.Run]:
+        """Open a run of this kind for the examination; its parameters say what is examined and with which data."""
+        common = {
+            "model.source": self.address,
+            "data.name": self.dataset.name,
+            "data.digest": self.dataset.digest,
+            "data.forget": ",".join(self.class_names),
+        }
+        tags = {"kind": kind, "version": self.address}
+        with tracking.run(name, experiment=self.experiment, params={**common, **params}, tags=tags) as opened:
+            opened.dataset(self.dataset, kind)
+            yield opened
