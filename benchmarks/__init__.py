@@ -1,3 +1,3 @@
-"""Measurements whose tables are committed under results/."""
+"""Measurements whose tables are committed in results/."""
 
-import pipelines  # noqa: F401 - first, for the threads' settings that OpenMP reads when torch loads
+import pipelines  # noqa: F401 - first, since it sets the thread settings that OpenMP reads when torch is imported

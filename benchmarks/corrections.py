@@ -1,4 +1,4 @@
-"""One correction of the demo's base on digits, measured: a row of the tables, kept so that a stopped benchmark goes on."""
+"""Corrections of the demo's base on digits, measured: one table row each, cached so that a stopped benchmark resumes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from safemax.training.trainer import Training, fit
 
 
 @dataclass(frozen=True)
-class Job:
-    """A correction of one class and how it is measured; `seed` fixes the training and the samples, of base and corrected."""
+class MeasuredCorrection:
+    """A correction of one class, and how it is measured; `seed` fixes the training, and the samples of base and corrected."""
 
     variant: str
     method: str
@@ -50,20 +50,22 @@ class Job:
         )
 
 
-def rows(jobs: Sequence[Job], workers: int) -> list[dict[str, Any]]:
-    """Return a row a job, made by processes of one thread: two of them do on two cores twice the steps of one with two threads."""
-    _settled()
+def rows(corrections: Sequence[MeasuredCorrection], workers: int) -> list[dict[str, Any]]:
+    """Return one row per correction, made by processes of one thread.
+
+    On two cores, two such processes make twice the steps of one process with two threads.
+    """
+    _loaded()
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
-        return list(tqdm(pool.map(row, jobs), total=len(jobs), desc="corrections", smoothing=0))
+        return list(tqdm(pool.map(row, corrections), total=len(corrections), desc="corrections", smoothing=0))
 
 
-def row(job: Job) -> dict[str, Any]:
-    """Correct the base and measure both from identical noise; kept by the job and the library's source."""
-    path = cache.folder("rows") / f"{cache.key({'source': source(), **asdict(job)})}.json"
+def row(correction: MeasuredCorrection) -> dict[str, Any]:
+    """Correct the base and measure both from identical noise; cached by the correction and the library's source."""
+    path = cache.folder("rows") / f"{cache.key({'source': source(), **asdict(correction)})}.json"
     if not path.exists():
-        found = _row(job)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found))
+        path.write_text(json.dumps(_row(correction)))
     return json.loads(path.read_text())
 
 
@@ -78,22 +80,22 @@ def base_of(dataset: Dataset) -> Diffusion:
     return Diffusion.load(folder)
 
 
-def _row(job: Job) -> dict[str, Any]:
-    dataset, judged, real = _settled()
+def _row(correction: MeasuredCorrection) -> dict[str, Any]:
+    dataset, loaded, real = _loaded()
 
-    def measured(diffusion: Diffusion) -> dict[str, float]:
-        samples = cached_samples(diffusion, (job.forget,), job.evaluation, progress=False)
-        return measure(samples, judged, real, (job.forget,))
+    def metrics_of(diffusion: Diffusion) -> dict[str, float]:
+        samples = cached_samples(diffusion, (correction.forget,), correction.evaluation, progress=False)
+        return measure(samples, loaded, real, (correction.forget,))
 
     diffusion = base_of(dataset)
-    training = Training(seed=job.seed, device="cpu", checkpoint_every=0, **job.training)
-    method = create(job.method, **job.knobs)
-    result = fit(diffusion, method, dataset.train, (job.forget,), training, progress=False)
-    after = measured(diffusion)
-    found = {
-        "variant": job.variant,
-        "class": dataset.class_names[job.forget],
-        "seed": job.seed,
+    training = Training(seed=correction.seed, device="cpu", checkpoint_every=0, **correction.training)
+    method = create(correction.method, **correction.knobs)
+    result = fit(diffusion, method, dataset.train, (correction.forget,), training, progress=False)
+    after = metrics_of(diffusion)
+    row = {
+        "variant": correction.variant,
+        "class": dataset.class_names[correction.forget],
+        "seed": correction.seed,
         "steps": training.steps,
         "recognised %": after["forget/recognised"],
         "recognised, 2nd sampler %": after["forget/second_recognised"],
@@ -101,10 +103,10 @@ def _row(job: Job) -> dict[str, Any]:
         "FID": after["retain/fid_judge"],
         "minutes": result.cost.runtime_minutes,
     }
-    return found | _beside(after, measured(base_of(dataset))) if job.with_base else found
+    return row | _compared_with_base(after, metrics_of(base_of(dataset))) if correction.with_base else row
 
 
-def _beside(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
+def _compared_with_base(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
     return {
         "accuracy base": before["retain/accuracy"],
         "FID base": before["retain/fid_judge"],
@@ -113,16 +115,16 @@ def _beside(after: dict[str, float], before: dict[str, float]) -> dict[str, floa
 
 
 @once
-def _settled() -> tuple[Dataset, Judges, Reference]:
+def _loaded() -> tuple[Dataset, Judges, Reference]:
     dataset = load("digits")
-    judged = judges(dataset, JudgeConfig())
+    loaded = judges(dataset, JudgeConfig())
     base_of(dataset)
-    return dataset, judged, reference(dataset, judged)
+    return dataset, loaded, reference(dataset, loaded)
 
 
 @once
 def source() -> str:
-    """Return the sha256 (hex) of the library's source: what was kept by another one is measured anew."""
+    """Return the sha256 (hex) of the library's source: rows that were cached by other source are measured anew."""
     sha = hashlib.sha256()
     for path in sorted(Path(safemax.__file__).parent.rglob("*.py")):
         sha.update(path.read_bytes())

@@ -1,4 +1,4 @@
-"""SAFEMax on digits, all ten classes: what is recognised after unlearning, and what the retained classes paid.
+"""SAFEMax on digits, all ten classes: what is recognised after unlearning, and what it costs the retained classes.
 
 python -m benchmarks.digits                          the paper's target and weights, and the variants below
 python -m benchmarks.digits --classes=0,7 --only=paper
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from benchmarks import tables
-from benchmarks.corrections import Job, rows
+from benchmarks.corrections import MeasuredCorrection, rows
 from pipelines.cli.parser import main, parse
 from safemax.data.batches import parse_classes
 from safemax.data.sources import load
@@ -22,13 +22,13 @@ from safemax.judges.load import JudgeConfig, Reference, judges, reference
 from safemax.knobs import check, knob
 from safemax.metrics.frechet import frechet_distance, statistics
 
-# 300 steps at a constant rate end on a noisy iterate (class 2: FID 31 % above the base's, on the average 9 %): as in the demo.
+# As in the demo: 300 steps at a constant rate end on a noisy iterate (class 2: FID 31 % above the base's, averaged 9 %).
 AVERAGE = {"ema": 0.98}
 VARIANTS: dict[str, dict[str, Any]] = {"paper": {}, "zero R=10": {"target": "zero", "retain_weight": 10.0}}
 
 
 @dataclass(frozen=True)
-class Extent:
+class BenchmarkOptions:
     """How much of the benchmark to run."""
 
     classes: str = knob("0,1,2,3,4,5,6,7,8,9", "classes to forget, one at a time")
@@ -54,23 +54,23 @@ def real_split_distance(real: Reference, per_class: int = 75) -> float:
 
 def benchmark(argv: Sequence[str]) -> None:
     """Run and write the table."""
-    extent = parse("python -m benchmarks.digits", __doc__ or "", {"extent": Extent}, argv)["extent"]
+    options = parse("python -m benchmarks.digits", __doc__ or "", {"options": BenchmarkOptions}, argv)["options"]
     dataset = load("digits")
     real = reference(dataset, judges(dataset, JudgeConfig()))
-    variants = VARIANTS if extent.only == "all" else {extent.only: VARIANTS[extent.only]}
-    classes = [c for name in extent.classes.split(",") for c in parse_classes(name, dataset.class_names)]
-    jobs = [
-        Job(name, "safemax", k, knobs, {"steps": extent.steps, **AVERAGE})
+    variants = VARIANTS if options.only == "all" else {options.only: VARIANTS[options.only]}
+    classes = [c for name in options.classes.split(",") for c in parse_classes(name, dataset.class_names)]
+    corrections = [
+        MeasuredCorrection(name, "safemax", k, knobs, {"steps": options.steps, **AVERAGE})
         for name, knobs in variants.items()
         for k in classes
     ]
-    frame = pd.DataFrame(rows(jobs, extent.workers)).set_index("variant")
+    frame = pd.DataFrame(rows(corrections, options.workers)).set_index("variant")
     worst = "; ".join(f"{each} {frame.loc[[each], 'FID change %'].max():.1f} %" for each in variants)
     remark = (
-        f"Base of 800 steps; {extent.steps} steps of 64 + 64 rows; the weights are an exponential average ({AVERAGE['ema']}). "
-        f"500 forget and 900 retained samples by {jobs[0].evaluation.main_sampler}, same seeds before and after. "
-        f"Two random disjoint real splits of 750 images each lie {real_split_distance(real):.2f} apart. "
-        f"Largest FID change: {worst}. {extent.workers} processes of one thread each."
+        f"Base of 800 steps; {options.steps} steps of 64 + 64 rows; the weights are an exponential average ({AVERAGE['ema']}). "
+        f"500 forget and 900 retained samples by {corrections[0].evaluation.main_sampler}, same seeds before and after. "
+        f"The Frechet distance between two random disjoint halves of 750 real images each is {real_split_distance(real):.2f}. "
+        f"Largest FID change: {worst}. {options.workers} processes of one thread each."
     )
     tables.write("digits-safemax", "SAFEMax on digits, class by class", frame, remark, digits=2)
 

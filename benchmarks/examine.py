@@ -1,4 +1,4 @@
-"""How long it takes to examine a corrected digits model, everything that is made once being there: the fast panel and six attacks.
+"""The time to examine a corrected digits model with the fast panel and six attacks, once all caches are filled.
 
 python -m benchmarks.examine
 """
@@ -30,11 +30,11 @@ from safemax.training.trainer import Training, fit
 FORGET = 8
 PANEL = Evaluation(forget_samples=300, retain_samples=50)
 SAMPLES = 80  # of a trial of an attack
-LIMITS = {"panel": 30, "attacks": 240}  # seconds that are promised on two cores
+LIMITS = {"panel": 30, "attacks": 240}  # seconds that the documentation promises on two cores
 
 
-def made(start: Diffusion, method: Method, dataset: Dataset, forget: int, training: Training) -> Diffusion:
-    """Return a model after a training without or against a class, kept; `start` may be changed."""
+def trained(start: Diffusion, method: Method, dataset: Dataset, forget: int, training: Training) -> Diffusion:
+    """Return a model after a training without or against a class, cached; `start` may be changed."""
     folder = cache.folder("examined") / cache.key({"start": start.digest(), "how": f"{method} {forget} {training}"})
     if not folder.exists():
         fit(start, method, dataset.train, (forget,), training)
@@ -43,7 +43,7 @@ def made(start: Diffusion, method: Method, dataset: Dataset, forget: int, traini
 
 
 def timed(seconds: dict[str, float], name: str, work: Callable[[], object]) -> None:
-    """Note how long some work takes."""
+    """Record how long some work takes."""
     started = time.perf_counter()
     work()
     seconds[name] = time.perf_counter() - started
@@ -53,34 +53,36 @@ def timed(seconds: dict[str, float], name: str, work: Callable[[], object]) -> N
 def main() -> None:
     """Time both and write the table."""
     dataset = load("digits")
-    base, as_base = base_of(dataset), BaseTraining(device="cpu")
-    model = made(
+    base, base_training = base_of(dataset), BaseTraining(device="cpu")
+    corrected = trained(
         base_of(dataset), create("safemax"), dataset, FORGET, Training(steps=300, device="cpu", checkpoint_every=0)
     )
-    gold = made(NetworkOptions().create(dataset, as_base.seed), create("retrain"), dataset, FORGET, as_base)
-    jury = judges(dataset, JudgeConfig())
-    real = reference(dataset, jury)
+    gold = trained(
+        NetworkOptions().create(dataset, base_training.seed), create("retrain"), dataset, FORGET, base_training
+    )
+    judge_set = judges(dataset, JudgeConfig())
+    real = reference(dataset, judge_set)
     cached_samples(base, (FORGET,), PANEL)
     seconds: dict[str, float] = {}
 
-    def panel() -> None:
-        samples = draw(model, (FORGET,), PANEL, progress=False)
+    def measure_both() -> None:
+        samples = draw(corrected, (FORGET,), PANEL, progress=False)
         before = cached_samples(base, (FORGET,), PANEL)
         for each in (before, samples):
-            measure(each, jury, real, (FORGET,))
+            measure(each, judge_set, real, (FORGET,))
 
-    timed(seconds, "panel", panel)
-    near = neighbours(real, (FORGET,))[0]
-    setting = Setting(dataset, (FORGET,), jury.reject, jury.plain, near, base, SAMPLES)
+    timed(seconds, "panel", measure_both)
+    nearest = neighbours(real, (FORGET,))[0]
+    setting = Setting(dataset, (FORGET,), judge_set.reject, judge_set.plain, nearest, base, SAMPLES)
     for name, attack in attacks.available().items():
-        for who, each in {"model": model, "base": base, "gold": gold}.items():
-            timed(seconds, f"{name} on {who}", partial(attack().run, each, setting))
+        for role, diffusion in {"model": corrected, "base": base, "gold": gold}.items():
+            timed(seconds, f"{name} on {role}", partial(attack().run, diffusion, setting))
     seconds["attacks"] = sum(each for name, each in seconds.items() if " on " in name)
     frame = pd.DataFrame({"seconds": seconds, "promised": LIMITS}).rename_axis("what").loc[[*seconds]]
     remark = (
         f"Panel: {PANEL.counts[0]} forget and {PANEL.counts[1]} images a retained class by {PANEL.main_sampler}, "
         f"{PANEL.second_samples} by {PANEL.second_sampler}, drawn; base and corrected measured. Attacks: {SAMPLES} images "
-        "a trial. Models, judges, base samples and reference features were there; no outcome of an attack was."
+        "a trial. Models, judges, base samples and reference features were cached; results of attacks were not."
     )
     tables.write("examine", "Time to examine a corrected model of digits", frame, remark, digits=1)
 

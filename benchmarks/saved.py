@@ -1,4 +1,4 @@
-"""How many bytes autograd keeps for backward at once, a storage counted once and those known beforehand not at all."""
+"""How many bytes autograd holds for backward at once; each storage counts once, known ones such as weights not at all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 
-class _Kept:
-    """A saved tensor; a graph that is freed drops it."""
+class _Saved:
+    """A saved tensor; it is dropped when its graph is freed."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -30,21 +30,21 @@ class SavedBytes:
         self.now = self.peak = 0
 
     def during(self, work: Callable[[], object]) -> int:
-        """Run some work and return the most bytes that were kept at once."""
+        """Run some work and return the most bytes that were saved at once."""
         self.peak = self.now
-        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept.tensor):
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved.tensor):
             work()
         return self.peak
 
-    def _pack(self, tensor: Tensor) -> _Kept:
-        kept, storage = _Kept(tensor), tensor.untyped_storage()
+    def _pack(self, tensor: Tensor) -> _Saved:
+        saved, storage = _Saved(tensor), tensor.untyped_storage()
         key, size = storage.data_ptr(), storage.nbytes()
         if key not in self._known:
             self.now += size if not self._uses[key] else 0
             self._uses[key] += 1
             self.peak = max(self.peak, self.now)
-            weakref.finalize(kept, self._drop, key, size)
-        return kept
+            weakref.finalize(saved, self._drop, key, size)
+        return saved
 
     def _drop(self, key: int, size: int) -> None:
         self._uses[key] -= 1

@@ -1,12 +1,12 @@
-"""The search measured: what it finds on digits, what it costs beside its trials, and what a second worker brings.
+"""The search measured: what it finds on digits, its overhead over its trials, and the gain from a second worker.
 
-    python -m benchmarks.search --part=digits              40 trials for each of three classes, front beside defaults
+    python -m benchmarks.search --part=digits              40 trials for each of three classes, front and defaults
     python -m benchmarks.search --part=hypervolume         TPE and random search, 20 trials, three seeds
     python -m benchmarks.search --part=overhead            twelve trials by one worker
     python -m benchmarks.search --part=workers             twelve trials by one worker, then by two
 
-Run them on an idle machine of two cores. The same command goes on where it was stopped: searches that have ended are kept
-with their runs in benchmarks/ of the cache; one that has not goes on, or begins anew where its time is what is measured.
+Run them on an idle machine with two cores. The same command resumes a benchmark that was stopped: finished searches are cached
+with their runs in benchmarks/ of the cache; an unfinished one resumes, or starts afresh where its time is measured.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TRIALS = {"digits": 40, "hypervolume": 20, "overhead": 12, "workers": 12}
 
 
 @dataclass(frozen=True)
-class Extent:
+class BenchmarkOptions:
     """How much of the benchmark to run."""
 
     part: str = knob("digits", "what to measure", choices=tuple(TRIALS))
@@ -82,11 +82,11 @@ class Measured:
     """A search that has ended.
 
     Args:
-        minutes: of its runs, all that a command takes but Python's own start.
+        minutes: of its runs, which is all that a command takes except Python's own start.
         trial_minutes: from the first trial's start to the end of the last one's run.
-        own_minutes: what the completed trials' own work took: preparing, unlearning, sampling, measuring.
-        spent_minutes: what the search took for them: from each one's start to the next one's, or to the last run's end.
-        completed: how many they are.
+        own_minutes: of the completed trials' own work: preparing, unlearning, sampling, measuring.
+        spent_minutes: of the search on them: from each one's start to the next one's, or to the last run's end.
+        completed: number of completed trials.
         volume: hypervolume of the trials.
         again: knobs and scores of the front and the defaults (trial 0) on fresh seeds, by trial.
     """
@@ -100,31 +100,31 @@ class Measured:
     again: dict[str, dict[str, float]]
 
 
-def searched(extent: Extent, stop: StopSignal, forget: str, *more: str, timed: bool = False) -> Measured:
-    """Return a search of digits over lambda and lr at equal steps, run now unless it was before."""
-    given = [f"--forget={forget}", f"--model={base(extent)}", f"--trials={extent.count}", f"--steps={extent.steps}"]
-    given += ["--accuracy_drop=100"] if timed else []  # no trial too bad to count
-    given += [f"--retain_samples={extent.samples}", f"--forget_samples={2 * extent.samples}"]
-    request = read_config([*given, f"--space={SPACE}", "--retain_weight=3.072", "--device=cpu", *more])
-    facts = {"search": asdict(request.search), "request": request.key, "source": source(), "part": extent.part}
-    name = f"{extent.part}-{cache.key(facts)}"
+def searched(options: BenchmarkOptions, stop: StopSignal, forget: str, *more: str, timed: bool = False) -> Measured:
+    """Return a search of digits over lambda and lr at equal steps; it is run unless it is cached."""
+    given = [f"--forget={forget}", f"--model={base(options)}", f"--trials={options.count}", f"--steps={options.steps}"]
+    given += ["--accuracy_drop=100"] if timed else []  # no trial is left out
+    given += [f"--retain_samples={options.samples}", f"--forget_samples={2 * options.samples}"]
+    config = read_config([*given, f"--space={SPACE}", "--retain_weight=3.072", "--device=cpu", *more])
+    facts = {"search": asdict(config.search), "request": config.key, "source": source(), "part": options.part}
+    name = f"{options.part}-{cache.key(facts)}"
     path = Path(f"{name}.json")
     if not path.exists():
         study = f"{name}-{time.time_ns()}" if timed else name
-        found = measured(replace(request, search=replace(request.search, study=study)), stop)
-        path.write_text(json.dumps(asdict(found), indent=2) + "\n")
+        result = measured(replace(config, search=replace(config.search, study=study)), stop)
+        path.write_text(json.dumps(asdict(result), indent=2) + "\n")
     return Measured(**json.loads(path.read_text()))
 
 
-def measured(request: SearchConfig, stop: StopSignal) -> Measured:
-    """Run a search and return what came of it."""
-    address = run(request, stop)
-    client, trials = tracking.store(), trials_of(request)
+def measured(config: SearchConfig, stop: StopSignal) -> Measured:
+    """Run a search and return its measurements."""
+    address = run(config, stop)
+    client, trials = tracking.store(), trials_of(config)
     evidence = model_versions.evidence(address)["search"]["scores"]
-    done = [each for each in trials if each.state == TrialState.COMPLETE]
+    completed = [each for each in trials if each.state == TrialState.COMPLETE]
     sessions = client.search_runs(
         [each.experiment_id for each in client.search_experiments()],
-        f"tags.kind = 'search' and tags.`search.study` = '{request.study}'",
+        f"tags.kind = 'search' and tags.`search.study` = '{config.study}'",
     )
     unit = client.get_run(str(model_versions.version_of(address).run_id)).data.metrics["search/base_quality"]
     edges = [*(_start(each) for each in trials), max(_end(client, each) for each in trials)]
@@ -132,24 +132,24 @@ def measured(request: SearchConfig, stop: StopSignal) -> Measured:
     return Measured(
         minutes=sum(each.info.end_time - each.info.start_time for each in sessions) / 60_000,
         trial_minutes=edges[-1] - edges[0],
-        own_minutes=sum(_own(each) for each in done),
-        spent_minutes=sum(spans[each.number] for each in done),
-        completed=len(done),
-        volume=figures.volumes(done, (1.0, unit))[-1],
+        own_minutes=sum(_own(each) for each in completed),
+        spent_minutes=sum(spans[each.number] for each in completed),
+        completed=len(completed),
+        volume=figures.volumes(completed, (1.0, unit))[-1],
         again={number: {**trials[int(number)].params, **scores} for number, scores in evidence.items()},
     )
 
 
-def trials_of(request: SearchConfig) -> list[FrozenTrial]:
+def trials_of(config: SearchConfig) -> list[FrozenTrial]:
     """Return the trials of a study that has ended."""
-    journal = JournalStorage(JournalFileBackend(str(request.journal)))
-    return optuna.load_study(study_name=request.study, storage=journal).get_trials(deepcopy=False)
+    journal = JournalStorage(JournalFileBackend(str(config.journal)))
+    return optuna.load_study(study_name=config.study, storage=journal).get_trials(deepcopy=False)
 
 
-def base(extent: Extent) -> Path:
+def base(options: BenchmarkOptions) -> Path:
     """Return the folder of the base."""
-    if extent.model != "demo":
-        return Path(extent.model)
+    if options.model != "demo":
+        return Path(options.model)
     diffusion = base_of(load("digits"))
     folder = cache.folder("bases") / f"demo-{diffusion.digest()[:16]}"
     if not folder.exists():
@@ -159,28 +159,28 @@ def base(extent: Extent) -> Path:
     return folder
 
 
-def digits(extent: Extent, stop: StopSignal) -> None:
-    """Whether each front holds a point that dominates the paper's defaults, measured on fresh seeds."""
+def digits(options: BenchmarkOptions, stop: StopSignal) -> None:
+    """Measure whether each front has a point that dominates the paper's defaults on fresh seeds."""
     rows = []
-    for forget in extent.classes.split(","):
-        found = searched(extent, stop, forget, "--workers=2")
-        rows += [{"class": forget, "minutes": found.minutes, **each} for each in beside_defaults(found)]
+    for forget in options.classes.split(","):
+        result = searched(options, stop, forget, "--workers=2")
+        rows += [{"class": forget, "minutes": result.minutes, **each} for each in compared_with_defaults(result)]
     frame = pd.DataFrame(rows).set_index("class").map(_short)
     remark = (
-        f"Defaults: lambda = 1, lr = 1e-4. Each search: {extent.count} trials of {extent.steps} steps by two workers of one "
-        "thread; minutes in all, the front's measuring and the registration included; base and judges were there. forgetting: "
+        f"Defaults: lambda = 1, lr = 1e-4. Each search: {options.count} trials of {options.steps} steps by two workers of one "
+        "thread; minutes in all, including measuring the front and registering; base and judges were cached. forgetting: "
         "probability under the reject judges, 1e-6 where it is less; quality: FID of the retained classes minus the base's; "
         "both on fresh seeds with three times a trial's samples. Of the members that dominate the defaults the one of best "
         "quality is shown."
     )
-    tables.write("search-digits", "The front beside the paper's defaults", frame, remark)
+    tables.write("search-digits", "The front compared with the paper's defaults", frame, remark)
 
 
-def beside_defaults(found: Measured) -> list[dict[str, Any]]:
+def compared_with_defaults(result: Measured) -> list[dict[str, Any]]:
     """Return the defaults and the member of the front that dominates them at the best quality, if one does."""
-    first = found.again["0"]
-    better = {number: each for number, each in found.again.items() if dominates(_point(each), _point(first))}
-    members = f"{len(better)} of {len(found.again) - 1} dominate"
+    first = result.again["0"]
+    better = {number: each for number, each in result.again.items() if dominates(_point(each), _point(first))}
+    members = f"{len(better)} of {len(result.again) - 1} dominate"
     if not better:
         return [{"which": f"defaults, trial 0; {members}", **_shown(first)}]
     best = min(better, key=lambda number: better[number]["quality"])
@@ -190,51 +190,51 @@ def beside_defaults(found: Measured) -> list[dict[str, Any]]:
     ]
 
 
-def hypervolume(extent: Extent, stop: StopSignal) -> None:
-    """How much better TPE is than random search."""
+def hypervolume(options: BenchmarkOptions, stop: StopSignal) -> None:
+    """Measure how much better TPE is than random search."""
     rows = []
-    for seed in range(extent.seeds):
+    for seed in range(options.seeds):
         for sampler in ("tpe", "random"):
             more = (f"--search_sampler={sampler}", f"--search_seed={seed}", "--prune=false", "--workers=2")
-            found = searched(extent, stop, extent.first, *more, "--final_samples=1")
-            rows.append({"seed": seed, "sampler": sampler, "hypervolume": found.volume})
+            result = searched(options, stop, options.first, *more, "--final_samples=1")
+            rows.append({"seed": seed, "sampler": sampler, "hypervolume": result.volume})
     frame = pd.DataFrame(rows).pivot_table(index="seed", columns="sampler", values="hypervolume")
     frame.loc["mean"] = frame.mean()
     remark = (
-        f"Class {extent.first}. Reference point: probability 1 of the forgotten class, FID of the retained ones twice the "
+        f"Class {options.first}. Reference point: probability 1 of the forgotten class, FID of the retained ones twice the "
         "base's; 1 is the whole rectangle from there to no forgetting left at the base's own FID."
     )
-    tables.write("search-hypervolume", f"Hypervolume after {extent.count} trials", frame, remark)
+    tables.write("search-hypervolume", f"Hypervolume after {options.count} trials", frame, remark)
 
 
-def overhead(extent: Extent, stop: StopSignal) -> None:
-    """What search, tracking and storage add to the trials' own work."""
-    found = searched(extent, stop, extent.first, timed=True)
+def overhead(options: BenchmarkOptions, stop: StopSignal) -> None:
+    """Measure what search, tracking and storage add to the trials' own work."""
+    result = searched(options, stop, options.first, timed=True)
     row = {
-        "trials": found.completed,
-        "s a trial, own work": 60 * found.own_minutes / found.completed,
-        "s a trial, in all": 60 * found.spent_minutes / found.completed,
-        "overhead %": 100 * (found.spent_minutes / found.own_minutes - 1),
+        "trials": result.completed,
+        "s a trial, own work": 60 * result.own_minutes / result.completed,
+        "s a trial, in all": 60 * result.spent_minutes / result.completed,
+        "overhead %": 100 * (result.spent_minutes / result.own_minutes - 1),
     }
     remark = (
         "Own work: preparing, unlearning, sampling and measuring, as each trial's cost metrics say. In all: from a trial's start "
-        "to the next one's, the last one's to the end of its run: so with the probes of early stopping, checkpoints and weights, "
-        "the journal, the MLflow run with its picture, and the next proposal. Trials given up on the way are left out of both."
+        "to the next one's, or to the end of the last one's run: this includes the probes for pruning, checkpoints and weights, "
+        "the journal, the MLflow run with its picture, and the next proposal. Pruned trials are left out of both."
     )
     tables.write("search-overhead", "Overhead of a search", pd.DataFrame([row]).set_index("trials"), remark, digits=2)
 
 
-def workers(extent: Extent, stop: StopSignal) -> None:
-    """What a second worker brings."""
-    found = {n: searched(extent, stop, extent.first, "--prune=false", f"--workers={n}", timed=True) for n in (1, 2)}
+def workers(options: BenchmarkOptions, stop: StopSignal) -> None:
+    """Measure the gain from a second worker."""
+    results = {n: searched(options, stop, options.first, "--prune=false", f"--workers={n}", timed=True) for n in (1, 2)}
     rows = [
         {"workers": n, "minutes of trials": each.trial_minutes, "minutes in all": each.minutes}
-        for n, each in found.items()
+        for n, each in results.items()
     ]
-    trials, whole = (getattr(found[2], key) / getattr(found[1], key) for key in ("trial_minutes", "minutes"))
+    trials, whole = (getattr(results[2], key) / getattr(results[1], key) for key in ("trial_minutes", "minutes"))
     remark = (
-        f"{extent.count} trials. Two workers take {trials:.2f} of one worker's time for the trials, {whole:.2f} in all, with "
-        "the loading of the workers, the front measured on fresh seeds and the registration."
+        f"{options.count} trials. Two workers take {trials:.2f} of one worker's time for the trials and {whole:.2f} in all, "
+        "including loading the workers, measuring the front on fresh seeds and registering."
     )
     tables.write("search-workers", "One worker and two", pd.DataFrame(rows).set_index("workers"), remark)
 
@@ -244,7 +244,7 @@ def _own(trial: FrozenTrial) -> float:
 
 
 def _start(trial: FrozenTrial) -> float:
-    assert trial.datetime_start  # only one that waits has none
+    assert trial.datetime_start  # only a waiting trial has none
     return trial.datetime_start.timestamp() / 60
 
 
@@ -267,17 +267,21 @@ def _short(value: object) -> object:
 def benchmark(argv: Sequence[str]) -> None:
     """Measure one part and write its table."""
     stop = stop_on_sigterm()
-    extent = parse("python -m benchmarks.search", __doc__ or "", {"extent": Extent}, argv)["extent"]
-    if extent.model != "demo":
-        extent = replace(extent, model=str(Path(extent.model).absolute()))
+    options = parse("python -m benchmarks.search", __doc__ or "", {"options": BenchmarkOptions}, argv)["options"]
+    if options.model != "demo":
+        options = replace(options, model=str(Path(options.model).absolute()))
     os.environ["SAFEMAX_CACHE"] = str(cache.folder("").absolute())
     place = cache.folder("benchmarks") / "search"
     place.mkdir(parents=True, exist_ok=True)
     dataset = load("digits")
-    reference(dataset, judges(dataset, JudgeConfig()))  # as `make demo` leaves them: made once, not by the first search
+    reference(
+        dataset, judges(dataset, JudgeConfig())
+    )  # as after `make demo`: the first search must not be charged for them
     os.chdir(place)
     mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")
-    {"digits": digits, "hypervolume": hypervolume, "overhead": overhead, "workers": workers}[extent.part](extent, stop)
+    {"digits": digits, "hypervolume": hypervolume, "overhead": overhead, "workers": workers}[options.part](
+        options, stop
+    )
 
 
 if __name__ == "__main__":

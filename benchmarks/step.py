@@ -1,4 +1,4 @@
-"""What a step of SAFEMax costs beside its floor: a bare forward, backward and Adam step of the same denoiser on as many rows.
+"""What a step of SAFEMax costs compared with a bare forward, backward and Adam step of the same denoiser on as many rows.
 
 python -m benchmarks.step             both sizes: digits, and CIFAR-10 with 8 rows on a CPU or 128 on a GPU
 """
@@ -23,7 +23,7 @@ ROUNDS = 15
 
 
 def bare(diffusion: Diffusion, rows: int) -> Callable[[], object]:
-    """Return the floor: the same tensors in memory, no noise drawn, no batch made, no gradient clipped."""
+    """Return the floor, a step on the same tensors each time: no noise is drawn, no batch made, no gradient clipped."""
     x, t = torch.randn(rows, *diffusion.image_shape, device=diffusion.device), diffusion.times(rows)
     c = torch.zeros(rows, dtype=torch.int64, device=diffusion.device)
     optimizer = torch.optim.AdamW(diffusion.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
@@ -56,16 +56,16 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def compare(name: str, architecture: str, shape: tuple[int, int, int], rows: int) -> dict[str, object]:
-    """Time both in turn, so that what disturbs the machine disturbs both."""
+    """Time both in turn, so that other load on the machine affects both."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = [Diffusion.create(architecture, shape, tuple("0123456789")).to(device) for _ in range(2)]
     steps = [bare(models[0], rows), ours(models[1], create("safemax"), rows)]
     times: list[list[float]] = [[], []]
     for turn in range(ROUNDS + 2):
-        for which, step in enumerate(steps):
+        for i, step in enumerate(steps):
             seconds = seconds_of(step, models[0].device)
             if turn >= 2:
-                times[which].append(seconds)
+                times[i].append(seconds)
     floor, trained = (1000 * statistics.median(each) for each in times)
     return {"size": name, "rows": rows, "floor ms": floor, "SAFEMax ms": trained, "ratio": trained / floor}
 
@@ -75,7 +75,7 @@ def main() -> None:
     cifar_rows = 128 if torch.cuda.is_available() else 8
     rows = [compare("digits 8x8", "small", (1, 8, 8), 128), compare("CIFAR-10 32x32", "ddpm", (3, 32, 32), cifar_rows)]
     name = "step-gpu" if torch.cuda.is_available() else "step-cpu"
-    tables.write(name, "A step of SAFEMax beside its floor", pd.DataFrame(rows).set_index("size"))
+    tables.write(name, "A step of SAFEMax compared with its floor", pd.DataFrame(rows).set_index("size"))
 
 
 if __name__ == "__main__":

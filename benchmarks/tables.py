@@ -1,4 +1,4 @@
-"""Where benchmark tables go: Markdown and CSV beside each other, with the date, the command and the hardware."""
+"""Writes the tables of benchmarks as Markdown and CSV, with the date, the command and the hardware."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(name: str, title: str, frame: pd.DataFrame, remark: str = "", digits: 
 
 
 def hardware() -> str:
-    """Return the machine in words."""
+    """Return a description of the machine."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     return f"{os.cpu_count()} cores of {_cpu()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

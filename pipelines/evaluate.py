@@ -33,7 +33,7 @@ class EvaluateOptions:
     forget: str = knob("auto", "classes to look for, separated by commas; auto is all that the version has forgotten")
     beside: str = knob(
         "auto",
-        "a second model to set beside it, by the same samplers, seeds and counts: auto (the version's base), none, "
+        "a second model to compare it with, by the same samplers, seeds and counts: auto (the version's base), none, "
         "a folder or an address",
     )
     attack_run: str = knob(

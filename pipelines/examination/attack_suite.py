@@ -73,16 +73,18 @@ class AttackSuite:
         """Run each attack on each model, from the cache where the same attack was run before; return results by attack."""
         dataset, forget = subject.dataset, subject.classes.forget
         with clock.time("judges"):
-            panel = judges(dataset, judging, device=str(models.model.device))
-            nearest = neighbours(reference(dataset, panel), forget)[0]
-        setting = Setting(dataset, forget, panel.reject, panel.plain, nearest, models.base, self.samples, self.seed)
+            judge_set = judges(dataset, judging, device=str(models.model.device))
+            nearest = neighbours(reference(dataset, judge_set), forget)[0]
+        setting = Setting(
+            dataset, forget, judge_set.reject, judge_set.plain, nearest, models.base, self.samples, self.seed
+        )
         comparisons = {}
         for name, attack in self.attacks.items():
             results = {}
             for role, diffusion in models.present().items():
                 print(f"{name} on {role} ...", flush=True)
                 with clock.time(f"{name} on {role}"):
-                    results[role] = cached_attack(name, attack, diffusion, setting, judges=panel.digest)
+                    results[role] = cached_attack(name, attack, diffusion, setting, judges=judge_set.digest)
             comparisons[name] = AttackComparison(**results)
         return comparisons
 

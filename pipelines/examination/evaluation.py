@@ -27,7 +27,7 @@ class Evaluator:
     """What measures models alike: the base, the model under examination.
 
     Args:
-        subject: the model under examination; the classes that it has forgotten besides those looked for count nowhere.
+        subject: the model under examination; classes that it has forgotten but that are not looked for are left out.
         evaluation: samplers, seeds and counts.
         judges: of the data set.
         gold: a model that never saw the classes, None where there is none.

@@ -48,7 +48,7 @@ def test_a_benchmarked_step_is_a_training_step() -> None:
 @pytest.mark.parametrize("name", ["SalUn", "SA"])
 def test_ours_keeps_at_most_six_tenths_of_what_the_official_order_keeps_for_backward(name: str) -> None:
     official = import_module("benchmarks.official")
-    entries = official.entries(official.Extent(rows=8))
+    entries = official.entries(official.BenchmarkOptions(rows=8))
     ours, theirs = (official.memory_of(entries[each][0])[0] for each in (name, f"{name}, official order"))
     assert 0 < ours <= 0.6 * theirs
 
@@ -66,9 +66,9 @@ def test_our_table_pairs_each_run_with_safemaxs_of_the_same_class_and_seed():
 
 
 def test_our_benchmark_takes_each_ingredient_away_alone():
-    extent = ours.Extent(seeds=1)
-    jobs = [job for job in ours.jobs_of(extent, (3,)) if job.method == "expected_targets"]
-    whole, *less = jobs
+    options = ours.BenchmarkOptions(seeds=1)
+    corrections = [each for each in ours.corrections_of(options, (3,)) if each.method == "expected_targets"]
+    whole, *less = corrections
     assert len(less) == len(ours.ABLATIONS)
     for each in less:
         changed = {**each.knobs, **each.training}.items() ^ {**whole.knobs, **whole.training}.items()

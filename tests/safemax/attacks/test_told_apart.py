@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.corrections import base_of
-from benchmarks.examine import made
+from benchmarks.examine import trained
 from pipelines.correction.base_model import BaseTraining, NetworkOptions
 from safemax import attacks
 from safemax.attacks.base import Setting
@@ -69,7 +69,7 @@ class Bench:
 
     def corrected(self, method: Method, steps: int, forget: int = FORGET, lr: float = 1e-4) -> Diffusion:
         training = Training(steps=steps, lr=lr, device="cpu", checkpoint_every=0)
-        return made(copy.deepcopy(self.base), method, self.dataset, forget, training)
+        return trained(copy.deepcopy(self.base), method, self.dataset, forget, training)
 
     def recognised(self, model: Diffusion) -> float:
         drawn = sample(model, torch.full((100,), FORGET), FAST, seed=5)
@@ -90,7 +90,7 @@ def bench(tmp_path_factory) -> Bench:
             patch.setenv("SAFEMAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         dataset, as_base = real_data.digits(), BaseTraining(device="cpu")
         untrained = NetworkOptions().create(dataset, as_base.seed)
-        yield Bench(dataset, base_of(dataset), made(untrained, Retrain(), dataset, FORGET, as_base))
+        yield Bench(dataset, base_of(dataset), trained(untrained, Retrain(), dataset, FORGET, as_base))
 
 
 def test_an_honest_correction_is_forgotten_and_no_attack_goes_far_beyond_gold(bench):
