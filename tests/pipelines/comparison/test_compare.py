@@ -128,14 +128,14 @@ def test_tables_figures_and_note_are_on_the_run(first, mlflow_module_store):
     assert "comparison/children_minutes" in first.data.metrics
 
 
-def test_the_page_in_the_folder_that_was_asked_for_links_the_pictures_beside_it(first, place):
+def test_the_page_in_the_output_folder_links_the_pictures_next_to_it(first, place):
     folder = Path(place) / "results" / "compare-tiny"
     linked = re.findall(r"!\[.*?\]\((.*?)\)", (folder / "comparison.md").read_text())
     assert linked == ["standings.png", "figure1.png", "figure2.png", "figure3.png"]
     assert all((folder / name).is_file() for name in linked)
 
 
-def test_many_contenders_stand_under_each_other(first, place, mlflow_module_store, tmp_path):
+def test_a_table_of_many_variants_has_a_row_per_variant_and_value(first, place, mlflow_module_store, tmp_path):
     labels = [f"safemax@{i}" for i in range(5)]
     overrides = ",".join(f"{each}.lr={i + 1}e-5" for i, each in enumerate(labels))
     compare(place, f"--methods={','.join(labels)}", f"--overrides={overrides}", "--classes=a,c")
@@ -207,7 +207,7 @@ def test_another_knob_steps_or_protocol_is_another_child(first, place, mlflow_mo
     assert count() == before + 3
 
 
-def test_a_stopped_comparison_is_killed_and_goes_on_where_it_stood(first, place, mlflow_module_store):
+def test_a_stopped_comparison_is_killed_and_resumes_where_it_stopped(first, place, mlflow_module_store):
     often = "finetune.checkpoint_every=5,safemax.checkpoint_every=5"
     command = ["--methods=finetune,safemax", "--classes=b", "--gold=false", "--steps=120", f"--overrides={often}"]
     waiting = len(children(mlflow_module_store))
@@ -248,9 +248,7 @@ def test_a_child_that_fails_leaves_the_others_their_table_and_the_run_failed(fir
 
 
 @pytest.mark.slow
-def test_two_workers_one_of_which_is_killed_bring_the_numbers_that_one_process_brings(
-    first, place, mlflow_module_store
-):
+def test_two_workers_one_of_which_is_killed_give_the_numbers_of_one_process(first, place, mlflow_module_store):
     often = "--overrides=salun.checkpoint_every=5"
     command = ["--methods=salun", "--classes=a,c", "--gold=false", "--steps=100", often]
     before = len(children(mlflow_module_store))
@@ -290,7 +288,7 @@ def test_two_workers_one_of_which_is_killed_bring_the_numbers_that_one_process_b
         ("--output=/proc/nowhere", "output = /proc/nowhere cannot be written to"),
     ],
 )
-def test_what_cannot_be_is_said_before_any_run(place, mlflow_module_store, word, line):
+def test_bad_input_is_refused_before_any_run(place, mlflow_module_store, word, line):
     compare_module.tracking.setup(EXPERIMENT)
     before = len(runs(mlflow_module_store, ""))
     given = {"--data": f"--data={place}/tiny", "--model": f"--model={place}/base", "--name": f"--name={EXPERIMENT}"}
@@ -300,7 +298,7 @@ def test_what_cannot_be_is_said_before_any_run(place, mlflow_module_store, word,
     assert len(runs(mlflow_module_store, "")) == before
 
 
-def test_a_method_that_the_model_cannot_serve_is_said_before_any_run(place, mlflow_module_store):
+def test_a_method_that_does_not_fit_the_model_is_refused_before_any_run(place, mlflow_module_store):
     tiny_models.diffusion(null=False).save(place / "without-null")
     compare_module.tracking.setup(EXPERIMENT)
     before = len(runs(mlflow_module_store, ""))
