@@ -10,7 +10,7 @@ from typing import Any
 
 from hpo import space
 from hpo.objective import QUALITIES
-from hpo.study import OBJECTIVES, SAMPLERS, StudyPlan
+from hpo.proposal import OBJECTIVES, SAMPLERS, StudyPlan
 from hpo.trial import TrialConfig
 from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions
 from pipelines.cli.parameters import with_defaults

@@ -26,8 +26,9 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo import space, storage
 from hpo.config import PARAMETERS, SearchConfig
 from hpo.finish import finish
+from hpo.proposal import warn_of_population
 from hpo.runner import StudyRunner
-from hpo.study import TrialScheduler, warn_of_population
+from hpo.study import TrialScheduler
 from hpo.trial_runs import Ending, TrialRuns, inherit
 from pipelines import tracking
 from pipelines.cli.parameters import UsageError, for_method

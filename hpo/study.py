@@ -5,71 +5,25 @@ from __future__ import annotations
 import os
 import socket
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 import psutil
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hpo import storage
-from hpo.space import Number, Space
+from hpo.proposal import OBJECTIVES, RETRIED, StudyPlan, propose, quiet
 from pipelines import tracking
-from safemax.data.batches import derive_seed
-from safemax.errors import InputError
 
-SAMPLERS = ("tpe", "gp", "nsga2", "random", "grid")
-# What each objective minimises, by the names of hpo.objective.scores.
-OBJECTIVES = {
-    "two": ("forgetting", "quality"),
-    "three": ("forgetting", "quality", "minutes"),
-    "joint": ("joint",),
-}
-POPULATION = 50  # of nsga2, Optuna's default
-_RIVALS, _SHARE = (
-    5,
-    0.75,
-)  # a trial is pruned when at least 5 have completed and 75 % of them were far better at this point
-# Far better: by so much in knowledge or damage. Smaller differences in loss do not tell which samples will be better.
-_MARGIN = 0.25
+# A trial is pruned when at least 5 have completed and 75 % of them were far better at this point: no worse in knowledge and
+# damage, and by 0.25 better in one of them. Smaller differences in loss do not tell which samples will be better.
+_RIVALS, _SHARE, _MARGIN = 5, 0.75, 0.25
 _JOINT_FRONT = 5  # members of the "front" of a single objective
-RETRIED = "retry_history"  # Optuna's attribute of the copy of a failed trial: the numbers of the earlier ones
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-
-@dataclass(frozen=True)
-class StudyPlan:
-    """What decides the trials of a study.
-
-    Args:
-        name: of the study.
-        space: what trials are sampled from.
-        trials: their number.
-        objective: a key of OBJECTIVES.
-        sampler: one of SAMPLERS.
-        seed: of the sampler.
-        accuracy_drop: points of retained accuracy that a trial may lose.
-    """
-
-    name: str
-    space: Space
-    trials: int
-    objective: str
-    sampler: str
-    seed: int
-    accuracy_drop: float
-
-    @property
-    def size(self) -> int:
-        """Number of trials; a grid may have fewer points than `trials`."""
-        if self.sampler != "grid":
-            return self.trials
-        return min(self.trials, 1 + len(self.space.grid(self.trials - 1, self.seed)))
+_OWNER = f"{socket.gethostname()}/{os.getpid()}/{int(psutil.Process().create_time())}"  # as tracking.alive reads it
 
 
 class TrialLost(Exception):
@@ -94,7 +48,7 @@ class TrialScheduler:
             sampler=RandomSampler(), pruner=optuna.pruners.PercentilePruner(100 * _SHARE, n_startup_trials=_RIVALS),
         )  # fmt: skip
         if self.study.metric_names is None:
-            with _quiet():
+            with quiet():
                 self.study.set_metric_names(list(goals))  # optuna-dashboard's axes
         self._running: dict[int, Trial] = {}
         self._last_heartbeat = time.monotonic()
@@ -117,7 +71,7 @@ class TrialScheduler:
 
     def start_next(self) -> FrozenTrial | None:
         """Start the next trial and return it; None where there is none, or none yet."""
-        with self._store.alone(), _quiet():
+        with self._store.alone(), quiet():
             trial = self._adopt_orphan() or self._propose_next()
             if trial is None:
                 return None
@@ -135,7 +89,7 @@ class TrialScheduler:
         self.set_attrs(number, **{f"probe_{percent}": [knowledge, damage]})
         trial = self._running[number]
         if self.plan.objective == "joint":
-            with _quiet():
+            with quiet():
                 trial.report((knowledge + damage) // _MARGIN * _MARGIN, percent)
                 return trial.should_prune()
         rivals = [
@@ -218,24 +172,6 @@ class TrialScheduler:
         return bool(self.trials[trial.number].constraints)
 
 
-def propose(plan: StudyPlan, trials: Sequence[FrozenTrial]) -> FrozenTrial:
-    """Return the next trial, waiting: the defaults first, then what the sampler proposes after the trials so far."""
-    number, distributions = len(trials), plan.space.distributions()
-    if number == 0:
-        return _waiting_trial(plan.space.first, distributions, {})
-    if plan.sampler == "grid":
-        # The copy of a failed trial already has a point.
-        points = sum(RETRIED not in each.system_attrs for each in trials)
-        return _waiting_trial(plan.space.grid(plan.trials - 1, plan.seed)[points - 1], distributions, {})
-    goals = OBJECTIVES[plan.objective]
-    with _quiet():
-        sampler = _sampler(plan.sampler, derive_seed(plan.seed, number) % 2**32)
-        shadow = optuna.create_study(directions=["minimize"] * len(goals), sampler=sampler)
-        shadow.add_trials(trials)
-        proposal = shadow.ask(distributions)
-    return _waiting_trial(proposal.params, distributions, shadow.get_trials(deepcopy=False)[-1].system_attrs)
-
-
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     """Return whether one is at least as low everywhere and lower somewhere."""
     return all(a <= b for a, b in zip(one, other, strict=True)) and any(a < b for a, b in zip(one, other, strict=True))
@@ -244,45 +180,3 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 def _is_far_better(one: Sequence[float], other: Sequence[float]) -> bool:
     gains = [b - a for a, b in zip(one, other, strict=True)]
     return min(gains) >= 0 and max(gains) > _MARGIN
-
-
-def warn_of_population(plan: StudyPlan) -> None:
-    """Warn where nsga2 would be little more than random search: its first population is random."""
-    if plan.sampler == "nsga2" and plan.trials <= 2 * POPULATION:
-        warnings.warn(
-            f"search_sampler = nsga2 draws its first {POPULATION} trials at random, and trials = {plan.trials}: below "
-            f"{2 * POPULATION} it is little more than random search; tpe is not",
-            stacklevel=2,
-        )
-
-
-def _sampler(name: str, seed: int) -> BaseSampler:
-    if name == "tpe":
-        return TPESampler(seed=seed)
-    if name == "gp":
-        return GPSampler(seed=seed)
-    if name == "nsga2":
-        return NSGAIISampler(seed=seed, population_size=POPULATION)
-    if name == "random":
-        return RandomSampler(seed=seed)
-    raise InputError(f"search_sampler = {name} is not allowed; known: {', '.join(SAMPLERS)}")
-
-
-def _waiting_trial(
-    values: Mapping[str, Number], distributions: dict[str, Any], attributes: Mapping[str, Any]
-) -> FrozenTrial:
-    return optuna.create_trial(
-        state=TrialState.WAITING, params=dict(values), distributions=distributions, system_attrs=dict(attributes)
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Optuna's warnings about what this module does on purpose: heartbeats without `optimize`, repeated reports."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="optuna")
-        warnings.filterwarnings("ignore", message=".*(Heartbeat|already reported|experimental).*")
-        yield
-
-
-_OWNER = f"{socket.gethostname()}/{os.getpid()}/{int(psutil.Process().create_time())}"  # as tracking.alive reads it

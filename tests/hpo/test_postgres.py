@@ -14,7 +14,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from hpo import storage, study
-from hpo.study import StudyPlan, TrialLost, TrialScheduler
+from hpo.proposal import StudyPlan
+from hpo.study import TrialLost, TrialScheduler
 from tests.hpo.test_study import PLAN, open_scheduler, rows, run_trials, scored
 
 pgserver = pytest.importorskip("pgserver", reason="needs a PostgreSQL server: pip install pgserver")

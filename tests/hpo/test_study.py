@@ -14,8 +14,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import storage
+from hpo.proposal import RETRIED, SAMPLERS, StudyPlan, propose, warn_of_population
 from hpo.space import Range, Space
-from hpo.study import RETRIED, SAMPLERS, StudyPlan, TrialScheduler, dominates, propose, warn_of_population
+from hpo.study import TrialScheduler, dominates
 from safemax.errors import InputError
 
 SPACE = Space({"x": Range(0.0, 4.0), "n": Range(1, 64, log=True, whole=True)}, {}, {"x": 1.0, "n": 8})

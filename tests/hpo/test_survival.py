@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.config import SearchConfig
-from hpo.study import RETRIED
+from hpo.proposal import RETRIED
 from pipelines import ROOT
 from tests.hpo.conftest import BuildSearch
 from tests.hpo.test_search import killed, trials_of, workers
