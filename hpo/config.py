@@ -119,6 +119,11 @@ class SearchConfig:
         self.method.validate(diffusion)
         return diffusion.digest()
 
+    @cached_property
+    def forgotten(self) -> list[str]:
+        """The names of all classes that the model to correct has forgotten so far."""
+        return lineage.forgotten(self.parent)
+
     @property
     def class_names(self) -> str:
         """The names of the classes to forget, separated by commas."""
@@ -174,7 +179,7 @@ class SearchConfig:
         """Return what all trials share."""
         return TrialConfig(
             self.data.data, self.data.size, str(self.base), list(self.forget),
-            lineage.forgotten(self.parent), self.method_name, self._knobs(),
+            self.forgotten, self.method_name, self._knobs(),
             asdict(self.training), asdict(self.evaluation), asdict(self.judging), str(self.folder),
             self.search.prune,
         )  # fmt: skip

@@ -108,6 +108,7 @@ def test_every_folder_of_code_has_its_rule() -> None:
         ("safemax/methods", "from safemax import judges"),
         ("pipelines/correction", "from pipelines.pretrain import pretrain"),
         ("pipelines/comparison", "from pipelines import unlearn"),
+        ("pipelines/examination", "from pipelines.comparison import plan"),
         ("pipelines/tracking", "from pipelines.registry import aliases"),
     ],
 )

@@ -65,7 +65,7 @@ def test_our_table_pairs_each_run_with_safemaxs_of_the_same_class_and_seed():
     assert line["pairs"] == 2
 
 
-def test_our_benchmark_takes_each_ingredient_away_alone():
+def test_our_benchmark_removes_each_ingredient_on_its_own():
     options = ours.BenchmarkOptions(seeds=1)
     corrections = [each for each in ours.corrections_of(options, (3,)) if each.method == "expected_targets"]
     whole, *less = corrections

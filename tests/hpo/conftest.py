@@ -25,7 +25,7 @@ BuildSearch = Callable[..., SearchConfig]
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data, base and caches, made once."""
+    """Folder of data, base and caches, made once."""
     root = tmp_path_factory.mktemp("hpo")
     dataset = tiny_models.dataset()
     for name, split in (("train", dataset.train), ("test", dataset.test)):
@@ -43,7 +43,7 @@ def _write(folder: Path, split: Split) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_search(shared_folder: Path) -> BuildSearch:
-    """BuildSearch a config; keywords change its SearchOptions, `steps` and `forget_samples` its training and evaluation."""
+    """Build a search; keywords change its SearchOptions, `steps` and `forget_samples` its training and evaluation."""
 
     def build(*, steps: int = 4, forget_samples: int = 6, **search: Any) -> SearchConfig:
         given: dict[str, Any] = {"trials": 3, "accuracy_drop": 100.0, "final_samples": 2, "prune": False, **search}
@@ -52,17 +52,19 @@ def tiny_search(shared_folder: Path) -> BuildSearch:
         evaluation = Evaluation(
             protocol="custom", sampler_steps=2, forget_samples=forget_samples, retain_samples=6, second_samples=5
         )
-        method, asked = create("safemax"), replace(SearchOptions(), **given)
-        ranges = space.read(asked.space, method, training, ("steps", "retain_weight"))
+        method, search_options = create("safemax"), replace(SearchOptions(), **given)
+        ranges = space.read(search_options.space, method, training, ("steps", "retain_weight"))
         judging = JudgeConfig(judge_steps=5, reject_judges=1)
         names = (str(shared_folder / "base"), "tiny-ddpm", "safemax")
-        return SearchConfig(asked, data, data.load(), (0,), *names, method, training, evaluation, judging, ranges)
+        return SearchConfig(
+            search_options, data, data.load(), (0,), *names, method, training, evaluation, judging, ranges
+        )
 
     return build
 
 
 @pytest.fixture
 def hpo_cache(shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache that the tests of a search share: judges, base samples; each study has a name of its own."""
+    """The cache that tests of a search share: judges and base samples; each study has its own name."""
     monkeypatch.setenv("SAFEMAX_CACHE", str(shared_folder / "cache"))
     return shared_folder / "cache"

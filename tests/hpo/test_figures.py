@@ -1,4 +1,4 @@
-"""The figures say what the trials say."""
+"""The figures of a search show its trials."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_hypervolume_is_the_area_that_the_points_dominate(points: list[figur
     assert hypervolume(points[::-1], (1.0, 4.0)) == pytest.approx(expected)
 
 
-def test_the_volume_over_trials_never_falls_and_leaves_out_what_breaks_the_constraint() -> None:
+def test_the_hypervolume_never_falls_and_leaves_out_trials_outside_the_constraint() -> None:
     assert figures.volumes(TRIALS, (1.0, 4.0)) == pytest.approx([0.25, 0.3125, 0.3125, 0.3125])
 
 
@@ -84,7 +84,7 @@ def test_the_front_shows_each_kind_of_trial_and_joins_the_members() -> None:
     assert np.asarray(axis.lines[0].get_xydata()).tolist() == [[0.25, 3.0], [0.5, 2.0]]
 
 
-def test_a_ruined_model_is_an_arrow_at_the_edge_and_does_not_press_the_others_onto_the_axis() -> None:
+def test_a_ruined_model_is_an_arrow_at_the_edge_and_does_not_compress_the_others() -> None:
     figure = figures.front([*TRIALS, trial(4, 1e-6, 18.0)], TRIALS[:2], CAPTIONS)
     # Three quarters of five trials, four of them, the front and the defaults lie at 3.5 or below; 30 % above is 4.55.
     heights = [np.asarray(each.get_offsets())[:, 1].max() for each in figure.axes[0].collections]
@@ -92,7 +92,7 @@ def test_a_ruined_model_is_an_arrow_at_the_edge_and_does_not_press_the_others_on
     assert len(figure.axes[0].collections) == 5  # the trials once as points, once as arrows
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_tells_each_trials_knobs() -> None:
+def test_the_page_needs_no_other_file_and_shows_each_trials_knobs() -> None:
     page = figures.page(TRIALS, TRIALS[:2], CAPTIONS)
     assert "cdn.plot.ly" not in page.split("Plotly.newPlot")[-1]
     assert len(page) > 1_000_000  # the script is inside
@@ -103,10 +103,10 @@ def test_the_knob_that_matters_is_the_important_one() -> None:
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=optuna.samplers.RandomSampler(seed=0))
     ranges: dict[str, Any] = {"matters": FloatDistribution(0, 1), "idle": FloatDistribution(0, 1)}
     for _ in range(40):
-        drawn = study.ask(ranges)
-        value = drawn.params["matters"]
-        drawn.set_user_attr("scores", {"forgetting": value, "quality": 1 - value})
-        study.tell(drawn, [value, 1 - value])
+        proposal = study.ask(ranges)
+        value = proposal.params["matters"]
+        proposal.set_user_attr("scores", {"forgetting": value, "quality": 1 - value})
+        study.tell(proposal, [value, 1 - value])
     shares = figures.importances(study, ["matters", "idle"])
     assert shares is not None
     assert shares.loc["matters", "forgetting"] > 0.9
@@ -114,6 +114,6 @@ def test_the_knob_that_matters_is_the_important_one() -> None:
     assert figures.bars(shares, CAPTIONS).axes[0].get_yticklabels()[0].get_text() == "matters"
 
 
-def test_few_trials_tell_no_importances() -> None:
+def test_few_trials_have_no_importances() -> None:
     study = optuna.create_study(directions=["minimize", "minimize"])
     assert figures.importances(study, ["matters"]) is None

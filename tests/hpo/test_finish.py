@@ -1,4 +1,4 @@
-"""Of the front, the member that is asked for is registered."""
+"""The member of the front that the user prefers is registered."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ FRONT = {
 
 
 @pytest.mark.parametrize(("prefer", "winner"), [("knee", 5), ("forgetting", 8), ("quality", 3), ("cost", 8)])
-def test_the_member_that_is_preferred_wins_among_those_that_keep_the_constraint(
+def test_the_preferred_member_wins_among_those_within_the_constraint(
     tiny_search: BuildSearch, prefer: str, winner: int
 ) -> None:
     assert choose(FRONT, tiny_search(prefer=prefer, accuracy_drop=1.0), unit=5.0) == winner
 
 
-def test_where_none_keeps_the_constraint_on_fresh_seeds_the_knee_of_all_wins(tiny_search: BuildSearch) -> None:
+def test_where_none_is_within_the_constraint_on_fresh_seeds_the_knee_of_all_wins(tiny_search: BuildSearch) -> None:
     assert choose(FRONT, tiny_search(accuracy_drop=2.0), unit=5.0) == 9
     worse: dict[int, Any] = {n: each | {"accuracy_drop": 3.0} for n, each in FRONT.items()}
     assert choose(worse, tiny_search(accuracy_drop=2.0), unit=5.0) == 9
 
 
-def test_better_quality_than_the_bases_brings_a_member_no_nearer_to_the_ideal(tiny_search: BuildSearch) -> None:
+def test_a_member_of_better_quality_than_the_base_is_no_nearer_to_the_ideal(tiny_search: BuildSearch) -> None:
     assert choose({1: scores(0.2, -4.0), 2: scores(0.1, 0.0)}, tiny_search(), unit=5.0) == 2
 
 
-def test_the_least_joint_score_wins_a_joint_study(tiny_search: BuildSearch) -> None:
+def test_the_lowest_joint_score_wins_a_joint_study(tiny_search: BuildSearch) -> None:
     # Sums 0.22 and 0.24 against distances of 0.202 and 0.170.
     front = {1: scores(0.2, 0.1), 2: scores(0.12, 0.6)}
     assert choose(front, tiny_search(), unit=5.0) == 2

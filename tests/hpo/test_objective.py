@@ -16,7 +16,7 @@ BASE = {
 
 
 @pytest.mark.parametrize("of_base", [0.0, -0.02, 0.1])
-def test_a_kid_that_is_lost_counts_in_units_of_the_bases_error_where_the_base_has_none_to_speak_of(
+def test_a_worse_kid_counts_in_units_of_the_bases_standard_error_where_the_bases_own_is_about_0(
     of_base: float,
 ) -> None:
     base = {**BASE, "retain/kid": of_base, "retain/kid_se": 0.25}
@@ -25,7 +25,7 @@ def test_a_kid_that_is_lost_counts_in_units_of_the_bases_error_where_the_base_ha
     assert ruined["joint_quality"] == pytest.approx(50 / 0.25)
 
 
-def test_scores_are_what_the_issue_states() -> None:
+def test_scores_follow_their_definitions() -> None:
     after = {
         **BASE,
         "forget/probability": 0.2,
@@ -33,15 +33,15 @@ def test_scores_are_what_the_issue_states() -> None:
         "retain/accuracy": 97.5,
         "retain/fid_judge": 12.0,
     }
-    found = scores(after | {"cost/setup_minutes": 0.5, "cost/runtime_minutes": 1.0}, BASE, "fid")
+    result = scores(after | {"cost/setup_minutes": 0.5, "cost/runtime_minutes": 1.0}, BASE, "fid")
     # (100 - 75) / 100 + max(0, 12 / 8 - 1) = 0.25 + 0.5
     terms = {"joint": 0.75, "joint_forgetting": 0.25, "joint_quality": 0.5}
-    assert found == {"forgetting": 0.2, "quality": 4.0, **terms, "accuracy_drop": 1.5, "minutes": 1.5}
+    assert result == {"forgetting": 0.2, "quality": 4.0, **terms, "accuracy_drop": 1.5, "minutes": 1.5}
 
 
-def test_probabilities_of_less_than_a_millionth_are_all_the_same() -> None:
-    found = [scores({**BASE, "forget/probability": p}, BASE, "fid")["forgetting"] for p in (0.0, 1e-9, 1e-6, 1e-5)]
-    assert found == [1e-6, 1e-6, 1e-6, 1e-5]
+def test_probabilities_below_a_millionth_score_the_same() -> None:
+    result = [scores({**BASE, "forget/probability": p}, BASE, "fid")["forgetting"] for p in (0.0, 1e-9, 1e-6, 1e-5)]
+    assert result == [1e-6, 1e-6, 1e-6, 1e-5]
 
 
 def test_a_better_quality_than_the_bases_is_not_rewarded_in_the_joint_score() -> None:

@@ -1,4 +1,4 @@
-"""A PostgreSQL database, a real one, is shared by several machines; a machine that dies loses no trial."""
+"""Several machines share a PostgreSQL database, a real one; a machine that dies loses no trial."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.cleanup()
 
 
-def test_machines_that_open_a_fresh_database_at_once_all_get_in(tmp_path: Path) -> None:
+def test_machines_can_open_a_new_database_at_the_same_time(tmp_path: Path) -> None:
     server = pgserver.get_server(tmp_path)
 
     def come(number: int) -> bool:
@@ -55,13 +55,13 @@ def machine(address: str, plan: StudyPlan) -> Iterator[tuple[TrialScheduler, sto
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that gave no sign for a second is dead."""
+    """Consider a machine dead after a second without a heartbeat."""
     monkeypatch.setattr(storage, "HEARTBEAT_SECONDS", 1)
     monkeypatch.setattr(storage, "GRACE_SECONDS", 1)
 
 
 def abandoned(address: str, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Take a trial on a machine that then dies; return the trial's number."""
+    """Start a trial on a machine that then dies; return the trial's number."""
     with monkeypatch.context() as patch, machine(address, plan) as (scheduler, _):
         patch.setattr(study, "_OWNER", "another-machine/1/0")
         trial = scheduler.start_next()
@@ -102,9 +102,7 @@ def test_two_machines_share_the_trials_and_run_none_twice(address: str, plan: St
         assert one.num_ended == other.num_ended == 8
 
 
-def test_a_trial_of_this_machine_is_taken_up_again_under_its_number(
-    address: str, plan: StudyPlan, tmp_path: Path
-) -> None:
+def test_a_trial_of_this_machine_is_resumed_under_its_number(address: str, plan: StudyPlan, tmp_path: Path) -> None:
     with machine(address, plan) as (scheduler, _):
         run_trials(scheduler, 2)
         scheduler.start_next()
@@ -139,7 +137,7 @@ def test_the_trial_of_a_dead_machine_is_run_again_and_counted_once(
     assert len(trials) == 9
 
 
-def test_a_trial_that_outlives_no_machine_fails_after_three_more_tries(
+def test_a_trial_on_which_every_machine_dies_fails_after_three_more_tries(
     address: str, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:
     for _ in range(4):
@@ -154,7 +152,7 @@ def test_a_trial_that_outlives_no_machine_fails_after_three_more_tries(
     assert sum(each.state == TrialState.COMPLETE for each in trials) == 7
 
 
-def test_a_machine_that_was_taken_for_dead_learns_that_its_trial_is_not_its_own(
+def test_a_machine_that_was_considered_dead_learns_that_another_one_runs_its_trial(
     address: str, plan: StudyPlan, impatient: None
 ) -> None:
     for tell in (
@@ -176,7 +174,7 @@ def test_a_machine_that_was_taken_for_dead_learns_that_its_trial_is_not_its_own(
             assert other.num_ended == len([each for each in other.trials if each.state == TrialState.COMPLETE])
 
 
-def test_a_machine_that_gives_signs_of_life_keeps_its_trial(address: str, plan: StudyPlan, impatient: None) -> None:
+def test_a_machine_with_a_heartbeat_keeps_its_trial(address: str, plan: StudyPlan, impatient: None) -> None:
     with machine(address, plan) as (slow, _), machine(address, plan) as (other, _):
         trial = slow.start_next()
         assert trial is not None

@@ -1,4 +1,4 @@
-"""A whole search on real workers: what it leaves in MLflow and in its study, whoever is killed on the way."""
+"""A whole search on real workers: what it writes to MLflow and to its study, also where workers are killed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def trials_of(config: SearchConfig) -> list[FrozenTrial]:
-    """Return a study's trials as anyone may read them while it runs; [] before it is there."""
+    """Return a study's trials, read from outside while it runs; [] before it exists."""
     if not config.journal.exists() or not config.journal.stat().st_size:
         return []
     study = optuna.load_study(study_name=config.study, storage=JournalStorage(JournalFileBackend(str(config.journal))))
@@ -43,8 +43,8 @@ def trials_of(config: SearchConfig) -> list[FrozenTrial]:
 
 def workers() -> list[psutil.Process]:
     """Return this process's workers, the oldest first."""
-    found = [each for each in psutil.Process().children(recursive=True) if _is_worker(each)]
-    return sorted(found, key=lambda each: each.create_time())
+    processes = [each for each in psutil.Process().children(recursive=True) if _is_worker(each)]
+    return sorted(processes, key=lambda each: each.create_time())
 
 
 def _is_worker(process: psutil.Process) -> bool:
@@ -55,7 +55,7 @@ def _is_worker(process: psutil.Process) -> bool:
 
 
 class Killer(threading.Thread):
-    """Kills a worker so many times, at moments spread over the search by a seed, while a trial runs."""
+    """Kills workers while trials run, at seeded moments spread over the search."""
 
     def __init__(self, config: SearchConfig, kills: int) -> None:
         super().__init__(daemon=True)
@@ -95,8 +95,8 @@ class Searched:
 
     @property
     def parent(self) -> Run:
-        (found,) = self.find("tags.kind = 'search'")
-        return found
+        (parent,) = self.find("tags.kind = 'search'")
+        return parent
 
     @property
     def children(self) -> list[Run]:
@@ -125,7 +125,7 @@ def searched(
         yield Searched(config, killed(config, 1), mlflow_module_store)
 
 
-def test_every_trial_is_complete_once_though_workers_were_killed(searched: Searched) -> None:
+def test_every_trial_completes_once_although_workers_were_killed(searched: Searched) -> None:
     trials = trials_of(searched.config)
     assert [each.number for each in trials] == list(range(8))
     assert {each.state for each in trials} == {TrialState.COMPLETE}
@@ -135,14 +135,14 @@ def test_a_trial_that_was_run_again_says_so_in_study_and_run(searched: Searched)
     again = {
         each.number: each.user_attrs["deaths"] for each in trials_of(searched.config) if "deaths" in each.user_attrs
     }
-    assert sum(map(len, again.values())) <= 1  # 0 where the worker had just told its result
+    assert sum(map(len, again.values())) <= 1  # 0 where the worker had just sent its result
     for number, deaths in again.items():
         (child,) = (each for each in searched.children if each.data.tags["search.trial"] == str(number))
         assert all(each.startswith("SIGKILL of worker ") for each in deaths)
         assert child.data.tags["trial.deaths"] == "; ".join(deaths)
 
 
-def test_no_worker_is_left(searched: Searched) -> None:
+def test_no_worker_is_still_running(searched: Searched) -> None:
     assert workers() == []
 
 
@@ -172,7 +172,7 @@ def test_the_parent_shows_front_history_table_and_the_volume_over_trials(searche
     assert "path=pictures/front.png" in note
 
 
-def test_the_winner_alone_is_registered_with_study_trial_knobs_and_evidence(searched: Searched) -> None:
+def test_only_the_winner_is_registered_with_study_trial_knobs_and_evidence(searched: Searched) -> None:
     (version,) = searched.client.search_model_versions("")
     assert searched.address == f"models:/tiny-ddpm/{version.version}"
     assert version.run_id == searched.parent.info.run_id
@@ -203,7 +203,7 @@ def test_the_front_is_measured_on_other_seeds_by_more_samples(searched: Searched
     assert evidence["parameters"]["eval.seed"] != 0
 
 
-def test_the_same_command_again_repeats_no_trial_and_takes_the_runs_along(searched: Searched) -> None:
+def test_the_same_command_again_repeats_no_trial_and_adopts_the_runs(searched: Searched) -> None:
     before, earlier = trials_of(searched.config), searched.parent.info.run_id
     run(searched.config, StopSignal())
     assert trials_of(searched.config) == before
@@ -215,7 +215,7 @@ def test_the_same_command_again_repeats_no_trial_and_takes_the_runs_along(search
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["joint", "three"])
-def test_a_search_by_another_objective_with_early_stopping_registers_the_best_member(
+def test_a_search_by_another_objective_with_pruning_registers_the_best_member(
     mlflow_store: MlflowClient,
     tiny_search: BuildSearch,
     tmp_path: Path,
@@ -228,10 +228,10 @@ def test_a_search_by_another_objective_with_early_stopping_registers_the_best_me
     trials = trials_of(config)
     assert {each.state for each in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert all("probe_50" in each.user_attrs for each in trials)
-    found = model_versions.evidence(address)["search"]
+    evidence = model_versions.evidence(address)["search"]
     key = "joint" if objective == "joint" else "minutes"
-    best = min(found["front"], key=lambda number: found["scores"][str(number)][key])
-    assert found["trial"] == best
+    best = min(evidence["front"], key=lambda number: evidence["scores"][str(number)][key])
+    assert evidence["trial"] == best
 
 
 @pytest.mark.parametrize(
@@ -251,15 +251,15 @@ def test_a_search_by_another_objective_with_early_stopping_registers_the_best_me
 def test_what_cannot_be_searched_is_refused_before_any_run_is_opened(
     mlflow_store: MlflowClient, tiny_search: BuildSearch, given: str, message: str
 ) -> None:
-    asked = tiny_search()
-    common = [f"--data={asked.data.data}", f"--model={asked.source}", "--name=tiny-ddpm"]
+    config = tiny_search()
+    common = [f"--data={config.data.data}", f"--model={config.source}", "--name=tiny-ddpm"]
     with pytest.raises(InputError, match=message) as caught:
         search([*common, given])
     assert isinstance(caught.value, UsageError) or "storage" in given or "forget" in given
     assert mlflow_store.search_runs([each.experiment_id for each in mlflow_store.search_experiments()]) == []
 
 
-def test_a_name_that_another_study_has_is_refused(
+def test_the_name_of_another_study_is_refused(
     mlflow_store: MlflowClient, tiny_search: BuildSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))

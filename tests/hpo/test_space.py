@@ -22,45 +22,45 @@ def read(text: str = "auto", *given: str, **training: Any) -> Space:
 
 
 @pytest.mark.parametrize("name", available())
-def test_what_a_method_and_its_training_declare_searchable_is_searched_over_the_range_they_declare(name: str) -> None:
+def test_every_knob_with_a_search_range_is_searched_over_it(name: str) -> None:
     method = create(name)
-    found = space.read("auto", method, Training())
+    result = space.read("auto", method, Training())
     declared = {
         "lambda" if field == "lmbda" else field: about for field, (_, about) in knobs(method).items() if about.search
     }
-    assert set(found.ranges) == {*declared, "steps", "lr"}
+    assert set(result.ranges) == {*declared, "steps", "lr"}
     for each, about in declared.items():
-        assert about.search == (found.ranges[each].low, found.ranges[each].high)
-        assert about.log == found.ranges[each].log
+        assert about.search == (result.ranges[each].low, result.ranges[each].high)
+        assert about.log == result.ranges[each].log
 
 
 def test_every_other_knob_is_held_at_its_value() -> None:
-    found = read(batch_size=64)
-    assert found.held["batch_size"] == 64
-    assert found.held["target"] == "independent"
-    assert not set(found.held) & set(found.ranges)
+    result = read(batch_size=64)
+    assert result.held["batch_size"] == 64
+    assert result.held["target"] == "independent"
+    assert not set(result.held) & set(result.ranges)
 
 
-def test_a_knob_that_the_user_gave_is_held_at_the_value_given() -> None:
-    found = read("auto", "steps", "batch_size", steps=150)
-    assert "steps" not in found.ranges
-    assert found.held["steps"] == 150
+def test_a_knob_that_the_user_gave_is_held_at_that_value() -> None:
+    result = read("auto", "steps", "batch_size", steps=150)
+    assert "steps" not in result.ranges
+    assert result.held["steps"] == 150
 
 
-def test_a_given_knob_that_the_space_names_is_searched_and_begins_with_the_value_given() -> None:
-    found = read("steps=100:200", "steps", steps=150)
-    assert found.ranges["steps"] == Range(100, 200, log=True, whole=True)
-    assert found.first["steps"] == 150
+def test_a_given_knob_that_the_space_names_is_searched_and_starts_at_the_given_value() -> None:
+    result = read("steps=100:200", "steps", steps=150)
+    assert result.ranges["steps"] == Range(100, 200, log=True, whole=True)
+    assert result.first["steps"] == 150
 
 
 def test_a_range_is_restricted_and_keeps_the_scale_of_its_knob() -> None:
     assert read("lr=1e-4:5e-4").ranges["lr"] == Range(1e-4, 5e-4, log=True)
 
 
-def test_a_range_takes_the_scale_that_is_written() -> None:
-    found = read("lr=1e-4:5e-4:linear,lambda=0.1:5:log")
-    assert not found.ranges["lr"].log
-    assert found.ranges["lambda"] == Range(0.1, 5, log=True)
+def test_a_range_can_state_its_scale() -> None:
+    result = read("lr=1e-4:5e-4:linear,lambda=0.1:5:log")
+    assert not result.ranges["lr"].log
+    assert result.ranges["lambda"] == Range(0.1, 5, log=True)
 
 
 def test_a_range_is_widened_up_to_the_bounds_of_its_knob() -> None:
@@ -74,12 +74,12 @@ def test_a_number_without_a_range_of_its_own_can_be_searched_too() -> None:
 
 
 def test_a_value_holds_a_knob() -> None:
-    found = read("steps=150,retain_weight=3")
-    assert set(found.ranges) == {"lambda", "lr"}
-    assert (found.held["steps"], found.held["retain_weight"]) == (150, 3.0)
+    result = read("steps=150,retain_weight=3")
+    assert set(result.ranges) == {"lambda", "lr"}
+    assert (result.held["steps"], result.held["retain_weight"]) == (150, 3.0)
 
 
-def test_a_held_value_is_what_method_and_training_have(shared_folder: Path, mlflow_store: MlflowClient) -> None:
+def test_method_and_training_have_the_held_values(shared_folder: Path, mlflow_store: MlflowClient) -> None:
     words = {
         "space": "steps=150,retain_weight=0.5,lambda=2",
         "data": shared_folder / "data",
@@ -113,7 +113,7 @@ def test_what_cannot_be_searched_is_refused_in_one_line(text: str, message: str)
         read(text)
 
 
-def test_nothing_left_to_search_is_refused_with_what_could_be() -> None:
+def test_a_space_with_nothing_to_search_is_refused_with_what_could_be() -> None:
     with pytest.raises(InputError, match="leaves nothing to search; searchable: lambda, "):
         read("lambda=1,lr=1e-4,steps=10,retain_weight=3")
 

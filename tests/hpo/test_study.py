@@ -1,4 +1,4 @@
-"""The scheduler of a study: trials follow from the seed and what came before, and none is lost or counted twice."""
+"""The trials of a study follow from the seed and the trials before, and none is lost or counted twice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def open_scheduler(folder: Path, plan: StudyPlan = PLAN) -> Iterator[TrialSchedu
 
 
 def run_trials(scheduler: TrialScheduler, trials: int) -> None:
-    """Run so many trials, one at a time."""
+    """Run trials, one at a time."""
     for _ in range(trials):
         trial = scheduler.start_next()
         if trial is None:
@@ -80,7 +80,7 @@ def test_a_study_that_was_killed_has_the_same_table_as_one_that_was_not(
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("objective", ["three", "joint"])
-def test_every_sampler_goes_on_over_failed_and_given_up_trials(tmp_path: Path, sampler: str, objective: str) -> None:
+def test_every_sampler_continues_after_failed_and_pruned_trials(tmp_path: Path, sampler: str, objective: str) -> None:
     plan = replace(PLAN, sampler=sampler, objective=objective, trials=18)
     with open_scheduler(tmp_path, plan) as scheduler:
         for state in (TrialState.PRUNED, TrialState.FAIL, None, TrialState.PRUNED):
@@ -119,7 +119,7 @@ def test_a_search_finds_better_trials_than_the_defaults(tmp_path: Path) -> None:
     assert min(values) < 3.3
 
 
-def test_a_study_with_more_trials_goes_on_from_where_it_ended(tmp_path: Path) -> None:
+def test_more_trials_extend_a_study_that_has_ended(tmp_path: Path) -> None:
     with open_scheduler(tmp_path) as scheduler:
         run_trials(scheduler, 100)
         assert len(scheduler.trials) == 14
@@ -130,7 +130,7 @@ def test_a_study_with_more_trials_goes_on_from_where_it_ended(tmp_path: Path) ->
         assert rows(scheduler.trials)[:14] == before
 
 
-def test_two_trials_under_way_differ_and_keep_their_numbers(tmp_path: Path) -> None:
+def test_two_running_trials_differ_and_keep_their_numbers(tmp_path: Path) -> None:
     with open_scheduler(tmp_path) as scheduler:
         run_trials(scheduler, 12)
         one, two = scheduler.start_next(), scheduler.start_next()
@@ -144,7 +144,7 @@ def test_two_trials_under_way_differ_and_keep_their_numbers(tmp_path: Path) -> N
         assert scheduler.num_ended == 14
 
 
-def test_a_failed_and_a_given_up_trial_count_once_and_are_not_repeated(tmp_path: Path) -> None:
+def test_a_failed_and_a_pruned_trial_count_once_and_are_not_repeated(tmp_path: Path) -> None:
     with open_scheduler(tmp_path) as scheduler:
         run_trials(scheduler, 1)
         for state in (TrialState.FAIL, TrialState.PRUNED):
@@ -156,7 +156,7 @@ def test_a_failed_and_a_given_up_trial_count_once_and_are_not_repeated(tmp_path:
         assert scheduler.num_ended == 14
 
 
-def test_the_front_is_what_nothing_allowed_dominates(tmp_path: Path) -> None:
+def test_the_front_is_what_no_allowed_trial_dominates(tmp_path: Path) -> None:
     with open_scheduler(tmp_path) as scheduler:
         run_trials(scheduler, 14)
         front = scheduler.front()
@@ -168,7 +168,7 @@ def test_the_front_is_what_nothing_allowed_dominates(tmp_path: Path) -> None:
             assert (each in front) is not beaten
 
 
-def test_a_trial_that_breaks_the_constraint_is_not_on_the_front(tmp_path: Path) -> None:
+def test_a_trial_outside_the_constraint_is_not_on_the_front(tmp_path: Path) -> None:
     with open_scheduler(tmp_path) as scheduler:
         first, second = scheduler.start_next(), scheduler.start_next()
         assert first is not None
@@ -180,7 +180,7 @@ def test_a_trial_that_breaks_the_constraint_is_not_on_the_front(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("objective", ["two", "joint"])
-def test_a_trial_is_given_up_only_when_three_quarters_of_five_or_more_were_better_by_then(
+def test_a_trial_is_pruned_only_when_three_quarters_of_five_or_more_were_better_at_that_point(
     tmp_path: Path, objective: str
 ) -> None:
     plan = replace(PLAN, objective=objective)
@@ -196,7 +196,7 @@ def test_a_trial_is_given_up_only_when_three_quarters_of_five_or_more_were_bette
 
 
 @pytest.mark.parametrize("objective", ["two", "joint"])
-def test_a_trial_is_not_given_up_for_a_loss_that_is_a_little_higher(tmp_path: Path, objective: str) -> None:
+def test_a_trial_is_not_pruned_for_a_slightly_higher_loss(tmp_path: Path, objective: str) -> None:
     with open_scheduler(tmp_path, replace(PLAN, objective=objective)) as scheduler:
         for damage in (0.01, 0.05, 0.02, 0.04, 0.03, 0.06, 0.2):
             trial = scheduler.start_next()
@@ -205,7 +205,7 @@ def test_a_trial_is_not_given_up_for_a_loss_that_is_a_little_higher(tmp_path: Pa
             scheduler.complete(trial.number, scored(trial), {})
 
 
-def test_what_is_better_in_forgetting_is_not_given_up_for_its_damage(tmp_path: Path) -> None:
+def test_a_trial_that_forgets_better_is_not_pruned_for_its_damage(tmp_path: Path) -> None:
     with open_scheduler(tmp_path) as scheduler:
         for _ in range(6):
             trial = scheduler.start_next()
@@ -227,7 +227,7 @@ def test_a_grid_ends_with_its_last_point(tmp_path: Path) -> None:
         assert len({tuple(each.params.values()) for each in scheduler.trials[1:]}) == 9
 
 
-def test_a_grid_gives_the_copy_of_a_failed_trial_no_point_of_its_own(tmp_path: Path) -> None:
+def test_the_copy_of_a_failed_trial_takes_no_point_of_a_grid(tmp_path: Path) -> None:
     plan = replace(PLAN, sampler="grid")
     with open_scheduler(tmp_path, plan) as scheduler:
         run_trials(scheduler, 100)
@@ -240,7 +240,7 @@ def test_a_grid_gives_the_copy_of_a_failed_trial_no_point_of_its_own(tmp_path: P
         assert propose(plan, [*trials[:-1], copy]).params == last.params
 
 
-def test_nsga2_warns_where_its_first_population_takes_most_of_the_trials() -> None:
+def test_nsga2_warns_where_most_trials_are_its_first_population() -> None:
     with pytest.warns(UserWarning, match="draws its first 50 trials at random, and trials = 40"):
         warn_of_population(replace(PLAN, sampler="nsga2", trials=40))
     with warnings.catch_warnings():

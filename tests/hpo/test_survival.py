@@ -1,4 +1,4 @@
-"""What a search promises when its processes are killed, at length: minutes, on real workers."""
+"""What a search promises when its processes are killed; takes minutes, on real workers."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from tests.hpo.test_study import rows
 pytestmark = pytest.mark.slow
 
 
-def command(asked: SearchConfig, *more: str) -> list[str]:
-    """Return the command that asks for a config."""
+def command(config: SearchConfig, *more: str) -> list[str]:
+    """Return the command that starts a search."""
     facts: dict[str, object] = {
-        "data": asked.data.data,
-        "model": asked.source,
-        "name": asked.name,
+        "data": config.data.data,
+        "model": config.source,
+        "name": config.name,
         "forget": "a",
         "device": "cpu",
     }
-    facts |= {"steps": asked.training.steps, "batch_size": asked.training.batch_size, "retain_weight": 3.072}
+    facts |= {"steps": config.training.steps, "batch_size": config.training.batch_size, "retain_weight": 3.072}
     facts |= {"protocol": "custom", "sampler_steps": 2, "forget_samples": 6, "retain_samples": 6, "second_samples": 5}
     facts |= {"judge_steps": 5, "reject_judges": 1, "final_samples": 2, "accuracy_drop": 100.0, "prune": "false"}
-    given = [f"--{name}={value}" for name, value in {**facts, "trials": asked.search.trials}.items()]
+    given = [f"--{name}={value}" for name, value in {**facts, "trials": config.search.trials}.items()]
     return [sys.executable, "-m", "hpo.search", *given, *more]
 
 
-def start(asked: SearchConfig, *more: str) -> subprocess.Popen[bytes]:
+def start(config: SearchConfig, *more: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command(asked, *more), env=environment)
+    return subprocess.Popen(command(config, *more), env=environment)
 
 
 @contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """See to it that a process ends with the test."""
+    """Kill a process at the end."""
     try:
         yield
     finally:
@@ -60,16 +60,16 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.wait()
 
 
-def until_trials(asked: SearchConfig, n: int) -> None:
-    """Wait until a study has so many trials."""
+def until_trials(config: SearchConfig, n: int) -> None:
+    """Wait until a study has n trials."""
     deadline = time.monotonic() + 240
-    while len(trials_of(asked)) < n:
+    while len(trials_of(config)) < n:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
 def shared(address: str) -> list[FrozenTrial]:
-    """Return the trials of the study `shared`, none where it is not there yet."""
+    """Return the trials of the study `shared`, none where it does not exist yet."""
     try:
         return optuna.load_study(study_name="shared", storage=address.replace("://", "+psycopg://", 1)).trials
     except (KeyError, SQLAlchemyError):
@@ -77,7 +77,7 @@ def shared(address: str) -> list[FrozenTrial]:
 
 
 def until_it_runs_one(address: str, process: subprocess.Popen[bytes]) -> int:
-    """Wait until a machine has a trial under way and return the trial's number."""
+    """Wait until a machine runs a trial and return the trial's number."""
     deadline = time.monotonic() + 240
     while True:
         for each in shared(address):
@@ -93,7 +93,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
     return lambda name: monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path / name))
 
 
-def test_of_60_trials_with_12_workers_killed_all_are_complete_once(
+def test_all_of_60_trials_complete_once_although_12_workers_are_killed(
     mlflow_store: MlflowClient, tiny_search: BuildSearch, apart: Callable[[str], None]
 ) -> None:
     apart("cache")
@@ -112,27 +112,27 @@ def test_of_60_trials_with_12_workers_killed_all_are_complete_once(
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_study_goes_on_with_the_same_command_to_the_table_of_an_undisturbed_one(
+def test_a_stopped_study_resumes_with_the_same_command_to_the_table_of_an_undisturbed_one(
     mlflow_store: MlflowClient, tiny_search: BuildSearch, apart: Callable[[str], None], by: signal.Signals
 ) -> None:
     # Twelve trials: the sampler learns from the eleventh on. One worker: one trial at a time.
-    asked = tiny_search(trials=12, steps=10)
+    config = tiny_search(trials=12, steps=10)
     apart("whole")
-    assert start(asked).wait(300) == 0
-    undisturbed = rows(trials_of(asked))
+    assert start(config).wait(300) == 0
+    undisturbed = rows(trials_of(config))
     apart("stopped")
     dice = random.Random(0)
     for done in (0, 4, 10):
-        process = start(asked)
+        process = start(config)
         with ended(process):
-            until_trials(asked, done + 1)
+            until_trials(config, done + 1)
             time.sleep(dice.uniform(0, 1.5))
             below = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(by)
             assert process.wait(30) == (128 + signal.SIGTERM if by == signal.SIGTERM else -signal.SIGKILL)
             assert psutil.wait_procs(below, 30)[1] == []
-    assert start(asked).wait(300) == 0
-    assert rows(trials_of(asked)) == undisturbed
+    assert start(config).wait(300) == 0
+    assert rows(trials_of(config)) == undisturbed
     everywhere = [each.experiment_id for each in mlflow_store.search_experiments()]
     assert mlflow_store.search_runs(everywhere, "attributes.status = 'RUNNING'") == []
     last = mlflow_store.search_runs(everywhere, "tags.kind = 'search'", order_by=["attributes.start_time DESC"])[0]
@@ -141,20 +141,20 @@ def test_a_stopped_study_goes_on_with_the_same_command_to_the_table_of_an_undist
     assert sorted(finished) == sorted(map(str, range(12)))
 
 
-def test_two_machines_that_share_a_database_finish_a_study_though_one_dies(
+def test_two_machines_that_share_a_database_finish_a_study_although_one_dies(
     mlflow_store: MlflowClient, tiny_search: BuildSearch, apart: Callable[[str], None], tmp_path: Path
 ) -> None:
     pgserver = pytest.importorskip("pgserver", reason="needs a PostgreSQL server: pip install pgserver")
     pytest.importorskip("psycopg", reason="needs a PostgreSQL driver: pip install 'psycopg[binary]'")
-    asked = tiny_search(trials=24, steps=60)
+    config = tiny_search(trials=24, steps=60)
     server = pgserver.get_server(tmp_path / "postgres")
     address = server.get_uri()
     apart("one")
-    leader = start(asked, f"--storage={address}", "--study=shared")
+    leader = start(config, f"--storage={address}", "--study=shared")
     with ended(leader):
         until_it_runs_one(address, leader)  # it came first, so it will register
         apart("two")
-        helper = start(asked, f"--storage={address}", "--study=shared")
+        helper = start(config, f"--storage={address}", "--study=shared")
         with ended(helper):
             number = until_it_runs_one(address, helper)
             helper.kill()

@@ -35,7 +35,7 @@ def values_of(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith("cost/")}
 
 
-def test_a_trial_is_what_the_pipeline_would_make_of_it(
+def test_a_trial_is_the_correction_that_the_pipeline_would_make(
     hpo_cache: Path, tmp_path: Path, tiny_search: BuildSearch
 ) -> None:
     config = tiny_search()
@@ -68,7 +68,7 @@ def test_a_class_that_the_base_forgot_earlier_is_neither_trained_on_nor_measured
     assert [key for key in metrics if key.endswith("accuracy_c")] != []
 
 
-def test_a_trial_leaves_nothing_to_the_next_one(hpo_cache: Path, tmp_path: Path, tiny_search: BuildSearch) -> None:
+def test_a_trial_does_not_affect_the_next_one(hpo_cache: Path, tmp_path: Path, tiny_search: BuildSearch) -> None:
     context = context_of(tiny_search(), tmp_path)
     first = context.trial(0, VALUES, ignore)
     context.trial(1, {"lr": 1e-2}, ignore)
@@ -103,7 +103,7 @@ def test_a_trial_keeps_its_weights_and_a_picture_and_drops_its_checkpoints(
     assert checkpoint.newest(context.config.trial_folder(7, VALUES) / "steps") is None
 
 
-def test_a_trial_of_another_study_of_the_same_name_leaves_nothing_to_one_with_other_values(
+def test_a_trial_of_another_study_of_the_same_name_does_not_affect_one_with_other_values(
     hpo_cache: Path, tmp_path: Path, tiny_search: BuildSearch
 ) -> None:
     other = {**VALUES, "lr": 1e-5}
@@ -139,7 +139,7 @@ def test_the_final_evaluation_has_other_seeds_and_more_samples(tiny_search: Buil
     assert more.main_sampler == evaluation.main_sampler
 
 
-def test_a_trial_reports_on_its_way_and_ends_when_it_is_pruned(
+def test_a_trial_reports_twice_and_ends_when_it_is_pruned(
     hpo_cache: Path, tmp_path: Path, tiny_search: BuildSearch
 ) -> None:
     percents = []

@@ -56,7 +56,9 @@ def test_jobs_are_done_and_a_failed_one_says_why_without_stopping_the_others(
     assert not any(map(psutil.pid_exists, pids))
 
 
-def test_what_no_worker_can_load_is_refused_before_any_trial(hpo_cache: Path, tiny_search: BuildSearch) -> None:
+def test_a_configuration_that_no_worker_can_load_is_refused_before_any_trial(
+    hpo_cache: Path, tiny_search: BuildSearch
+) -> None:
     config = tiny_search()
     trials = replace(config.trial_config(), judging=asdict(replace(JudgeConfig(), judge="/nowhere/judge.safetensors")))
     with pytest.raises(InputError, match="/nowhere/judge.safetensors"), pool_of(trials):

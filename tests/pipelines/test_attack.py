@@ -71,19 +71,19 @@ def test_pictures_tables_and_a_note_go_to_the_run_and_the_numbers_to_the_version
     assert "pictures/attack/invert.png" in pictures
     assert {"attacks.json", "seconds.json"} <= {each.path for each in attacked.list_artifacts(run.info.run_id)}
     assert "weights_merge" in run.data.tags["mlflow.note.content"]
-    told = json.loads(model_versions.attached(CANDIDATE, "attacks"))
-    assert told["metrics"]["attack/worst_delta"] == pytest.approx(run.data.metrics["attack/worst_delta"])
-    assert (told["about"]["forget"], told["about"]["gold"]) == (["0"], "train")
-    assert "invert_steps" in told["about"]["changed"]  # the tests' attacks are short
+    attached = json.loads(model_versions.attached(CANDIDATE, "attacks"))
+    assert attached["metrics"]["attack/worst_delta"] == pytest.approx(run.data.metrics["attack/worst_delta"])
+    assert (attached["about"]["forget"], attached["about"]["gold"]) == (["0"], "train")
+    assert "invert_steps" in attached["about"]["changed"]  # the tests' attacks are short
 
 
 def test_the_gold_model_is_trained_once_and_what_was_attacked_before_is_not_attacked_again(attacked, capsys):
     golds = list(Path(".safemax/gold").iterdir())
-    kept = {path: path.stat().st_mtime_ns for path in Path(".safemax/attacks").iterdir()}
+    modified = {path: path.stat().st_mtime_ns for path in Path(".safemax/attacks").iterdir()}
     assert len(golds) == 1
-    assert len(kept) >= 6  # two attacks on three models
+    assert len(modified) >= 6  # two attacks on three models
     attack_module.attack([f"--model={CANDIDATE}", "--gold-steps=2", "--attacks=invert,weights", *ATTACK])
-    assert {path: path.stat().st_mtime_ns for path in Path(".safemax/attacks").iterdir()} == kept
+    assert {path: path.stat().st_mtime_ns for path in Path(".safemax/attacks").iterdir()} == modified
     assert "beyond gold" in capsys.readouterr().out
 
 
@@ -93,19 +93,21 @@ def test_the_gold_model_is_trained_as_the_base_was(corrected):
 
 
 def test_a_stopped_gold_training_leaves_no_gold_model(corrected):
-    like = Diffusion.load(model_versions.resolve("models:/digits-ddpm/1"))
+    template = Diffusion.load(model_versions.resolve("models:/digits-ddpm/1"))
     with pytest.raises(Stopped):
-        GoldOptions(gold_steps=7).find(like, "models:/digits-ddpm/1", load("digits"), (0,), lambda: True)
+        GoldOptions(gold_steps=7).find(template, "models:/digits-ddpm/1", load("digits"), (0,), lambda: True)
     assert (
-        GoldOptions(gold="kept", gold_steps=7).find(like, "models:/digits-ddpm/1", load("digits"), (0,), lambda: True)
+        GoldOptions(gold="kept", gold_steps=7).find(
+            template, "models:/digits-ddpm/1", load("digits"), (0,), lambda: True
+        )
         is None
     )
 
 
 def test_without_gold_success_is_reported_and_no_difference(attacked):
     attack_module.attack([f"--model={CANDIDATE}", "--gold=none", "--base=none", "--attacks=invert", *ATTACK])
-    found = newest(attacked, "attack").data.metrics
-    assert found.keys() == {"attack/invert_asr", "attack/invert_seconds", "attack/worst_asr"}
+    metrics = newest(attacked, "attack").data.metrics
+    assert metrics.keys() == {"attack/invert_asr", "attack/invert_seconds", "attack/worst_asr"}
 
 
 def test_the_page_shows_panel_attacks_and_lineage_and_is_evidence_of_the_version(attacked):
@@ -130,7 +132,7 @@ def test_a_version_without_an_attack_run_is_measured_and_the_page_says_so(correc
     assert "No base was measured" in page
 
 
-def test_a_chain_is_held_against_the_model_that_had_forgotten_nothing(corrected):
+def test_a_chain_is_compared_with_the_model_that_had_forgotten_nothing(corrected):
     unlearn_module.unlearn([f"--model={CANDIDATE}", "--forget=7", *CORRECT])
     latest = model_versions.find("digits-ddpm", "candidate")
     assert model_versions.version_of(latest).tags["parent"] == CANDIDATE
@@ -155,7 +157,7 @@ def test_bad_input_is_one_line(corrected, pipeline, arguments, line):
 
 
 @pytest.mark.parametrize("pipeline", [attack_module.attack, evaluate_module.evaluate])
-def test_a_version_is_not_examined_with_data_that_it_was_not_made_of(corrected, tmp_path, pipeline):
+def test_a_version_is_not_examined_with_data_that_it_was_not_trained_on(corrected, tmp_path, pipeline):
     for split in ("train", "test"):
         for name in ("0", "1"):
             (tmp_path / split / name).mkdir(parents=True)
@@ -164,7 +166,7 @@ def test_a_version_is_not_examined_with_data_that_it_was_not_made_of(corrected, 
         pipeline([f"--model={CANDIDATE}", f"--data={tmp_path}"])
 
 
-def test_attacks_on_another_version_are_not_taken_for_this_ones(attacked):
+def test_attacks_on_another_version_are_refused(attacked):
     run_id = newest(attacked, "attack").info.run_id
     with pytest.raises(InputError, match=f"attack_run = {run_id} attacked {CANDIDATE}, not models:/digits-ddpm/1"):
         evaluate_module.evaluate(["--model=models:/digits-ddpm/1", "--forget=0", f"--attack-run={run_id}", *MEASURE])

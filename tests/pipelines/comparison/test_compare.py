@@ -54,8 +54,8 @@ def compare(place: Path, *more: str) -> None:
 
 
 def runs(store, filters: str):
-    found = store.search_runs([store.get_experiment_by_name(EXPERIMENT).experiment_id], filters)
-    return sorted(found, key=lambda each: each.info.start_time)
+    selected = store.search_runs([store.get_experiment_by_name(EXPERIMENT).experiment_id], filters)
+    return sorted(selected, key=lambda each: each.info.start_time)
 
 
 def children(store):
