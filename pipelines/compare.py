@@ -82,14 +82,14 @@ def run(comparison: Comparison, stop: StopSignal) -> pd.DataFrame:
         InputError: the model does not fit, or a child failed; the tables show the results of the others.
         Stopped: `stop` was raised; the same comparison resumes.
     """
-    comparison.check()
+    comparison.validate()
     tags = {"kind": "comparison", "comparison.methods": ",".join(each.label for each in comparison.variants)}
     with tracking.run(comparison.title, experiment=comparison.name, params=comparison.params(), tags=tags) as opened:
         opened.dataset(comparison.dataset, "training")
         runner = ComparisonRunner(comparison, opened, stop)
         rows = runner.run_children()
         if len(rows):
-            report.show(comparison, opened, rows, runner.minutes, runner.failures)
+            report.publish(comparison, opened, rows, runner.minutes, runner.failures)
         if runner.failures:
             raise InputError(
                 f"failed jobs: {len(runner.failures)}, the first: {runner.failures[0]}; the same command runs them again"

@@ -78,7 +78,7 @@ class Comparison:
         """The folder of the model to correct, verified."""
         return str(model_versions.resolve(self.source).absolute())
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise InputError where the model to correct does not fit the data or a method, or has forgotten a class before.
 
         Gold models and retained classes would have to leave that class out for every variant alike, which is not supported.

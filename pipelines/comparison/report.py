@@ -84,7 +84,7 @@ class ReportFiles:
         return self.run.picture(figure, f"comparison/{name}")
 
 
-def show(
+def publish(
     comparison: Comparison,
     run: tracking.Run,
     rows: pd.DataFrame,
