@@ -100,7 +100,7 @@ def measure_again(
     shared: dict[str, Any] = {"evaluation": asdict(evaluation)}
     jobs = deque([Job({"kind": "base", "number": _BASE, **shared})])
     for number, each in trials.items():
-        jobs.append(Job({"kind": "again", "number": number, "values": config.by_field(each.params), **shared}))
+        jobs.append(Job({"kind": "measure_again", "number": number, "values": config.by_field(each.params), **shared}))
     metrics: dict[int, dict[str, float]] = {}
 
     def on_message(job: Job, message: Message) -> bool:

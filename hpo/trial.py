@@ -97,13 +97,19 @@ class TrialContext:
         return {"base": self.base}
 
     def do(self, job: Message, send: Send) -> Message:
-        """Run a trial (job of kind trial), or measure a finished one or the base by another evaluation (again, base)."""
+        """Do a job and return its metrics.
+
+        Args:
+            job: kind trial (number, values by field), measure_again (the same, and an evaluation's fields), or base (an
+                evaluation's fields).
+            send: see `trial`.
+        """
         if job["kind"] == "trial":
             return {"metrics": self.trial(job["number"], job["values"], send)}
         evaluation = Evaluation(**job["evaluation"])
         if job["kind"] == "base":
             return {"metrics": self.measure_base(evaluation)}
-        return {"metrics": self.again(job["number"], job["values"], evaluation)}
+        return {"metrics": self.measure_again(job["number"], job["values"], evaluation)}
 
     def measure_base(self, evaluation: Evaluation) -> dict[str, float]:
         """Return the metrics of the model to correct; its samples are cached."""
@@ -132,7 +138,7 @@ class TrialContext:
         self._save_weights(folder)
         return metrics
 
-    def again(self, number: int, values: Mapping[str, Any], evaluation: Evaluation) -> dict[str, float]:
+    def measure_again(self, number: int, values: Mapping[str, Any], evaluation: Evaluation) -> dict[str, float]:
         """Measure a finished trial by another evaluation; where its weights are missing, unlearn again."""
         folder = self.config.trial_folder(number, values)
         saved = checkpoint.newest(folder / "weights")

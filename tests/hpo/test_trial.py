@@ -125,9 +125,9 @@ def test_a_finished_trial_is_measured_again_with_its_weights_or_without(
     config = tiny_search()
     context, more = context_of(config, tmp_path), final_evaluation(config.evaluation, 2)
     context.trial(0, VALUES, ignore)
-    with_weights = context.again(0, VALUES, more)
+    with_weights = context.measure_again(0, VALUES, more)
     shutil.rmtree(context.config.trial_folder(0, VALUES))
-    assert context.again(0, VALUES, more) == with_weights
+    assert context.measure_again(0, VALUES, more) == with_weights
     assert checkpoint.newest(context.config.trial_folder(0, VALUES) / "weights") is not None
 
 
