@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
+from safemax.errors import unknown
+
 
 class Labelled(Protocol):
     """Images, samples or features with labels."""
@@ -42,11 +44,17 @@ class ClassSplit:
             forget: labels to forget now.
             forgotten: names of all classes that the model to correct has forgotten so far.
 
+        Raises:
+            InputError: the data set has no class of such a name.
+
         >>> ClassSplit.of(("cat", "dog", "bird"), forget=(0,), forgotten=("dog",))
         ClassSplit(forget=(0,), forgotten_earlier=(1,), retained=(2,))
         """
-        now = tuple(forget)
-        earlier = tuple(k for k in map(class_names.index, forgotten) if k not in now)
+        now, before = tuple(forget), tuple(forgotten)
+        missing = [name for name in before if name not in class_names]
+        if missing:
+            raise unknown("class", missing[0], class_names)
+        earlier = tuple(k for k in map(class_names.index, before) if k not in now)
         retained = tuple(k for k in range(len(class_names)) if k not in (*now, *earlier))
         return cls(now, earlier, retained)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from safemax.data.class_split import ClassSplit
+from safemax.errors import InputError
 from tests.support import tiny_models
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -22,7 +23,7 @@ def test_a_class_that_is_forgotten_again_counts_as_forgotten_now() -> None:
 
 
 def test_a_forgotten_class_that_the_data_does_not_have_is_an_error() -> None:
-    with pytest.raises(ValueError, match="nobody"):
+    with pytest.raises(InputError, match="unknown class 'nobody'"):
         ClassSplit.of(NAMES, forget=(1,), forgotten=("nobody",))
 
 
