@@ -19,7 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.stage import Stage, use_tf32
-from benchmarks.official import CHEAP, Extent, official, official_salun, official_selective_amnesia
+from benchmarks.official import CHEAP, BenchmarkOptions, official, official_salun, official_selective_amnesia
 from benchmarks.step import bare
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, sample
@@ -48,7 +48,7 @@ class Bench:
     """The sizes of the stage, and the rows measured so far."""
 
     stage: Stage
-    extent: Extent
+    options: BenchmarkOptions
     rounds: int
     block: int
     rate: float = float("nan")
@@ -108,28 +108,28 @@ class Bench:
         frame = pd.DataFrame(self.rows).set_index("step")
         frame.insert(2, "of bare", [row["ms"] / self.ms_of("bare", row["precision"]) for row in self.rows])
         frame.insert(3, "of compiled", [row["ms"] / self.compiled_ms for row in self.rows])
-        remark = REMARK.format(rows=2 * self.extent.rows, rounds=self.rounds, block=self.block, rate=self.rate / 1e12)
-        self.stage.table("step", f"A step of the {self.extent.size} network", frame, remark, digits=2)
+        remark = REMARK.format(rows=2 * self.options.rows, rounds=self.rounds, block=self.block, rate=self.rate / 1e12)
+        self.stage.table("step", f"A step of the {self.options.size} network", frame, remark, digits=2)
 
 
 def run(stage: Stage) -> None:
     """Measure all, what matters most first."""
-    extent = Extent(size="digits", rows=4) if stage.rehearse else Extent(size="cifar", rows=64)
-    bench = Bench(stage, extent, 1 if stage.rehearse else 7, 1 if stage.rehearse else 5)
+    options = BenchmarkOptions(size="digits", rows=4) if stage.rehearse else BenchmarkOptions(size="cifar", rows=64)
+    bench = Bench(stage, options, 1 if stage.rehearse else 7, 1 if stage.rehearse else 5)
     stage.attempt("bf16 matrix product", lambda: setattr(bench, "rate", matmul_rate(256 if stage.rehearse else 8192)))
     for precision in ("fp32", "bf16"):
-        stage.attempt(f"bare, {precision}", partial(bench.add, "bare", precision, partial(_bare, extent, precision)))
+        stage.attempt(f"bare, {precision}", partial(bench.add, "bare", precision, partial(_bare, options, precision)))
     _methods(bench, "fp32")
     for name, official_build in (
         ("SalUn, official order", official_salun),
         ("SA, official order", official_selective_amnesia),
     ):
-        stage.attempt(name, partial(bench.add, name, "fp32", partial(official, official_build, extent)))
+        stage.attempt(name, partial(bench.add, name, "fp32", partial(official, official_build, options)))
     stage.attempt("sampling", lambda: sampling(bench))
     _compiled(bench, "bare, compiled", {})
     _methods(bench, "bf16")
     stage.attempt("bars", lambda: bars(bench), late=True)
-    stage.attempt("bare, tuned", lambda: bench.add("bare, TF32 and cudnn.benchmark", "fp32", lambda: _tuned(extent)))
+    stage.attempt("bare, tuned", lambda: bench.add("bare, TF32 and cudnn.benchmark", "fp32", lambda: _tuned(options)))
     for how in ({"channels_last": True}, {"mode": "max-autotune"}) if not stage.rehearse else ():
         _compiled(bench, "bare, compiled", how)
     stage.attempt("bars, again", lambda: bars(bench), late=True)
@@ -137,7 +137,7 @@ def run(stage: Stage) -> None:
 
 def _methods(bench: Bench, precision: str) -> None:
     for name, method in METHODS.items():
-        build = partial(_ours, method, bench.extent, precision)
+        build = partial(_ours, method, bench.options, precision)
         bench.stage.attempt(f"{name}, {precision}", partial(bench.add, name, precision, build))
 
 
@@ -145,7 +145,7 @@ def _compiled(bench: Bench, name: str, how: dict[str, Any]) -> None:
     label = f"{name} {' '.join(f'{key}={value}' for key, value in how.items())}".strip()
     needs = 0.0 if bench.stage.rehearse else COMPILING
     backend = "eager" if bench.stage.rehearse else "inductor"
-    build = partial(_bare, bench.extent, "bf16", backend=backend, **how)
+    build = partial(_bare, bench.options, "bf16", backend=backend, **how)
     bench.stage.attempt(label, partial(bench.add, label, "bf16", build), needs=needs)
 
 
@@ -165,14 +165,19 @@ def matmul_rate(side: int) -> float:
 
 
 def _bare(
-    extent: Extent, precision: str, *, backend: str = "", channels_last: bool = False, mode: str | None = None
+    options: BenchmarkOptions,
+    precision: str,
+    *,
+    backend: str = "",
+    channels_last: bool = False,
+    mode: str | None = None,
 ) -> tuple[Diffusion, Callable[[], Any]]:
-    model = extent.diffusion()
+    model = options.diffusion()
     if channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if backend:
         model.denoiser = torch.compile(model.denoiser, backend=backend, mode=mode)
-    step = bare(model, 2 * extent.rows)
+    step = bare(model, 2 * options.rows)
 
     def cast() -> None:
         with _autocast(model, precision):
@@ -181,16 +186,16 @@ def _bare(
     return model, cast
 
 
-def _tuned(extent: Extent) -> tuple[Diffusion, Callable[[], Any]]:
+def _tuned(options: BenchmarkOptions) -> tuple[Diffusion, Callable[[], Any]]:
     """Return the bare step with the switches that PyTorch leaves off; they stay on for what follows."""
     use_tf32()
-    return _bare(extent, "fp32")
+    return _bare(options, "fp32")
 
 
-def _ours(method: str, extent: Extent, precision: str) -> tuple[Diffusion, Callable[[], Any]]:
-    model = extent.diffusion()
-    training = Training(batch_size=2 * extent.rows, precision=precision, device=model.device.type)
-    return model, steps_of(model, create(method, **CHEAPEST.get(method, {})), extent.split(), (0,), training)
+def _ours(method: str, options: BenchmarkOptions, precision: str) -> tuple[Diffusion, Callable[[], Any]]:
+    model = options.diffusion()
+    training = Training(batch_size=2 * options.rows, precision=precision, device=model.device.type)
+    return model, steps_of(model, create(method, **CHEAPEST.get(method, {})), options.split(), (0,), training)
 
 
 def _flops(step: Callable[[], Any]) -> float:
@@ -208,7 +213,7 @@ def sampling(bench: Bench) -> None:
     count = 20 if bench.stage.rehearse else 500
     rows = []
     for precision in ("fp32", "bf16"):
-        model = bench.extent.diffusion()
+        model = bench.options.diffusion()
         labels = torch.arange(count) % model.num_classes
         with _autocast(model, precision):
             sample(model, labels, FAST, seed=0)
