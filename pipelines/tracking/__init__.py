@@ -1,29 +1,24 @@
-"""Runs in MLflow: the one place that writes them."""
+"""Runs in MLflow, and the store that holds them."""
 
-from pipelines.tracking.runs import (
-    ADMINISTRATION,
-    MODE,
-    Run,
-    alive,
-    environment,
-    refusal,
-    run,
-    setup,
-    spaced,
-    store,
-    without_password,
-)
+from pipelines.tracking.addresses import without_password
+from pipelines.tracking.liveness import PROCESS, alive, this_process
+from pipelines.tracking.mlflow_store import refusal, search_all, setup, store
+from pipelines.tracking.provenance import environment
+from pipelines.tracking.runs import ADMINISTRATION, MODE, Run, run, spaced
 
 __all__ = [
     "ADMINISTRATION",
     "MODE",
+    "PROCESS",
     "Run",
     "alive",
     "environment",
     "refusal",
     "run",
+    "search_all",
     "setup",
     "spaced",
     "store",
+    "this_process",
     "without_password",
 ]

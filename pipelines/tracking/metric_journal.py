@@ -1,4 +1,4 @@
-"""A job's metrics on disk, beside its checkpoint: JSON lines that are only ever appended, for the process that goes on."""
+"""A job's metrics on disk, beside its checkpoint: JSON lines, only ever appended, for the process that resumes the job."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class MetricJournal:
     """The metrics of every process that worked on a job.
 
     A line reaches the kernel before `append` returns: a kill loses nothing, a power cut the last seconds. A step that was
-    done again after a kill stands there twice, and counts once.
+    repeated after a kill has two lines, of which the last counts.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         folder.mkdir(parents=True, exist_ok=True)
-        self._mend()
+        self._terminate_last_line()
 
     def append(self, metrics: Sequence[Metric]) -> None:
         """Append a line for each metric."""
@@ -30,22 +30,22 @@ class MetricJournal:
             file.writelines(lines)
 
     def read(self) -> list[Metric]:
-        """Return each metric of each step once, as it was logged last, in the order of the steps."""
+        """Return the last value of each metric at each step, in the order of the steps."""
         last: dict[tuple[str, int], Metric] = {}
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else ():
             try:
                 key, value, timestamp, step = json.loads(line)
-            except ValueError:  # what a kill left half-written
+            except ValueError:  # a kill cut the line
                 continue
             last[key, step] = Metric(key, value, timestamp, step)
         return sorted(last.values(), key=lambda each: each.step)
 
     def clear(self) -> None:
-        """Delete the file: the job is over and its run has the metrics."""
+        """Delete the file: the job is complete and its run has the metrics."""
         self.path.unlink(missing_ok=True)
 
-    def _mend(self) -> None:
-        """End a line that a kill left half-written, so that it spoils no other."""
+    def _terminate_last_line(self) -> None:
+        """End a line that a kill cut, so that the next one starts on its own."""
         if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n")

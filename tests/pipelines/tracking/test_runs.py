@@ -23,6 +23,7 @@ from PIL import Image
 from sqlalchemy.exc import OperationalError
 
 from pipelines import tracking
+from pipelines.tracking import runs
 from safemax.errors import InputError, Stopped
 from tests.support import tiny_models
 
@@ -143,7 +144,7 @@ def test_hundreds_of_metrics_take_few_calls(mlflow_store: MlflowClient, monkeypa
 def test_metrics_do_not_wait_for_the_end_of_the_run(
     mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "FLUSH_SECONDS", 0.0)
     with opened() as run:
         run.log({"forget/ua": 99.0})
         assert mlflow_store.get_run(run.id).data.metrics == {"forget/ua": 99.0}
@@ -158,7 +159,7 @@ def test_a_metric_that_is_not_finite_is_kept_as_it_is(mlflow_store: MlflowClient
 def test_training_goes_on_while_the_store_is_away_and_every_metric_arrives_once(
     mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "FLUSH_SECONDS", 0.0)
     with opened() as run:
         with monkeypatch.context() as outage:
             outage.setattr(MlflowClient, "log_batch", _unavailable)
@@ -166,7 +167,7 @@ def test_training_goes_on_while_the_store_is_away_and_every_metric_arrives_once(
                 run.log({"loss/forget": float(step)}, step)
         run.log({"loss/forget": 5.0}, 5)
     assert [m.step for m in mlflow_store.get_metric_history(run.id, "loss/forget")] == [0, 1, 2, 3, 4, 5]
-    assert "5 metrics wait" in caplog.text
+    assert "5 metrics pending" in caplog.text
 
 
 def test_a_class_may_have_a_name_that_no_metric_may(mlflow_store: MlflowClient) -> None:
@@ -188,22 +189,22 @@ def test_a_password_in_an_address_reaches_no_run(mlflow_store: MlflowClient, mon
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (MlflowException("no", error_code=PERMISSION_DENIED), "refuses: no"),
+        (MlflowException("no", error_code=PERMISSION_DENIED), "denies access: no"),
         (requests.ConnectionError("refused\nby the host"), "does not answer: refused"),
         (OperationalError("SELECT 1", {}, Exception("no such table")), "a database cannot be used"),
         (KeyError("t"), None),
         (MlflowException("a fault"), None),
     ],
 )
-def test_a_store_that_does_not_serve_is_told_in_a_line(error: Exception, line: str | None) -> None:
-    said = tracking.refusal(error)
-    assert said is None if line is None else line in str(said) and "\n" not in str(said)
+def test_a_store_that_cannot_be_used_is_reported_in_one_line(error: Exception, line: str | None) -> None:
+    message = tracking.refusal(error)
+    assert message is None if line is None else line in str(message) and "\n" not in str(message)
 
 
 def test_a_metric_that_no_store_would_take_is_an_error_at_once(
     mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "FLUSH_SECONDS", 0.0)
     with pytest.raises(MlflowException, match="exceeds the maximum length"), opened() as run:
         run.log({"k" * 300: 1.0})
     assert mlflow_store.get_run(run.id).info.status == "FAILED"

@@ -26,6 +26,7 @@ from pipelines import unlearn as unlearn_module
 from pipelines.promote import promote
 from pipelines.registry import model_versions
 from pipelines.rollback import rollback
+from pipelines.tracking import runs
 from pipelines.tracking.metric_journal import MetricJournal
 from pipelines.versions import versions
 from safemax.errors import InputError
@@ -190,7 +191,7 @@ def test_training_goes_on_while_the_team_server_is_dead_and_every_metric_arrives
     server, client = team
     if model_versions.find(NAME, "base") is None:
         demo_module.demo(SMALL)
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 1.0)
+    monkeypatch.setattr(runs, "FLUSH_SECONDS", 1.0)
     command = ["--forget=5", "--steps=600", "--batch-size=64", "--previews=8", "--name=digits-ddpm", *EVALUATION]
     unlearn_module.unlearn(command)
     calm = model_versions.evidence(f"models:/{NAME}@candidate")
@@ -219,7 +220,7 @@ def test_a_server_that_is_killed_costs_no_metric_and_a_run_that_ends_without_it_
     small_server: tuple[Server, MlflowClient], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     server, client = small_server
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "FLUSH_SECONDS", 0.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
         run.start_journal(tmp_path / "job")
@@ -231,7 +232,7 @@ def test_a_server_that_is_killed_costs_no_metric_and_a_run_that_ends_without_it_
         server.start()
         run.log({"loss/a": 3.0}, 3)
     assert [each.step for each in client.get_metric_history(run.id, "loss/a")] == [1, 2, 3]
-    with pytest.raises(InputError, match="does not answer; the same command goes on"):
+    with pytest.raises(InputError, match="does not answer; the same command resumes"):
         _end_without(server, tmp_path)
     assert [each.step for each in MetricJournal(tmp_path / "other").read()] == [1, 2]
 
