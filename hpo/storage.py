@@ -1,9 +1,8 @@
-"""Where a study lives: a journal file that one coordinator owns, or a PostgreSQL database that many machines share."""
+"""Storage of a study: a journal file that one coordinator owns, or a PostgreSQL database that many machines share."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -13,18 +12,19 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.tracking import without_password
+from pipelines.tracking import first_line, without_password
 from safemax.errors import InputError
 
 RETRIES = 3
 _JOURNAL = b'{"op_code"'  # how every line of Optuna's journals begins
-# A machine that gave no sign for so long is dead, and its trials are run again elsewhere.
+# A machine without a heartbeat for the grace period is dead, and its trials are run again elsewhere.
 HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 150
 
 
@@ -35,7 +35,7 @@ class Store:
     Args:
         storage: Optuna's.
         shared: whether other coordinators may be using it.
-        leads: whether this coordinator is the study's only or its first one, which evaluates and registers at the end.
+        leads: whether this coordinator is the study's first or only one, which evaluates and registers at the end.
     """
 
     storage: BaseStorage
@@ -43,10 +43,10 @@ class Store:
     leads: bool
 
     def alone(self) -> AbstractContextManager[object]:
-        """Keep other coordinators from choosing trials meanwhile."""
+        """Keep other coordinators from choosing trials inside the block."""
         if not isinstance(self.storage, RDBStorage):
             return contextlib.nullcontext()
-        return _held(self.storage.engine, "choosing a trial")
+        return _exclusive(self.storage.engine, "choosing a trial")
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def opened(address: str, study: str, default: Path) -> Iterator[Store]:
         return
     database = _database(address)
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        # The server releases the lock when the connection ends, however that comes about; a pooled one would not end.
+        # The server releases the lock when the connection ends, for whatever reason; a pooled connection would stay open.
         connection.detach()
         leads = connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _key(study)}).scalar()
         yield Store(database, shared=True, leads=bool(leads))
@@ -76,43 +76,47 @@ def opened(address: str, study: str, default: Path) -> Iterator[Store]:
 
 @contextmanager
 def _journal(path: Path) -> Iterator[JournalStorage]:
+    """Open a journal as its only owner; the lock file beside it stays, and the kernel releases it when the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(f"{path}.owner", os.O_RDWR | os.O_CREAT, 0o600)
+    owner = FileLock(f"{path}.owner", mode=0o600, timeout=0, fallback_to_soft=False)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _mend(path)
-        yield JournalStorage(JournalFileBackend(str(path)))
-    except BlockingIOError:
+        owner.acquire()
+    except Timeout:
         raise InputError(
-            f"storage = {path} is in use: another process runs this study; postgresql://... is for several"
+            f"storage = {path} is in use by another process; for several processes use postgresql://..."
         ) from None
+    try:
+        _repair(path)
+        yield JournalStorage(JournalFileBackend(str(path)))
     finally:
-        os.close(handle)
+        owner.release()
 
 
-def _mend(path: Path) -> None:
-    """Undo what a kill in the middle of a write leaves: a torn last line bricks the study, a lock costs 30 seconds."""
+def _repair(path: Path) -> None:
+    """Undo what a kill during a write leaves: a cut last line makes the study unreadable, a lock costs 30 seconds."""
     if path.exists():
         content = path.read_bytes()
         if content and not content.startswith(_JOURNAL[: len(content)]):
-            raise InputError(f"storage = {path} is not a journal of Optuna's; it was left alone. Name another file")
+            raise InputError(f"storage = {path} is not a journal of Optuna and was not changed; name another file")
     Path(f"{path}.lock").unlink(missing_ok=True)
     if path.exists():
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):
+            os.truncate(path, complete)
 
 
 def _database(address: str) -> RDBStorage:
     url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", address)
     if not url.startswith("postgresql+psycopg://"):
-        raise InputError(f"storage = {without_password(address)} is not allowed; auto, a path or postgresql://... is")
+        raise InputError(
+            f"storage = {without_password(address)} is not allowed; it is auto, a path or postgresql://..."
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             retry = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
-            # Two machines that make the tables at once fail, the one or the other.
-            with _held(create_engine(url, poolclass=NullPool), "making the tables"):
+            # If two machines make the tables at once, one of them fails.
+            with _exclusive(create_engine(url, poolclass=NullPool), "making the tables"):
                 return RDBStorage(
                     url,
                     heartbeat_interval=HEARTBEAT_SECONDS,
@@ -124,13 +128,12 @@ def _database(address: str) -> RDBStorage:
             f"storage = {without_password(address)} needs psycopg: pip install 'psycopg[binary]' ({error})"
         ) from error
     except SQLAlchemyError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"storage = {without_password(address)} cannot be used: {without_password(reason)}") from error
+        raise InputError(f"storage = {without_password(address)} cannot be used: {first_line(error)}") from error
 
 
 @contextmanager
-def _held(engine: Engine, what: str) -> Iterator[None]:
-    """Keep other coordinators from doing the same meanwhile."""
+def _exclusive(engine: Engine, what: str) -> Iterator[None]:
+    """Keep other coordinators from doing the same inside the block."""
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _key(f"safemax: {what}")})
         yield

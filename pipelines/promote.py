@@ -1,7 +1,6 @@
-"""Promote a version: let an alias point to it if its evidence passes every gate, and record who did so, when and why.
+"""Promote a version: move an alias to it if its evidence passes every gate, and record who did so, when and why.
 
-The gates stand in pipelines/registry/gates.yaml. A refusal ends with status 1 and leaves the alias where it was; so does a dry run
-that would be refused.
+The gates are in pipelines/registry/gates.yaml. A refusal, also of a dry run, ends with status 1 and does not move the alias.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pipelines import tracking
 from pipelines.cli.options import AliasOptions, taken
 from pipelines.cli.parser import main, parse
-from pipelines.registry import aliases, gates, model_versions, registration
+from pipelines.registry import aliases, gates, model_versions, registration, thresholds
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.knobs import check, knob
@@ -22,18 +21,20 @@ from safemax.reports.images_and_tables import as_markdown, as_text
 
 @dataclass(frozen=True)
 class PromoteOptions:
-    """The version, the gates and the place."""
+    """The version, the gates and the registered model whose alias moves."""
 
     version: str = knob("candidate", "version to promote: a number, or an alias")
-    gates: str = knob("default", "YAML file of gates; default is pipelines/registry/gates.yaml")
-    to: str = knob("same", "registered model whose alias moves; another one than the model gets a copy of the version")
+    gates: str = knob("default", "YAML file of gates, or default: pipelines/registry/gates.yaml")
+    to: str = knob(
+        "same", "registered model whose alias moves; if it is not the version's own, it gets a copy of the version"
+    )
 
     def __post_init__(self) -> None:
         check(self)
         taken("to", self.to)
 
     def address(self, model: str) -> str:
-        """Return the address of the version as it is named."""
+        """Return the address of the version, by number or alias as the user gave it."""
         return f"models:/{model}{'/' if self.version.isdecimal() else '@'}{self.version}"
 
 
@@ -43,21 +44,21 @@ PARAMETERS: dict[str, type] = {"alias": AliasOptions, "promotion": PromoteOption
 def promote(argv: Sequence[str]) -> None:
     """Promote by the command line's parameters."""
     chosen = parse("python -m pipelines.promote", __doc__ or "", PARAMETERS, argv)
-    asked, promotion = chosen["alias"], chosen["promotion"]
-    limits = gates.read(gates.DEFAULT if promotion.gates == "default" else promotion.gates)
-    address = model_versions.pinned(promotion.address(asked.model))
-    target = asked.model if promotion.to == "same" else promotion.to
-    holder = model_versions.holder(target, asked.alias)
-    asked.validate(holder)
-    params = {"promote.model": address, "promote.to": target, "promote.alias": asked.alias, "promote.from": holder}
-    name = f"promote-{target}-{asked.alias}-{address.rpartition('/')[2]}"
+    options, promotion = chosen["alias"], chosen["promotion"]
+    limits = thresholds.read(thresholds.DEFAULT if promotion.gates == "default" else promotion.gates)
+    address = model_versions.pinned(promotion.address(options.model))
+    target = options.model if promotion.to == "same" else promotion.to
+    current = model_versions.aliased_number(target, options.alias)
+    options.validate(current)
+    params = {"promote.model": address, "promote.to": target, "promote.alias": options.alias, "promote.from": current}
+    name = f"promote-{target}-{options.alias}-{address.rpartition('/')[2]}"
     with tracking.run(name, experiment=tracking.ADMINISTRATION, params=params, tags={"kind": "promotion"}) as run:
-        passed = _decide(address, f"models:/{target}/{holder}" if holder else None, limits, run)
-        if asked.dry_run:
-            print(f"\ndry run: {address} would become {asked.alias} of {target} in place of {holder or 'none'}")
+        passed = _apply_gates(address, f"models:/{target}/{current}" if current else None, limits, run)
+        if options.dry_run:
+            print(f"\ndry run: {address} would become {options.alias} of {target} in place of {current or 'none'}")
             return
-        number = address.rpartition("/")[2] if target == asked.model else registration.copy(address, target)
-        _move(target, number, holder, asked, passed, run)
+        number = address.rpartition("/")[2] if target == options.model else registration.copy(address, target)
+        _move(target, number, current, options, passed, run)
 
 
 def case(address: str, champion: str | None) -> gates.Case:
@@ -65,7 +66,7 @@ def case(address: str, champion: str | None) -> gates.Case:
 
     Args:
         address: of the version, models:/NAME/VERSION.
-        champion: address of the version that holds the alias, None where none does.
+        champion: address of the version that the alias points to now, None if there is none.
     """
     pipeline = model_versions.resolve(address)
     attacks = model_versions.attached(address, "attacks")
@@ -77,28 +78,30 @@ def case(address: str, champion: str | None) -> gates.Case:
     )
 
 
-def _decide(address: str, champion: str | None, limits: gates.GateThresholds, run: tracking.Run) -> list[gates.Gate]:
+def _apply_gates(
+    address: str, champion: str | None, limits: thresholds.GateThresholds, run: tracking.Run
+) -> list[gates.Gate]:
     applied = gates.judge(case(address, champion), limits)
-    frame = gates.table(applied)
-    print(f"\n{address}, beside {champion or 'no champion'}\n\n{as_text(frame)}\n")
+    frame, heading = gates.table(applied), f"{address}, compared with {champion or 'no champion'}"
+    print(f"\n{heading}\n\n{as_text(frame)}\n")
     run.table(frame.reset_index(), "gates")
-    run.note(f"{address}, beside {champion or 'no champion'}\n\n{as_markdown(frame)}")
-    if refused := gates.refusals(applied):
-        raise InputError(f"{address} is refused by: {'; '.join(refused)}; the alias was not moved")
+    run.note(f"{heading}\n\n{as_markdown(frame)}")
+    if failed := gates.refusals(applied):
+        raise InputError(f"{address} is refused by: {'; '.join(failed)}; the alias was not moved")
     return applied
 
 
 def _move(
-    name: str, number: str, holder: str | None, asked: AliasOptions, passed: Sequence[gates.Gate], run: tracking.Run
+    name: str, number: str, current: str | None, options: AliasOptions, passed: Sequence[gates.Gate], run: tracking.Run
 ) -> None:
-    if holder == number:
-        print(f"{asked.alias} of {name} points to version {number} already")
+    if current == number:
+        print(f"{options.alias} of {name} already points to version {number}")
         return
     line = "; ".join(f"{gate.name} {gate.value}, {gate.threshold}: {gate.verdict}" for gate in passed)
-    record = aliases.planned(aliases.PROMOTE, holder, number, why=asked.why, run_id=run.id, gates=line)
-    run.json({"model": name, "alias": asked.alias, **record}, "move")
-    aliases.move(name, asked.alias, record)
-    print(f"{asked.alias} of {name}: {holder or 'none'} -> {number}\n{run.url}  (after `make ui`)")
+    record = aliases.new_move(aliases.PROMOTE, current, number, why=options.why, run_id=run.id, gates=line)
+    run.json({"model": name, "alias": options.alias, **record}, "move")
+    aliases.move(name, options.alias, record)
+    print(f"{options.alias} of {name}: {current or 'none'} -> {number}\n{run.url}  (after `make ui`)")
 
 
 if __name__ == "__main__":

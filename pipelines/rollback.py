@@ -1,4 +1,4 @@
-"""Take a promotion back: let an alias point to the version that held it before, after verifying that version's files."""
+"""Take a promotion back: move an alias to the version that it pointed to before, after verifying that version's files."""
 
 from __future__ import annotations
 
@@ -15,42 +15,46 @@ PARAMETERS: dict[str, type] = {"alias": AliasOptions}
 
 def rollback(argv: Sequence[str]) -> None:
     """Roll back by the command line's parameters."""
-    asked = parse("python -m pipelines.rollback", __doc__ or "", PARAMETERS, argv)["alias"]
-    holder = model_versions.holder(asked.model, asked.alias)
-    asked.validate(holder)
-    if holder is None and not tracking.store().search_registered_models(filter_string=f"name='{asked.model}'"):
-        known = [each.name for each in tracking.store().search_registered_models()]
-        raise unknown("registered model", asked.model, known)
-    if holder is None:
-        raise InputError(f"{asked.alias} of {asked.model} points to no version; there is nothing to take back")
-    earlier = aliases.previous(aliases.recorded(asked.model, asked.alias), holder)
-    if earlier is None:
-        raise InputError(f"{asked.alias} of {asked.model} has pointed to no version before {holder}, by its record")
-    model_versions.resolve(f"models:/{asked.model}/{earlier}")  # refuses a version that would not load
+    options = parse("python -m pipelines.rollback", __doc__ or "", PARAMETERS, argv)["alias"]
+    current = model_versions.aliased_number(options.model, options.alias)
+    options.validate(current)
+    if current is None:
+        raise _nothing_to_roll_back(options)
+    target = aliases.rollback_target(aliases.recorded_moves(options.model, options.alias), current)
+    if target is None:
+        raise InputError(f"{options.alias} of {options.model} has no recorded version before {current}")
+    model_versions.resolve(f"models:/{options.model}/{target}")  # refuses a version that would not load
     params = {
-        "rollback.model": asked.model,
-        "rollback.alias": asked.alias,
-        "rollback.from": holder,
-        "rollback.to": earlier,
+        "rollback.model": options.model,
+        "rollback.alias": options.alias,
+        "rollback.from": current,
+        "rollback.to": target,
     }
-    name = f"rollback-{asked.model}-{asked.alias}-{earlier}"
+    name = f"rollback-{options.model}-{options.alias}-{target}"
     with tracking.run(name, experiment=tracking.ADMINISTRATION, params=params, tags={"kind": "rollback"}) as run:
-        change = f"{asked.alias} of {asked.model}: {holder} -> {earlier}"
-        print(change + _regained(asked.model, holder, earlier))
-        if not asked.dry_run:
-            record = aliases.planned(aliases.ROLLBACK, holder, earlier, why=asked.why, run_id=run.id)
-            run.note(f"{change}. {asked.why}")
-            run.json({"model": asked.model, "alias": asked.alias, **record}, "move")
-            aliases.move(asked.model, asked.alias, record)
+        change = f"{options.alias} of {options.model}: {current} -> {target}"
+        print(change + _warning(options.model, current, target))
+        if not options.dry_run:
+            record = aliases.new_move(aliases.ROLLBACK, current, target, why=options.why, run_id=run.id)
+            run.note(f"{change}. {options.why}")
+            run.json({"model": options.model, "alias": options.alias, **record}, "move")
+            aliases.move(options.model, options.alias, record)
 
 
-def _regained(name: str, holder: str, earlier: str) -> str:
-    """Return what a reader must know of a rollback: the classes that come back with it, or nothing."""
+def _nothing_to_roll_back(options: AliasOptions) -> InputError:
+    names = [each.name for each in tracking.search_all(tracking.store().search_registered_models)]
+    if options.model not in names:
+        return unknown("registered model", options.model, names)
+    return InputError(f"{options.alias} of {options.model} points to no version; there is nothing to roll back")
+
+
+def _warning(name: str, current: str, target: str) -> str:
+    """Return a warning that names the classes that come back with a rollback, "" if there are none."""
     now, then = (
-        model_versions.version_of(f"models:/{name}/{each}").tags.get("forgotten", "") for each in (holder, earlier)
+        model_versions.version_of(f"models:/{name}/{each}").tags.get("forgotten", "") for each in (current, target)
     )
-    back = sorted(set(now.split(",")) - {*then.split(","), ""})
-    return f"\nwarning: version {earlier} has not forgotten {', '.join(back)}" if back else ""
+    regained = sorted(set(now.split(",")) - {*then.split(","), ""})
+    return f"\nwarning: version {target} has not forgotten {', '.join(regained)}" if regained else ""
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Serve MLflow's UI to this machine alone, and say where the training runs and the versions are.
+"""Serve MLflow's UI to this machine only, and print links to the training runs and the versions.
 
-The UI opens in a mode for language models that hides training runs, unless a link says otherwise.
+Without such a link, the UI opens in a mode for language models that hides training runs.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ PARAMETERS: dict[str, type] = {"server": UIOptions}
 
 
 def links(client: MlflowClient, base: str) -> list[str]:
-    """Return a line for each experiment and registered model of a store: its name and its page, in the training-run mode."""
-    experiments = [(each.name, f"experiments/{each.experiment_id}") for each in client.search_experiments()]
-    models = [(f"{each.name} (versions)", f"models/{each.name}") for each in client.search_registered_models()]
-    found = [*reversed(experiments), *models]
-    width = max(len(name) for name, _ in found)
-    return [f"{name:<{width}}  {base}/#/{path}?{tracking.MODE}" for name, path in found]
+    """Return a line for each experiment and registered model: its name and its page, in the mode for training runs."""
+    experiments = tracking.search_all(client.search_experiments)
+    models = tracking.search_all(client.search_registered_models)
+    pages = [(each.name, f"experiments/{each.experiment_id}") for each in reversed(experiments)]
+    pages += [(f"{each.name} (versions)", f"models/{each.name}") for each in models]
+    width = max(len(name) for name, _ in pages)
+    return [f"{name:<{width}}  {base}/#/{path}?{tracking.MODE}" for name, path in pages]
 
 
 def command(store: str, port: int) -> list[str]:
@@ -51,15 +52,17 @@ def command(store: str, port: int) -> list[str]:
 
 def serve(argv: Sequence[str]) -> None:
     """Print the links and become the server."""
-    asked = parse("python -m pipelines.ui", __doc__ or "", PARAMETERS, argv)["server"]
+    options = parse("python -m pipelines.ui", __doc__ or "", PARAMETERS, argv)["server"]
     client, store = tracking.store(), mlflow.get_tracking_uri()
     if store.startswith("http"):
-        raise InputError(f"MLFLOW_TRACKING_URI = {store} is a server already; open it in a browser")
-    print("\n".join(links(client, f"http://{HOST}:{asked.port}")))
+        raise InputError(
+            f"MLFLOW_TRACKING_URI = {tracking.without_password(store)} is already a server; open it in a browser"
+        )
+    print("\n".join(links(client, f"http://{HOST}:{options.port}")))
     print("(click `Model training`, upper left, once: the browser remembers it, MLflow's own links do not)", flush=True)
-    # Without this, the server keeps eight more processes of 250 MB for jobs that nobody gives it.
+    # Otherwise the server starts eight more processes of 250 MB each, for jobs that nobody submits.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    words = command(store, asked.port)
+    words = command(store, options.port)
     os.execv(words[0], words)
 
 

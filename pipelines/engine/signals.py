@@ -1,4 +1,4 @@
-"""A pipeline's manners as a process: it stops when it is told to, and it does not outlive its launcher."""
+"""Signals: a pipeline stops between two steps on SIGTERM, and it does not outlive its launcher."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopSignal:
-    """False until raised; the caller asks between two steps."""
+    """A flag that SIGTERM raises; the caller reads it between two steps."""
 
     def __init__(self) -> None:
-        self._raised = self._eager = False
+        self._raised = self._interrupts = False
 
     def __call__(self) -> bool:
         """Return whether the flag has been raised."""
@@ -30,42 +30,42 @@ class StopSignal:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Raise Stopped where the signal finds the work inside: for hours of sampling, which nothing asks to stop."""
-        self._eager = True
+        """Raise Stopped as soon as the signal arrives inside: for hours of sampling, which does not read the flag."""
+        self._interrupts = True
         try:
             if self._raised:
                 raise Stopped
             yield
         finally:
-            self._eager = False
+            self._interrupts = False
 
     def raise_on(self, signum: int, frame: FrameType | None) -> None:
-        """Handle a signal: set the flag, nothing else (a lock, as in threading.Event, deadlocks on a second signal)."""
+        """Handle a signal: only set the flag (a lock, as in threading.Event, deadlocks on a second signal)."""
         self._raised = True
-        if self._eager:
-            self._eager = False
+        if self._interrupts:
+            self._interrupts = False
             raise Stopped
 
 
 def stop_on_sigterm() -> StopSignal:
-    """Return a flag that SIGTERM raises, instead of ending the process where it stands; for the main thread."""
+    """Return a flag that SIGTERM raises instead of ending the process; call it in the main thread."""
     flag = StopSignal()
     signal.signal(signal.SIGTERM, flag.raise_on)
     return flag
 
 
 def is_follower_rank() -> bool:
-    """Return whether torchrun started this process to train along with the one that opens runs and registers versions."""
+    """Return whether torchrun started this process as a rank other than 0, which opens runs and registers versions."""
     return os.environ.get("RANK", "0") != "0"
 
 
 def die_with_parent() -> None:
-    """Ask for SIGTERM at the death of the launcher, if one is named in LAUNCHER; Linux only, elsewhere a no-op.
+    """Request SIGTERM at the death of the launcher that LAUNCHER names, if any; Linux only, elsewhere a no-op.
 
-    `mlflow run` forwards no signal to its child, which would train on as an orphan of a run left RUNNING. The kernel
-    watches the launcher's thread, so a launcher must start its children from a thread that lives as long as they do.
-    A launcher that died before this call, while torch was imported, counts too: call stop_on_sigterm first, or that
-    signal ends the process on the spot. The variable is removed: it is true for this process, not for its children.
+    `mlflow run` forwards no signal to its child, which would continue to train as an orphan with its run left RUNNING. The
+    kernel watches the launcher's thread, so a launcher must start its children from a thread that lives as long as they do.
+    If the launcher died before this call, while torch was imported, the signal is sent at once: call stop_on_sigterm first,
+    or it ends the process. The variable is removed, since it does not hold for the children of this process.
     """
     launcher = os.environ.pop(LAUNCHER, "")
     if not launcher or sys.platform != "linux":

@@ -1,17 +1,13 @@
-"""What the model registry holds: versions by address, their files verified before anyone loads them, their evidence."""
+"""Versions by address: their files, verified before they are loaded, and their evidence."""
 
 from __future__ import annotations
 
 import atexit
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +26,33 @@ _ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(/(?P<version>[0-9]{1,9})|@(?P<
 
 
 def resolve(uri: str) -> Path:
-    """Return the diffusers folder of a version, a private and verified copy that lives as long as the process.
+    """Return the diffusers folder of a version: a private, verified copy, deleted when the process ends.
 
     Args:
-        uri: models:/NAME/3 or models:/NAME@alias; a path or a hub id is returned as it is.
+        uri: models:/NAME/3 or models:/NAME@alias; a path or a hub id is returned unchanged.
 
     Raises:
-        InputError: no such version, or a file of it is missing, changed or added.
+        InputError: no such version, or one of its files is missing, changed or added.
     """
     if not uri.startswith("models:"):
         return Path(uri)
     folder = Path(tempfile.mkdtemp(prefix="safemax-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    found = version_of(uri)
-    return (
-        download(f"models:/{found.name}/{found.version}", folder, found.tags.get(MANIFEST)) / "artifacts" / "pipeline"
-    )
+    version = version_of(uri)
+    root = download(f"models:/{version.name}/{version.version}", folder, version.tags.get(MANIFEST))
+    return root / "artifacts" / "pipeline"
 
 
 def evidence(uri: str) -> dict[str, Any]:
-    """Return the evidence a version was registered with; InputError as in `resolve`."""
+    """Return the evidence that a version was registered with; InputError as in `resolve`."""
     return json.loads((resolve(uri).parent / "evidence.json").read_text())
 
 
 def version_of(uri: str) -> ModelVersion:
-    """Return what the registry knows of models:/NAME/3 or models:/NAME@alias: name, version, tags, aliases, run_id.
+    """Return the registry's entry of models:/NAME/3 or models:/NAME@alias: name, version, tags, aliases, run_id.
 
     Raises:
-        InputError: another kind of address, or nothing there, with what is.
+        InputError: not such an address, or no such version; the message lists the known ones.
     """
     parts = _ADDRESS.fullmatch(uri)
     if parts is None:
@@ -72,15 +67,15 @@ def version_of(uri: str) -> ModelVersion:
 
 
 def pinned(uri: str) -> str:
-    """Return the address of the version that an alias points to now; other addresses are returned as they are."""
+    """Return the address of the version that an alias points to now; other addresses are returned unchanged."""
     if not uri.startswith("models:"):
         return uri
-    found = version_of(uri)
-    return f"models:/{found.name}/{found.version}"
+    version = version_of(uri)
+    return f"models:/{version.name}/{version.version}"
 
 
 def link(address: str) -> str:
-    """Return the markdown that leads a reader of the UI to a version; other addresses are returned as code."""
+    """Return a markdown link to a version's page in the UI; other addresses are returned as code."""
     parts = _ADDRESS.fullmatch(address)
     if parts is None or parts["version"] is None:
         return f"`{address}`"
@@ -89,7 +84,7 @@ def link(address: str) -> str:
 
 
 def find(name: str, alias: str) -> str | None:
-    """Return models:/NAME/VERSION of an alias, or None where there is no such model or alias."""
+    """Return models:/NAME/VERSION of an alias, or None if there is no such model or alias."""
     try:
         aliases = tracking.store().get_registered_model(name).aliases
     except MlflowException as error:
@@ -99,23 +94,23 @@ def find(name: str, alias: str) -> str | None:
     return f"models:/{name}/{aliases[alias]}" if alias in aliases else None
 
 
-def holder(name: str, alias: str) -> str | None:
-    """Return the number of the version that an alias points to, or None where there is no such model or alias."""
-    found = find(name, alias)
-    return found.rpartition("/")[2] if found else None
+def aliased_number(name: str, alias: str) -> str | None:
+    """Return the number of the version that an alias points to, or None if there is no such model or alias."""
+    address = find(name, alias)
+    return address.rpartition("/")[2] if address else None
 
 
 def attached(address: str, kind: str) -> bytes | None:
-    """Return what `attach` gave a version, None where there is nothing of the kind.
+    """Return the evidence of a kind that `registration.attach` gave a version, None if there is none.
 
     Raises:
-        InputError: it was measured on other files than the version's, or is gone or changed.
+        InputError: it was measured on other files than the version's, or is missing or changed.
     """
-    found = version_of(address)
-    if f"evidence.{kind}" not in found.tags:
+    version = version_of(address)
+    if f"evidence.{kind}" not in version.tags:
         return None
-    about = json.loads(found.tags[f"evidence.{kind}"])
-    if about["manifest"] != found.tags.get(MANIFEST):
+    about = json.loads(version.tags[f"evidence.{kind}"])
+    if about["manifest"] != version.tags.get(MANIFEST):
         raise InputError(f"evidence {kind} of {address} was measured on other files than the version has")
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -128,7 +123,7 @@ def attached(address: str, kind: str) -> bytes | None:
 
 
 def download(uri: str, folder: Path, digest: str | None) -> Path:
-    """Fetch a version's or logged model's files into a folder, hold them against a manifest's digest and return their place.
+    """Download a version's or logged model's files into a folder, verify them by a manifest's digest and return their root.
 
     Raises:
         InputError: they cannot be read, were not registered by this project (digest None), or are not what was registered.
@@ -147,27 +142,12 @@ def download(uri: str, folder: Path, digest: str | None) -> Path:
     return root
 
 
-@contextmanager
-def lock(name: str) -> Iterator[None]:
-    """Hold a registered model for a check and a change, among the processes of this user on this machine.
-
-    The kernel releases it when a process dies. MLflow has no compare-and-swap, so other machines are not kept out.
-    """
-    key = hashlib.sha256(f"{mlflow.get_tracking_uri()} {name}".encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"safemax-{os.getuid()}-{key}.lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def _absent(client: MlflowClient, name: str, which: str) -> InputError:
-    names = [each.name for each in client.search_registered_models()]
+    names = [each.name for each in tracking.search_all(client.search_registered_models)]
     if name not in names:
         return unknown("registered model", name, names)
-    numbers = sorted((int(each.version) for each in client.search_model_versions(f"name='{name}'")), reverse=True)
+    aliases = [f"@{each}" for each in client.get_registered_model(name).aliases]
+    versions = tracking.search_all(client.search_model_versions, f"name='{name}'")
     return unknown(
-        f"version of {name}", which, [*(f"@{each}" for each in client.get_registered_model(name).aliases), *numbers]
+        f"version of {name}", which, [*aliases, *sorted((int(each.version) for each in versions), reverse=True)]
     )

@@ -1,4 +1,4 @@
-"""The one place that writes versions: whole or absent, once a run, verified before they appear."""
+"""Registration: a version is complete or absent, made once a run, and verified before it appears."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from mlflow.models import Model
 import safemax
 from pipelines import tracking
 from pipelines.registry import served_model
-from pipelines.registry.model_versions import MANIFEST, WEIGHTS, download, lock, version_of
+from pipelines.registry.locks import lock
+from pipelines.registry.model_versions import MANIFEST, WEIGHTS, download, version_of
 from safemax.diffusion.model import Diffusion
 from safemax.storage import manifest
 
@@ -49,20 +50,20 @@ def register(
 ) -> str:
     """Make a model a version of a registered model, with its evidence, and return the version's number.
 
-    The files go up first, are read back and verified; then the version appears, with all its tags; the alias comes
-    last. A kill before the version appears leaves a logged model that no version names, and at most a registered name
-    without versions: nothing that loads, and `sweep` removes both. Called again for the same run and weights, it
-    returns the version that is there.
+    The files are uploaded first, read back and verified; then the version appears, with all its tags; the alias is set
+    last. A kill before the version appears leaves a logged model without a version, and at most a registered model
+    without versions: nothing that loads, and `orphans.remove_orphans` removes both. Called again for the same run and
+    weights, it returns the existing version.
 
     Args:
         diffusion: the model.
-        name: the registered model, such as digits-ddpm; created where it is missing.
+        name: the registered model, such as digits-ddpm; created if it is missing.
         run_id: the run that made the model.
         evidence: JSON; `forgotten` lists the names of all classes forgotten so far, `metrics` (optional) maps keys to
-            numbers. The classes and the metrics of TAGGED become tags too: the registry shows nothing else.
+            numbers. The classes and the metrics of TAGGED also become tags, which is all that the registry's pages show.
         tags: further tags.
         description: markdown for the version's page.
-        alias: moved to the version unless a newer one holds it.
+        alias: moved to the version unless it points to a newer one.
     """
     client, weights = tracking.store(), diffusion.digest()
     number = _existing(client, name, run_id, weights)
@@ -75,30 +76,30 @@ def register(
                 client, name, run_id, model_id, facts, description
             )
     if alias is not None:
-        _point(client, name, alias, number)
+        _set_alias(client, name, alias, number)
     return number
 
 
 def copy(address: str, name: str) -> str:
-    """Make a version one of another registered model too, with its files and tags; return its number there.
+    """Copy a version to another registered model, with its files and tags; return the copy's number.
 
-    Called again, it returns the version that is there. The source may be deleted later: the copy keeps the files.
+    Called again, it returns the existing copy. The source may be deleted later: the copy keeps the files.
     """
-    found, client = version_of(address), tracking.store()
+    source, client = version_of(address), tracking.store()
     with lock(name):
-        there = client.search_model_versions(f"name='{name}'")
-        same = [str(each.version) for each in there if each.tags.get(MANIFEST) == found.tags.get(MANIFEST)]
+        versions = tracking.search_all(client.search_model_versions, f"name='{name}'")
+        same = [str(each.version) for each in versions if each.tags.get(MANIFEST) == source.tags.get(MANIFEST)]
         if same:
             return same[0]
-        with contextlib.redirect_stderr(io.StringIO()):  # MLflow prints that it copies, and from which of its methods
-            return str(client.copy_model_version(f"models:/{found.name}/{found.version}", name).version)
+        with contextlib.redirect_stderr(io.StringIO()):  # MLflow announces the copy, and which of its methods makes it
+            return str(client.copy_model_version(f"models:/{source.name}/{source.version}", name).version)
 
 
 def attach(address: str, kind: str, run_id: str, path: str | Path) -> None:
-    """Give a version evidence that was made later: a file becomes a run's artifact, and a tag of the version names it.
+    """Add evidence to a version that was measured later: a file becomes a run's artifact, and a tag of the version names it.
 
-    The tag evidence.KIND holds the run, the artifact's path and sha256, and the manifest digest of the version that it
-    was measured on, as JSON. It replaces an earlier one of its kind.
+    The tag evidence.KIND holds, as JSON, the run, the artifact's path and sha256, and the manifest digest of the version
+    that was measured. It replaces an earlier one of its kind.
 
     Args:
         address: the version that was measured.
@@ -106,19 +107,19 @@ def attach(address: str, kind: str, run_id: str, path: str | Path) -> None:
         run_id: the run that measured it.
         path: the file.
     """
-    found, client, path = version_of(address), tracking.store(), Path(path)
+    version, client, path = version_of(address), tracking.store(), Path(path)
     client.log_artifact(run_id, str(path), "evidence")
     about = {
         "run": run_id,
         "path": f"evidence/{path.name}",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "manifest": found.tags[MANIFEST],
+        "manifest": version.tags[MANIFEST],
     }
-    client.set_model_version_tag(found.name, str(found.version), f"evidence.{kind}", json.dumps(about))
+    client.set_model_version_tag(version.name, str(version.version), f"evidence.{kind}", json.dumps(about))
 
 
 def _existing(client: MlflowClient, name: str, run_id: str, weights: str) -> str | None:
-    versions = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
+    versions = tracking.search_all(client.search_model_versions, f"name='{name}' and run_id='{run_id}'")
     return next((str(each.version) for each in versions if each.tags.get(WEIGHTS) == weights), None)
 
 
@@ -148,7 +149,7 @@ def _build(diffusion: Diffusion, evidence: Mapping[str, Any], about: Model, scra
         python_model=served_model.__file__,
         artifacts={"pipeline": str(scratch / "pipeline"), "evidence": str(scratch / "evidence.json")},
         signature=served_model.signature(),
-        code_paths=[str(Path(safemax.__file__).parent)],  # the version draws with the code that it was measured with
+        code_paths=[str(Path(safemax.__file__).parent)],  # the version samples with the code that it was measured with
         pip_requirements=[f"{each}=={installed(each).partition('+')[0]}" for each in _SERVING_NEEDS],
         model_config=served_model.LIMITS,
         input_example=_example(diffusion, evidence["forgotten"]),
@@ -158,8 +159,8 @@ def _build(diffusion: Diffusion, evidence: Mapping[str, Any], about: Model, scra
 
 
 def _example(diffusion: Diffusion, forgotten: Sequence[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    kept = [name for name in diffusion.class_names if name not in forgotten]
-    return pd.DataFrame({"class_label": kept[:1]}), served_model.defaults()
+    retained = [name for name in diffusion.class_names if name not in forgotten]
+    return pd.DataFrame({"class_label": retained[:1]}), served_model.defaults()
 
 
 def _create(
@@ -171,16 +172,16 @@ def _create(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"models:/{model_id}"
-    made = client.create_model_version(
+    version = client.create_model_version(
         name, source, run_id, dict(tags), description=tracking.spaced(description), model_id=model_id
     )
-    # What mlflow.register_model writes too: it links the logged model's page and the run's to the version.
-    link = json.dumps([{"name": name, "version": str(made.version)}])
+    # mlflow.register_model sets it too: the pages of the logged model and of the run link to the version by it.
+    link = json.dumps([{"name": name, "version": str(version.version)}])
     client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
-    return str(made.version)
+    return str(version.version)
 
 
-def _point(client: MlflowClient, name: str, alias: str, number: str) -> None:
-    holder = client.get_registered_model(name).aliases.get(alias)
-    if holder is None or int(holder) < int(number):
+def _set_alias(client: MlflowClient, name: str, alias: str, number: str) -> None:
+    current = client.get_registered_model(name).aliases.get(alias)
+    if current is None or int(current) < int(number):
         client.set_registered_model_alias(name, alias, number)

@@ -1,6 +1,6 @@
-"""The served model: class names or indices in, PNG images out; what may not be asked is refused in one line.
+"""The served model: class names or indices in, PNG images out; a request that is not allowed is refused in one line.
 
-This file travels inside every version (MLflow's models-from-code), so it imports nothing of pipelines.
+Every version holds a copy of this file (MLflow's models-from-code) and of safemax, so it imports nothing of pipelines.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from safemax.knobs import knobs
 from safemax.storage import manifest
 
 LIMITS = {"max_images": 64, "max_steps": 100}
-MAX_BYTES = 100_000  # of a request; the largest that is allowed otherwise has a few thousand
+MAX_BYTES = 100_000  # of a request; the largest valid one has a few thousand
 LEFT_BY_LOADERS = ("registered_model_meta", "__pycache__")
 _SEED_MAX = 2**62
-_SHOWN = 60  # characters of a bad value that its refusal repeats
+_SHOWN = 60  # characters of a bad value that the error repeats
 _INDEX = re.compile(r"[0-9]{1,9}")
 _TYPES = {bool: "boolean", int: "long", float: "double", str: "string"}
 
 
 def defaults() -> dict[str, Any]:
-    """Return every parameter of a request with its default: the sampler's knobs, `name` being `sampler` here."""
-    rule = asdict(Sampler())
-    return {"num_images": 1, "seed": 0, "sampler": rule.pop("name"), **rule}
+    """Return every parameter of a request with its default: the sampler's knobs, where `name` is called `sampler`."""
+    sampler = asdict(Sampler())
+    return {"num_images": 1, "seed": 0, "sampler": sampler.pop("name"), **sampler}
 
 
 def signature() -> ModelSignature:
-    """Return what MLflow checks before our code sees a request; it drops unknown columns and parameters by itself."""
+    """Return the signature by which MLflow checks a request before our code sees it; it drops unknown columns and parameters."""
     return ModelSignature(
         inputs=Schema([ColSpec(AnyType(), "class_label")]),
         outputs=Schema([ColSpec("string", "class_label"), ColSpec("long", "seed"), ColSpec("string", "image_png_b64")]),
@@ -62,7 +62,7 @@ class ImageModel(PythonModel):
     """A version of a diffusion model, as `mlflow.pyfunc.load_model` and `mlflow models serve` run it."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Verify every file of the version, then load the model; in a server, refuse what the server would fail on.
+        """Verify every file of the version, then load the model; in a server, also guard it against requests that crash it.
 
         Raises:
             InputError: a file is missing, changed or not in the manifest.
@@ -79,18 +79,18 @@ class ImageModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """Draw images; the same request gives the same bytes, and a row's images do not depend on the other rows.
+        """Generate images; the same request gives the same bytes, and a row's images do not depend on the other rows.
 
         Args:
-            context: not used; `load_context` has read it.
-            model_input: one row a class, in the column class_label: a name, or an index from 0 to K - 1.
-            params: see `defaults`; num_images counts for each row.
+            context: unused; `load_context` has read it.
+            model_input: one class per row, in the column class_label: a name, or an index from 0 to K - 1.
+            params: see `defaults`; num_images is per row.
 
         Returns:
-            num_images records a row, in order: class_label (the name), seed, image_png_b64.
+            num_images records per row, in order: class_label (the name), seed, image_png_b64.
 
         Raises:
-            MlflowException: INVALID_PARAMETER_VALUE, status 400 when served; one line, field, value and what is allowed.
+            MlflowException: INVALID_PARAMETER_VALUE, status 400 when served; one line with field, value and what is allowed.
         """
         try:
             return self._answer(model_input["class_label"].tolist(), defaults() | (params or {}))
@@ -139,10 +139,10 @@ class ImageModel(PythonModel):
 
 
 def _guard(server: ModuleType) -> None:
-    """Make MLflow's server answer 400 where it would answer 500 before any of our code sees the request.
+    """Make MLflow's server answer 400 to requests that it would answer with 500 before any of our code sees them.
 
-    That is: no content type, 1,000 brackets, a number of 5,000 digits. It offers no hook for that, so this replaces the
-    function that reads a request. CSV and Parquet are refused: they carry no parameters, and what reads them need not be
+    Such as: no content type, 1,000 nested brackets, a number of 5,000 digits. MLflow has no hook for that, so this replaces
+    the function that reads a request. CSV and Parquet are refused: they carry no parameters, and their parsers need not be
     exposed.
     """
     inner = server.invocations

@@ -2,7 +2,7 @@
 
 from pipelines.tracking.addresses import without_password
 from pipelines.tracking.liveness import PROCESS, alive, this_process
-from pipelines.tracking.mlflow_store import refusal, search_all, setup, store
+from pipelines.tracking.mlflow_store import first_line, refusal, search_all, setup, store
 from pipelines.tracking.provenance import environment
 from pipelines.tracking.runs import ADMINISTRATION, MODE, Run, run, spaced
 
@@ -13,6 +13,7 @@ __all__ = [
     "Run",
     "alive",
     "environment",
+    "first_line",
     "refusal",
     "run",
     "search_all",

@@ -263,7 +263,7 @@ def test_a_journal_has_one_coordinator(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"SQLite format 3\x00 and more", b"a line\nand half of", b'{"a": 1}\n{'])
 def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "toy.journal").write_bytes(content)
-    with pytest.raises(InputError, match="is not a journal of Optuna's"), open_scheduler(tmp_path):
+    with pytest.raises(InputError, match="is not a journal of Optuna"), open_scheduler(tmp_path):
         pass
     assert (tmp_path / "toy.journal").read_bytes() == content
 
@@ -283,7 +283,7 @@ def test_a_torn_last_line_and_a_left_over_lock_do_not_stop_a_study(tmp_path: Pat
 
 def test_an_address_that_is_no_storage_is_refused_without_its_password(tmp_path: Path) -> None:
     for address, message in (
-        ("mysql://me:secret@host/db", r"mysql://me:\*\*\*@host/db is not allowed; auto, a path or postgresql"),
+        ("mysql://me:secret@host/db", r"mysql://me:\*\*\*@host/db is not allowed; it is auto, a path or postgresql"),
         (
             "postgresql://me:secret@127.0.0.1:1/db?connect_timeout=2",
             r"me:\*\*\*@127.0.0.1:1/db.*(cannot be used|needs psycopg)",

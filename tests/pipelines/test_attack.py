@@ -162,7 +162,7 @@ def test_a_version_is_not_examined_with_data_that_it_was_not_trained_on(correcte
         for name in ("0", "1"):
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("L", (8, 8), 9 + int(name)).save(tmp_path / split / name / "a.png")
-    with pytest.raises(InputError, match=f"is not what {CANDIDATE} was made of: digest"):
+    with pytest.raises(InputError, match=f"is not what {CANDIDATE} was trained on: digest"):
         pipeline([f"--model={CANDIDATE}", f"--data={tmp_path}"])
 
 

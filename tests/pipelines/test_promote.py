@@ -26,7 +26,7 @@ MODEL = f"--model={NAME}"
 
 
 def champion(name: str = NAME) -> str | None:
-    return model_versions.holder(name, "champion")
+    return model_versions.aliased_number(name, "champion")
 
 
 def administrative_runs(client: MlflowClient) -> list[Run]:
@@ -50,7 +50,7 @@ def test_an_honest_correction_becomes_the_champion_with_its_record(
     assert "champion of tiny-ddpm: none -> 1" in printed
     (run,) = administrative_runs(mlflow_store)
     assert (run.info.status, run.data.tags["kind"]) == ("FINISHED", "promotion")
-    (record,) = aliases.recorded(NAME, "champion")
+    (record,) = aliases.recorded_moves(NAME, "champion")
     whole = artifact(mlflow_store, run, "move.json")
     assert {"model": NAME, "alias": "champion", **record}.items() <= whole.items()
     assert (record["from"], record["to"], record["why"], record["run"]) == (None, "1", "the first one", run.info.run_id)
@@ -76,7 +76,7 @@ def test_a_refusal_ends_with_status_1_and_leaves_the_alias(
             main(promote)
         assert end.value.code == 1
         assert champion() == "1"
-        assert aliases.recorded(NAME, "champion") == []
+        assert aliases.recorded_moves(NAME, "champion") == []
         run = administrative_runs(mlflow_store)[0]
         assert run.info.status == "FAILED"
         assert f"models:/tiny-ddpm/{number} is refused by: " in run.data.tags["failure"]
@@ -150,7 +150,7 @@ def test_an_alias_that_moves_while_the_gates_are_applied_stays_where_it_went(
         return real(*given)
 
     monkeypatch.setattr(promote_module.gates, "judge", slow)
-    with pytest.raises(InputError, match="moved to 2 meanwhile"):
+    with pytest.raises(InputError, match="was moved to 2 meanwhile"):
         promote([MODEL, "--version=1"])
     assert champion() == "2"
 
@@ -159,7 +159,7 @@ def test_promoting_the_champion_again_changes_nothing(mlflow_store: MlflowClient
     register(mlflow_store, alias="candidate")
     promote([MODEL])
     promote([MODEL])
-    assert len(aliases.recorded(NAME, "champion")) == 1
+    assert len(aliases.recorded_moves(NAME, "champion")) == 1
 
 
 def test_a_worse_model_than_the_champion_is_refused_and_a_gate_file_may_let_it_pass(
@@ -221,7 +221,7 @@ def test_a_version_is_promoted_in_another_registered_model_with_its_evidence(mlf
     assert Diffusion.load(model_versions.resolve("models:/prod-ddpm/1")).digest() == tiny_models.diffusion().digest()
 
 
-def test_a_copy_outlives_its_source_and_the_sweep(mlflow_store: MlflowClient) -> None:
+def test_a_copy_outlives_its_source_and_the_removal_of_orphans(mlflow_store: MlflowClient) -> None:
     register(mlflow_store)
     promote([MODEL, "--version=1", "--to=prod-ddpm"])
     mlflow_store.delete_model_version(NAME, "1")
@@ -251,9 +251,9 @@ def test_a_rollback_restores_the_champion_before_and_says_which_classes_come_bac
     rollback([MODEL, "--why=blurred", "--expect=2"])
     assert champion() == "1"
     assert "warning: version 1 has not forgotten b" in capsys.readouterr().out
-    last = aliases.recorded(NAME, "champion")[-1]
+    last = aliases.recorded_moves(NAME, "champion")[-1]
     assert (last["kind"], last["from"], last["to"], last["why"]) == ("rollback", "2", "1", "blurred")
-    with pytest.raises(InputError, match="has pointed to no version before 1"):
+    with pytest.raises(InputError, match="has no recorded version before 1"):
         rollback([MODEL])
 
 
@@ -262,7 +262,7 @@ def test_a_rollback_leaves_a_damaged_champion_but_goes_to_no_damaged_version(mlf
         register(mlflow_store, seed)
         promote([MODEL, f"--version={seed + 1}"])
     for number in ("3", "1"):
-        source = mlflow_store.get_model_version(NAME, number).source.rpartition("/")[2]
+        source = str(mlflow_store.get_model_version(NAME, number).source).rpartition("/")[2]
         place = Path(mlflow_store.get_logged_model(source).artifact_location.removeprefix("file://"))
         (place / "artifacts" / "evidence.json").unlink()
     rollback([MODEL])

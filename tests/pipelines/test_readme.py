@@ -162,7 +162,7 @@ def store(followed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_readme_leads_from_the_demo_to_a_served_champion_in_time(followed: dict[str, Any], store: Path) -> None:
     assert "dry run: models:/digits-ddpm/2 would become champion" in followed["printed"]
     assert "champion of digits-ddpm: none -> 2" in followed["printed"]
-    assert model_versions.holder(NAME, "champion") == "2"
+    assert model_versions.aliased_number(NAME, "champion") == "2"
     assert Image.open(store / "three.png").size == (8, 8)
     drawn = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(
         pd.DataFrame(ASKED["dataframe_records"]), params={**served_model.defaults(), **ASKED["params"]}
@@ -197,7 +197,7 @@ def test_the_default_gates_refuse_the_base_a_wrong_class_and_a_collapsed_model(
     unlearn_module.unlearn(["--forget=0", "--steps=150", "--retain-samples=50", "--previews=0"])
     with pytest.raises(InputError, match="refused by: verdict; recognised, 0;"):
         promote([])
-    assert model_versions.holder(NAME, "champion") == "2"
+    assert model_versions.aliased_number(NAME, "champion") == "2"
 
 
 @pytest.mark.slow

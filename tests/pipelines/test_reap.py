@@ -99,7 +99,7 @@ def test_what_a_killed_registration_left_is_removed(
     assert mlflow_store.search_registered_models() == []
     capsys.readouterr()
     reap([])
-    assert capsys.readouterr().out == "nothing to tidy\n"
+    assert capsys.readouterr().out == "nothing to clean up\n"
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_the_server_is_bound_to_the_loopback_interface_with_one_worker() -> None
 def test_a_store_that_is_a_server_is_not_served_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
-    with pytest.raises(InputError, match="is a server already"):
+    with pytest.raises(InputError, match="is already a server"):
         ui.serve([])
 
 

@@ -14,7 +14,9 @@ from mlflow import MlflowClient
 
 from pipelines import tracking
 from pipelines.registry import aliases
-from pipelines.versions import TEXTS, conditions, page, rows, table, versions
+from pipelines.registry.version_filter import conditions
+from pipelines.registry.version_table import TEXTS, page, rows, table
+from pipelines.versions import versions
 from safemax.errors import InputError
 
 NAME = "tiny-ddpm"
@@ -81,15 +83,15 @@ def test_a_filter_keeps_the_versions_that_meet_it(
     ("where", "words"),
     [
         ("fids>=99", "unknown number or column 'fids' .did you mean 'fid'"),
-        ("ua", "is no comparison; write NAME>=NUMBER"),
-        ("ua>=99 or fid<20", "is no comparison"),
+        ("ua", "is not a comparison; write NAME>=NUMBER"),
+        ("ua>=99 or fid<20", "is not a comparison"),
         ("ua>=ninety", "ua is compared with a number"),
         ("ua>=nan", "ua is compared with a number"),
-        ("method>=a", "method is text, which = and != compare"),
-        ("__import__('os').system('true')", "is no comparison"),
+        ("method>=a", "method is text, which only = and != compare"),
+        ("__import__('os').system('true')", "is not a comparison"),
         ("ua>=(lambda:1)()", "ua is compared with a number"),
-        ("ua>=99 and", "is no comparison"),
-        ("and", "is no comparison"),
+        ("ua>=99 and", "is not a comparison"),
+        ("and", "is not a comparison"),
         ("ua>=99;fid<20", "ua is compared with a number"),
     ],
 )
@@ -137,7 +139,7 @@ def test_an_alias_that_was_moved_by_hand_is_pointed_out(
 ) -> None:
     listed(capsys)
     assert capsys.readouterr().err == ""
-    aliases.move(NAME, "champion", aliases.planned(aliases.PROMOTE, "2", "3", why="", run_id="0123456789"))
+    aliases.move(NAME, "champion", aliases.new_move(aliases.PROMOTE, "2", "3", why="", run_id="0123456789"))
     listed(capsys)
     store.set_registered_model_alias(NAME, "champion", "1")
     versions([f"--model={NAME}"])

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.registry import gates
+from pipelines.registry import gates, thresholds
 from pipelines.registry.gates import Case
 from safemax.errors import InputError
 from tests.support.registered_versions import BASE, FORGOTTEN, attacked, evidence
 
-LIMITS = gates.read()
+LIMITS = thresholds.read()
 
 
 def refused(case: Case, **limits: Any) -> list[str]:
@@ -45,14 +45,17 @@ def test_the_base_cannot_be_promoted() -> None:
 
 
 def test_the_base_under_another_name_cannot_be_promoted() -> None:
-    untouched = {key.replace("/", "_", 1): value for key, value in BASE.items()}
+    untouched: dict[str, Any] = {key.replace("/", "_", 1): value for key, value in BASE.items()}
     assert refused(case(**untouched)) == ["verdict", "recognised, a", "recognised, a, second sampler"]
 
 
 def test_a_correction_of_the_wrong_class_cannot_be_promoted() -> None:
-    still = dict(
-        forget_recognised=98.0, forget_recognised_high=98.9, forget_rejected=1.0, forget_second_recognised=97.0
-    )
+    still: dict[str, Any] = {
+        "forget_recognised": 98.0,
+        "forget_recognised_high": 98.9,
+        "forget_rejected": 1.0,
+        "forget_second_recognised": 97.0,
+    }
     assert refused(case(**still)) == ["verdict", "recognised, a", "recognised, a, second sampler"]
 
 
@@ -81,8 +84,9 @@ def test_evidence_of_other_weights_refuses() -> None:
 
 
 @pytest.mark.parametrize("key", ["forget_recognised_high", "forget_other", "retain_accuracy", "retain_fid_judge"])
-def test_a_number_that_is_none_refuses(key: str) -> None:
-    assert refused(case(**{key: math.nan}))
+def test_a_number_that_is_nan_refuses(key: str) -> None:
+    changes: dict[str, Any] = {key: math.nan}
+    assert refused(case(**changes))
 
 
 @pytest.mark.parametrize("key", ["metrics", "base_metrics", "model_digest", "parameters", "forgotten"])
@@ -195,20 +199,20 @@ def test_no_evidence_beyond_a_limit_passes(recognised: float, accuracy: float, f
 def test_a_gate_file_of_ones_own_changes_what_it_states_and_keeps_the_rest(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("recognised_high: 1\nfid_ratio_to_base: null\nevidence: panel+attacks\nverdict: [forgotten]\n")
-    changed = {
+    changed: dict[str, Any] = {
         "recognised_high": 1.0,
         "fid_ratio_to_base": None,
         "evidence": "panel+attacks",
         "verdict": ("forgotten",),
     }
-    assert gates.read(mine) == dataclasses.replace(LIMITS, **changed)
+    assert thresholds.read(mine) == dataclasses.replace(LIMITS, **changed)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("recognized_high: 1", "unknown key .*did you mean 'recognised_high'.*fid_ratio_to_base"),
-        ("recognised_high: 1\nrecognised_high: 50", "recognised_high stands twice"),
+        ("recognised_high: 1\nrecognised_high: 50", "duplicate key recognised_high in"),
         ("recognised_high: '1'", "recognised_high = 1 .*a number from 0 to 100, or null"),
         ("recognised_high: true", "recognised_high = True"),
         ("recognised_high: .nan", "recognised_high = nan"),
@@ -221,8 +225,8 @@ def test_a_gate_file_of_ones_own_changes_what_it_states_and_keeps_the_rest(tmp_p
         ("evidence: none", "panel or panel.attacks"),
         ("evidence:", "evidence = None"),
         ("evidence: [panel]", "evidence = "),
-        ("- recognised_high", "is no mapping; known keys: evidence, verdict"),
-        ("", "is no mapping"),
+        ("- recognised_high", "is not a mapping; known keys: evidence, verdict"),
+        ("", "is not a mapping"),
         ("a: [", "is not YAML"),
         ("a: &x [*x]", "is not YAML|unknown key"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
@@ -237,10 +241,10 @@ def test_a_gate_file_is_read_strictly(tmp_path: Path, text: str, words: str) -> 
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=words) as refusal:
-        gates.read(path)
+        thresholds.read(path)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_gate_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gates = .*nowhere.yaml cannot be read"):
-        gates.read(tmp_path / "nowhere.yaml")
+        thresholds.read(tmp_path / "nowhere.yaml")

@@ -254,7 +254,7 @@ def killing(real: Any, moment: str) -> Any:
     return call
 
 
-def test_sweep_says_what_it_removed_and_spares_a_living_run(
+def test_removing_orphans_says_what_was_removed_and_spares_a_running_run(
     mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dead = new_run(mlflow_store)
@@ -267,12 +267,12 @@ def test_sweep_says_what_it_removed_and_spares_a_living_run(
     assert dead in line
 
 
-def test_sweep_leaves_other_peoples_models_alone(mlflow_store: MlflowClient) -> None:
+def test_removing_orphans_leaves_other_peoples_models_alone(mlflow_store: MlflowClient) -> None:
     mlflow_store.create_logged_model("0", NAME)
     assert orphans.remove_orphans(NAME) == []
 
 
-def test_sweep_leaves_a_name_that_somebody_gave_a_description_or_tags(mlflow_store: MlflowClient) -> None:
+def test_removing_orphans_leaves_a_name_that_somebody_gave_a_description_or_tags(mlflow_store: MlflowClient) -> None:
     mlflow_store.create_registered_model(NAME, description="the first version comes tomorrow")
     assert orphans.remove_orphans(NAME) == []
     mlflow_store.create_registered_model("other")
@@ -280,7 +280,7 @@ def test_sweep_leaves_a_name_that_somebody_gave_a_description_or_tags(mlflow_sto
     assert orphans.remove_orphans("other") == []
 
 
-def test_sweep_goes_on_where_a_model_is_not_ours_to_delete(
+def test_removing_orphans_continues_where_a_model_is_not_ours_to_delete(
     mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -346,7 +346,7 @@ def test_processes_that_register_at_once_and_are_killed_make_one_whole_version_a
         register(run_id)
     orphans.remove_orphans(NAME)
     made = whole(mlflow_store)
-    assert sorted(each.run_id for each in made) == sorted(runs)
+    assert sorted(str(each.run_id) for each in made) == sorted(runs)
     assert sorted(int(each.version) for each in made) == list(range(1, number + 1))
     assert len(mlflow_store.search_logged_models(["0"])) == number
 
@@ -356,6 +356,11 @@ def whole(client: MlflowClient) -> list[ModelVersion]:
     for each in versions(client):
         Diffusion.load(model_versions.resolve(f"models:/{NAME}/{each.version}"))
     return versions(client)
+
+
+def _replace_by_link(path: Path, target: Path) -> None:
+    path.unlink()
+    path.symlink_to(target)
 
 
 def mutate(folder: Path, chance: random.Random) -> Callable[[], None]:
@@ -376,7 +381,7 @@ def mutate(folder: Path, chance: random.Random) -> Callable[[], None]:
         path.unlink,
         lambda: path.rename(place),
         lambda: place.write_bytes(content),
-        lambda: (path.unlink(), path.symlink_to(other)),
+        lambda: _replace_by_link(path, other),
     ]
     chance.choice(changes if at else changes[:3])()  # what changes[3] adds is `before`
 
@@ -407,7 +412,8 @@ def test_a_mutated_version_is_refused_before_a_tensor_is_loaded(
     mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(new_run(mlflow_store))
-    folder, chance, loaded = stored_files(mlflow_store), random.Random(1), []
+    folder, chance = stored_files(mlflow_store), random.Random(1)
+    loaded: list[Any] = []
     monkeypatch.setattr(Diffusion, "load", loaded.append)
     for _ in range(20):
         undo = mutate(folder, chance)

@@ -153,7 +153,7 @@ def test_the_whole_path_from_data_to_a_served_champion_runs_on_a_team_server(
         promote([f"--version={number}", f"--gates={tmp_path / 'open.yaml'}", "--why=a test"])
     rollback(["--expect=3"])
     versions(["--where=method=safemax"])
-    assert model_versions.holder(NAME, "champion") == "2"
+    assert model_versions.aliased_number(NAME, "champion") == "2"
     assert "champion" in capsys.readouterr().out
     moves = [json.loads(value) for key, value in client.get_registered_model(NAME).tags.items() if key[:5] == "move."]
     assert {(move["kind"], move["who"]) for move in moves} == {("promote", "admin"), ("rollback", "admin")}
@@ -200,6 +200,7 @@ def test_training_goes_on_while_the_team_server_is_dead_and_every_metric_arrives
     thread.join(60)
     assert "tracking store unavailable" in caplog.text
     disturbed = client.get_model_version_by_alias(NAME, "candidate")
+    assert disturbed.run_id is not None
     assert model_versions.evidence(f"models:/{NAME}@candidate")["model_digest"] == calm["model_digest"]
     assert client.get_run(disturbed.run_id).info.status == "FINISHED"
     for key in ("loss/forget", "loss/retain"):

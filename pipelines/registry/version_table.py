@@ -1,0 +1,80 @@
+"""The versions of a registered model as a table: method, forgotten classes, metrics, cost, verdict, aliases, parent."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from pipelines import tracking
+
+# Columns of the table, and the metrics that they show: the first of each that a version has.
+TEXTS = ("method", "forgotten", "verdict", "aliases", "parent")
+NUMBERS: dict[str, tuple[str, ...]] = {
+    "ua": ("forget/ua",),
+    "recognised": ("forget/recognised",),
+    "recognised_high": ("forget/recognised_high",),
+    "accuracy": ("retain/accuracy",),
+    "fid": ("retain/fid_inception", "retain/fid_judge"),
+    "minutes": ("cost/runtime_minutes",),
+    "gb": ("cost/peak_memory_gb",),
+}
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_STYLE = (
+    "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
+    "td,th{padding:.3em .8em;text-align:right;border-bottom:1px solid #ddd}"
+)
+
+
+def rows(name: str) -> list[dict[str, object]]:
+    """Return the columns of each version, oldest first, and beside them every metric by its key as a float."""
+    client = tracking.store()
+    aliases: dict[str, list[str]] = {}
+    for alias, number in client.get_registered_model(name).aliases.items():
+        aliases.setdefault(str(number), []).append(alias)
+    versions = tracking.search_all(client.search_model_versions, f"name='{name}'")
+    versions.sort(key=lambda version: int(version.version))
+    return [_row(each, aliases.get(str(each.version), [])) for each in versions]
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    """Return rows as a table of the columns, indexed by version."""
+    columns = ["version", *TEXTS[:2], *NUMBERS, *TEXTS[2:]]
+    return pd.DataFrame([[row[name] for name in columns] for row in rows], columns=columns).set_index("version")
+
+
+def page(frame: pd.DataFrame, title: str) -> str:
+    """Return a table as an HTML page, every cell escaped."""
+    body = frame.to_html(float_format=lambda value: f"{value:.4g}", na_rep="-", border=0, escape=True)
+    name = html.escape(title)
+    return f'<!doctype html><meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style><h1>{name}</h1>{body}\n'
+
+
+def _row(version: ModelVersion, aliases: Sequence[str]) -> dict[str, object]:
+    tags = version.tags
+    tagged = {key: float(text) for key, text in tags.items() if "/" in key and NUMBER.fullmatch(text)}
+    metrics: dict[str, object] = {**_metrics_of_run(version.run_id), **tagged}
+    short = {name: next((metrics[key] for key in keys if key in metrics), math.nan) for name, keys in NUMBERS.items()}
+    texts = {
+        "method": tags.get("unlearning.method", tags.get("kind", "")),
+        "forgotten": tags.get("forgotten", ""),
+        "verdict": tags.get("verdict", ""),
+        "aliases": ",".join(sorted(aliases)),
+        "parent": tags.get("parent", "").rpartition("/")[2],
+    }
+    return {"version": str(version.version), **metrics, **short, **texts}
+
+
+def _metrics_of_run(run_id: str | None) -> dict[str, float]:
+    """Return the metrics of the run that made a version, none if it was deleted: tags hold only the most important ones."""
+    try:
+        return dict(tracking.store().get_run(run_id).data.metrics) if run_id else {}
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}
