@@ -104,7 +104,7 @@ class SearchConfig:
     @cached_property
     def parent(self) -> str:
         """The address of the model to correct, with a version number instead of an alias."""
-        return model_versions.pinned(self.source)
+        return model_versions.resolve_alias(self.source)
 
     @cached_property
     def base(self) -> Path:

@@ -134,7 +134,7 @@ def _registered_before(runner: StudyRunner, winner: int) -> str:
     """Return the version that an earlier end of the study registered of a trial; "" where there is none, or none any more."""
     address = str(runner.scheduler.study.user_attrs.get(f"version of trial {winner}", ""))
     try:
-        return model_versions.pinned(address)
+        return model_versions.resolve_alias(address)
     except InputError:  # deleted since, or the registry is another one
         return ""
 

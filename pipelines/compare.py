@@ -54,7 +54,7 @@ def compare(argv: Sequence[str]) -> None:
     dataset = chosen["data"].load()
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
     tracking.setup(product)
-    source = find_base(product, chosen["data"].data) if source == "base" else model_versions.pinned(source)
+    source = find_base(product, chosen["data"].data) if source == "base" else model_versions.resolve_alias(source)
     every = range(dataset.num_classes)
     classes = tuple(every) if options.classes == "all" else parse_classes(options.classes, dataset.class_names)
     comparison = Comparison(

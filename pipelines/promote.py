@@ -46,7 +46,7 @@ def promote(argv: Sequence[str]) -> None:
     chosen = parse("python -m pipelines.promote", __doc__ or "", PARAMETERS, argv)
     options, promotion = chosen["alias"], chosen["promotion"]
     limits = thresholds.read(thresholds.DEFAULT if promotion.gates == "default" else promotion.gates)
-    address = model_versions.pinned(promotion.address(options.model))
+    address = model_versions.resolve_alias(promotion.address(options.model))
     target = options.model if promotion.to == "same" else promotion.to
     current = model_versions.aliased_number(target, options.alias)
     options.validate(current)

@@ -36,7 +36,7 @@ def correct(correction: Correction, stop: StopSignal, make_base: Callable[[], st
     }
     with tracking.run(correction.run_name, experiment=correction.name, params=correction.params(), tags=tags) as run:
         run.dataset(correction.dataset, "training")
-        parent = model_versions.pinned(make_base() if make_base else correction.source)
+        parent = model_versions.resolve_alias(make_base() if make_base else correction.source)
         diffusion = Diffusion.load(model_versions.resolve(parent))
         under_way = CorrectionRun(correction, run, diffusion, parent)
         address = under_way.measure_and_register(under_way.unlearn(stop), stop)

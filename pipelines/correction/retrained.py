@@ -50,7 +50,7 @@ class GoldOptions:
         if self.gold == "none":
             return None
         if self.gold not in ("train", "kept"):
-            return lineage.load(model_versions.pinned(self.gold), dataset)
+            return lineage.load(model_versions.resolve_alias(self.gold), dataset)
         training, null_drop = _as_base(base)
         training = replace(training, steps=self.gold_steps or training.steps)
         method = Retrain(null_drop=null_drop if template.has_null else 0.0)

@@ -63,7 +63,7 @@ class Subject:
         dataset = data.load()
         experiment = product(options.name, dataset.name)
         tracking.setup(experiment)
-        address = model_versions.pinned(options.model)
+        address = model_versions.resolve_alias(options.model)
         lineage.refuse_other_data(address, dataset)
         forget = lineage.classes_of(address, options.forget, dataset)
         classes = lineage.class_split(address, forget, dataset)

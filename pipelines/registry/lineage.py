@@ -36,14 +36,14 @@ def origin(model: str, option: str) -> str | None:
     another version with the alias base. None if `option` is none or no base is known.
     """
     if option != "auto":
-        return None if option == "none" else model_versions.pinned(option)
+        return None if option == "none" else model_versions.resolve_alias(option)
     if not model.startswith("models:"):
         return None
     version = model_versions.version_of(model)
     parent = version.tags.get("parent")
     if parent is None:
         base = model_versions.find(version.name, "base")
-        return None if base == model_versions.pinned(model) else base
+        return None if base == model_versions.resolve_alias(model) else base
     while parent.startswith("models:"):
         tags = model_versions.version_of(parent).tags
         if not tags.get("forgotten") or "parent" not in tags:
@@ -108,7 +108,7 @@ def attack_run(model: str, option: str) -> str | None:
     client = tracking.store()
     runs = client.search_runs(
         [each.experiment_id for each in tracking.search_all(client.search_experiments)],
-        f"tags.kind = 'attack' and tags.version = '{model_versions.pinned(model)}' and attributes.status = 'FINISHED'",
+        f"tags.kind = 'attack' and tags.version = '{model_versions.resolve_alias(model)}' and attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )

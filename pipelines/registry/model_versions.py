@@ -66,7 +66,7 @@ def version_of(uri: str) -> ModelVersion:
         raise _absent(client, name, number or f"@{alias}") from None
 
 
-def pinned(uri: str) -> str:
+def resolve_alias(uri: str) -> str:
     """Return the address of the version that an alias points to now; other addresses are returned unchanged."""
     if not uri.startswith("models:"):
         return uri

@@ -187,11 +187,11 @@ def test_find_returns_none_where_there_is_no_model_or_no_alias(mlflow_store: Mlf
 
 def test_an_alias_is_pinned_to_the_version_it_points_to_now(mlflow_store: MlflowClient) -> None:
     register(new_run(mlflow_store))
-    pinned = model_versions.pinned(f"models:/{NAME}@candidate")
+    pinned = model_versions.resolve_alias(f"models:/{NAME}@candidate")
     register(new_run(mlflow_store))
     assert pinned == f"models:/{NAME}/1"
-    assert model_versions.pinned(pinned) == pinned
-    assert model_versions.pinned("owner/name") == "owner/name"
+    assert model_versions.resolve_alias(pinned) == pinned
+    assert model_versions.resolve_alias("owner/name") == "owner/name"
 
 
 def test_few_metrics_become_tags_and_all_stay_in_the_evidence(mlflow_store: MlflowClient) -> None:
