@@ -252,7 +252,7 @@ def test_nsga2_warns_where_most_trials_are_its_first_population() -> None:
 def test_a_journal_has_one_coordinator(tmp_path: Path) -> None:
     with (
         open_scheduler(tmp_path),
-        pytest.raises(InputError, match="another process runs this study"),
+        pytest.raises(InputError, match="is in use by another process"),
         open_scheduler(tmp_path),
     ):
         pass
