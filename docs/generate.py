@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from pipelines.cli import mlproject
-from pipelines.cli.parameters import Parameter, parameters, written
+from pipelines.cli.parameters import Parameter, parameters, to_text
 from safemax.evaluation import verdict
 from safemax.evaluation.metric_info import METRICS
 from safemax.methods import available
@@ -148,7 +148,7 @@ def _parameters(group: type, entry: mlproject.Entry) -> str:
 
 
 def _default(parameter: Parameter) -> str:
-    return f"`{written(parameter.default)}`" if written(parameter.default) else "empty"
+    return f"`{to_text(parameter.default)}`" if to_text(parameter.default) else "empty"
 
 
 def _api_page(room: Path) -> str:

@@ -12,6 +12,7 @@ from hpo import space
 from hpo.objective import QUALITIES
 from hpo.proposal import OBJECTIVES, SAMPLERS, StudyPlan
 from hpo.trial import TrialConfig
+from pipelines.cli.method_options import MethodOptions
 from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.correction.correction import Correction
@@ -22,7 +23,7 @@ from safemax.diffusion.model import Diffusion
 from safemax.evaluation.measure import Evaluation
 from safemax.judges.load import JudgeConfig, identity
 from safemax.knobs import check, knob, knobs
-from safemax.methods import available, create
+from safemax.methods import create
 from safemax.storage import cache
 from safemax.training.method import Method
 from safemax.training.trainer import Training
@@ -60,21 +61,10 @@ class SearchOptions:
         check(self)
 
 
-@dataclass(frozen=True)
-class SearchMethodOptions:
-    """The method."""
-
-    method: str = knob("safemax", "unlearning method; each has knobs of its own", choices=tuple(available()))
-    preset: str = knob("none", "named knobs of the method, such as paper, for trial 0 and for what is not searched")
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
 # A trial's evaluation decides what the trial costs; the front is measured again with more samples.
 PARAMETERS: dict[str, type] = {
     "search": SearchOptions,
-    "method": SearchMethodOptions,
+    "method": MethodOptions,
     "data": DataOptions,
     "forget": ForgetOptions,
     "model": ModelOptions,

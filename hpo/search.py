@@ -31,15 +31,14 @@ from hpo.runner import StudyRunner
 from hpo.study import TrialScheduler
 from hpo.trial_runs import Ending, TrialRuns, inherit
 from pipelines import tracking
-from pipelines.cli.parameters import UsageError, for_method
-from pipelines.cli.parser import choose, main, parse
-from pipelines.cli.presets import with_preset
+from pipelines.cli.method_options import parse_for_method
+from pipelines.cli.parameters import UsageError
+from pipelines.cli.parser import main
 from pipelines.correction.base_model import find_base
 from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_sigterm
 from pipelines.engine.worker_pool import WorkerPool
 from safemax.data.batches import parse_classes
 from safemax.errors import InputError, Stopped
-from safemax.methods import available
 
 
 def run(config: SearchConfig, stop: StopSignal) -> str:
@@ -123,14 +122,12 @@ def _validate_key(scheduler: TrialScheduler, config: SearchConfig) -> None:
 
 def read_config(argv: Sequence[str]) -> SearchConfig:
     """Return the search that a command line describes; --method chooses the method, and with it the knobs."""
-    name, method_type = choose(argv, "method", {each: (each, cls) for each, cls in available().items()}, "safemax")
-    chosen = parse("python -m hpo.search", __doc__ or "", for_method(PARAMETERS, name, method_type), argv)
+    name, chosen = parse_for_method("python -m hpo.search", __doc__ or "", PARAMETERS, argv)
     dataset = chosen["data"].load()
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
-    method = with_preset(name, chosen[name], chosen["method"].preset)
-    given = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    method = chosen[name]
     try:
-        ranges = space.read(chosen["search"].space, method, chosen["training"], given)
+        ranges = space.read(chosen["search"].space, method, chosen["training"], chosen.given)
         method, training = space.holding(ranges.held, method), space.holding(ranges.held, chosen["training"])
     except InputError as error:
         raise UsageError(str(error)) from error

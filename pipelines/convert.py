@@ -1,13 +1,13 @@
-"""Turn the state dict of the official SA/SalUn network into a model of ours, as the base that corrections start from.
+"""Convert the state dict of the official SA/SalUn network and register it as the base that corrections start from.
 
     mlflow run . -e convert -P state_dict=ckpt.safetensors -P data=cifar10
 
-The official checkpoints are pickles, which can run code and are not read here. On a machine that trusts one:
+The official checkpoints are pickles, which can run code, so this program does not read them. On a machine that trusts one:
 states = torch.load("ckpt.pth", map_location="cpu"); safetensors.torch.save_file(states[-1], "ckpt.safetensors")
 (the last entry is the moving average; states[0] are the raw weights, where "module." before each name may stay).
 
-The outputs are checked by the denoising loss on real test images, and, where --reference gives the official network's
-outputs on some inputs, by comparison with those.
+The converted network is checked by its denoising loss on real test images, and, where --reference gives the official
+network's outputs on some inputs, by comparison with those.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipelines import tracking
-from pipelines.cli.options import DataOptions, product
+from pipelines.cli.options import DataOptions, product_name
 from pipelines.cli.parser import main, parse
 from pipelines.engine.signals import die_with_parent, stop_on_sigterm
 from pipelines.registry import registration
@@ -38,7 +38,7 @@ from safemax.knobs import check, knob
 from safemax.reports.images_and_tables import grid
 
 TOLERANCE = 1e-4
-UNTRAINED = 0.5  # a denoising loss beyond which a warning is due; 1 predicts nothing
+UNTRAINED = 0.5  # a denoising loss above this brings a warning; predicting eps = 0 gives 1
 CHECKED = 64  # test images of the denoising loss
 _REFERENCE = ("x_t", "t", "c", "eps")
 
@@ -51,22 +51,32 @@ class ConvertOptions:
     reference: str = knob(
         "none", "safetensors file of x_t, t, c (K is the null label) and the official network's eps on them"
     )
-    output: str = knob("none", "folder that the model is written to, in place of being registered")
+    output: str = knob("none", "folder to write the model to, instead of registering it")
     name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
 
     def __post_init__(self) -> None:
         check(self)
 
+    def validate(self) -> None:
+        """Raise InputError where there is nothing to convert or no place for the result; before any work."""
+        if not self.state_dict:
+            raise InputError("state_dict has no value; it is a safetensors file of the official network's state dict")
+        if self.output != "none" and Path(self.output).exists():
+            raise InputError(f"output = {self.output} already exists; name a new folder")
+
 
 PARAMETERS: dict[str, type] = {"conversion": ConvertOptions, "data": DataOptions}
 
 
-def largest_difference(model: Diffusion, reference: str) -> float:
-    """Return the largest difference between a model's outputs and an official network's; InputError beyond TOLERANCE.
+def largest_difference(diffusion: Diffusion, reference: str) -> float:
+    """Return the largest absolute difference between a model's outputs and the official network's.
 
     Args:
-        model: the converted model.
+        diffusion: the converted model.
         reference: a safetensors file with x_t (N, C, H, W), t (N,), c (N,) and eps (N, C, H, W).
+
+    Raises:
+        InputError: the file does not hold such tensors, or the difference is larger than TOLERANCE.
     """
     try:
         tensors = load_file(reference)
@@ -75,9 +85,9 @@ def largest_difference(model: Diffusion, reference: str) -> float:
     missing = [name for name in _REFERENCE if name not in tensors]
     if missing:
         raise InputError(f"reference = {reference} lacks {', '.join(missing)}; it holds {', '.join(_REFERENCE)}")
-    _refuse_shapes(model, tensors, reference)
+    _check_tensors(diffusion, tensors, reference)
     with torch.no_grad():
-        eps = model(tensors["x_t"].float(), tensors["t"].long(), tensors["c"].long())
+        eps = diffusion(tensors["x_t"].float(), tensors["t"].long(), tensors["c"].long())
     difference = (eps - tensors["eps"].float()).abs().max().item()
     if not difference <= TOLERANCE:
         raise InputError(
@@ -86,81 +96,90 @@ def largest_difference(model: Diffusion, reference: str) -> float:
     return difference
 
 
-def _refuse_shapes(model: Diffusion, tensors: dict[str, torch.Tensor], reference: str) -> None:
-    n, labels = len(tensors["x_t"]), model.num_classes + model.has_null
-    images, rows = (n, *model.image_shape), (n,)
+def _check_tensors(diffusion: Diffusion, tensors: dict[str, torch.Tensor], reference: str) -> None:
+    """Raise InputError for a shape, a time step or a label that does not fit the model."""
+    n, labels = len(tensors["x_t"]), diffusion.num_classes + diffusion.has_null
+    images, rows = (n, *diffusion.image_shape), (n,)
     for name, shape in {"x_t": images, "t": rows, "c": rows, "eps": images}.items():
         if tuple(tensors[name].shape) != shape:
             raise InputError(f"reference = {reference}: {name} has the shape {tuple(tensors[name].shape)}, not {shape}")
-    for name, bound in {"t": model.T, "c": labels}.items():
+    for name, bound in {"t": diffusion.T, "c": labels}.items():
         if n and not (int(tensors[name].min()) >= 0 and int(tensors[name].max()) < bound):
-            raise InputError(f"reference = {reference}: {name} holds values beyond 0 to {bound - 1}")
+            raise InputError(f"reference = {reference}: {name} has values outside 0 to {bound - 1}")
 
 
-def denoising_loss(model: Diffusion, dataset: Dataset) -> float:
-    """Return the mean loss on test images, under fixed noise: a few hundredths where trained, 1 where not."""
+def denoising_loss(diffusion: Diffusion, dataset: Dataset) -> float:
+    """Return the mean denoising loss on CHECKED test images under fixed noise: a few hundredths if trained, else about 1."""
     rows = slice(None, None, max(1, len(dataset.test.labels) // CHECKED))
     x0, c = to_float(dataset.test.images[rows]), dataset.test.labels[rows]
     generator = torch.Generator().manual_seed(0)
-    t = ((torch.arange(len(c)) + 0.5) * model.T / len(c)).long()[torch.randperm(len(c), generator=generator)]
+    t = ((torch.arange(len(c)) + 0.5) * diffusion.T / len(c)).long()[torch.randperm(len(c), generator=generator)]
     eps = torch.randn(x0.shape, generator=generator)
     with torch.no_grad():
-        return (model(model.diffuse(x0, t, eps), t, c) - eps).square().mean().item()
+        return (diffusion(diffusion.diffuse(x0, t, eps), t, c) - eps).square().mean().item()
 
 
 def convert_checkpoint(argv: Sequence[str]) -> None:
-    """Convert by the command line's parameters."""
-    chosen = parse("python -m pipelines.convert", __doc__ or "", PARAMETERS, argv)
-    asked: ConvertOptions = chosen["conversion"]
-    if not asked.state_dict:
-        raise InputError("state_dict has no value; it is a safetensors file of the official network's state dict")
-    if asked.output != "none" and Path(asked.output).exists():
-        raise InputError(f"output = {asked.output} is there already; name a folder that is not")
+    """Convert as the command line says."""
+    arguments = parse("python -m pipelines.convert", __doc__ or "", PARAMETERS, argv)
+    options: ConvertOptions = arguments["conversion"]
+    options.validate()
     stop = stop_on_sigterm()
     die_with_parent()
-    dataset = chosen["data"].load()
-    model = convert(asked.state_dict, dataset.class_names, size=dataset.image_shape[-1])
-    if model.image_shape != dataset.image_shape:
+    dataset = arguments["data"].load()
+    diffusion = convert(options.state_dict, dataset.class_names, size=dataset.image_shape[-1])
+    if diffusion.image_shape != dataset.image_shape:
         raise InputError(
-            f"state_dict = {asked.state_dict} draws {model.image_shape} images, the data are {dataset.image_shape}"
+            f"state_dict = {options.state_dict} makes {diffusion.image_shape} images, the data are {dataset.image_shape}"
         )
     with stop.interruptible():
-        loss = denoising_loss(model, dataset)
-        if not math.isfinite(loss):
-            raise InputError(f"state_dict = {asked.state_dict} gives a network whose denoising loss is {loss:g}")
-        if loss > UNTRAINED:
-            warnings.warn(
-                f"the denoising loss on {dataset.name} is {loss:.2g}: this network hardly denoises", stacklevel=2
-            )
-        facts = {"convert/denoising_loss": loss}
-        if asked.reference != "none":
-            facts["convert/largest_difference"] = largest_difference(model, asked.reference)
-        checked = ", ".join(
-            f"{key.removeprefix('convert/').replace('_', ' ')} {value:.3g}" for key, value in facts.items()
+        checks = _checks(diffusion, dataset, options)
+        summary = ", ".join(
+            f"{key.removeprefix('convert/').replace('_', ' ')} {value:.3g}" for key, value in checks.items()
         )
-        if asked.output != "none":
-            model.save(Path(asked.output))
-            print(f"wrote {asked.output}; {checked}")
+        if options.output != "none":
+            diffusion.save(Path(options.output))
+            print(f"wrote {options.output}; {summary}")
             return
-        address = _register(model, dataset, asked, facts, checked)
-    print(f"registered {address} with the alias base; {checked}")
+        address = _register(diffusion, dataset, options, checks, summary)
+    print(f"registered {address} with the alias base; {summary}")
 
 
-def _register(model: Diffusion, dataset: Dataset, asked: ConvertOptions, facts: dict[str, float], checked: str) -> str:
-    name = product(asked.name, dataset.name)
-    source = hashlib.sha256(Path(asked.state_dict).read_bytes()).hexdigest()
-    params = {"convert.state_dict": asked.state_dict, "convert.sha256": source, "data.name": dataset.name}
+def _checks(diffusion: Diffusion, dataset: Dataset, options: ConvertOptions) -> dict[str, float]:
+    """Return what the converted network was checked by, by metric key; InputError where it cannot be right."""
+    loss = denoising_loss(diffusion, dataset)
+    if not math.isfinite(loss):
+        raise InputError(f"state_dict = {options.state_dict} gives a network whose denoising loss is {loss:g}")
+    if loss > UNTRAINED:
+        message = f"the denoising loss on {dataset.name} is {loss:.2g}: this network hardly denoises"
+        warnings.warn(message, stacklevel=2)
+    checks = {"convert/denoising_loss": loss}
+    if options.reference != "none":
+        checks["convert/largest_difference"] = largest_difference(diffusion, options.reference)
+    return checks
+
+
+def _register(
+    diffusion: Diffusion, dataset: Dataset, options: ConvertOptions, checks: dict[str, float], summary: str
+) -> str:
+    name = product_name(options.name, dataset.name)
+    source = hashlib.sha256(Path(options.state_dict).read_bytes()).hexdigest()
+    params = {"convert.state_dict": options.state_dict, "convert.sha256": source, "data.name": dataset.name}
     with tracking.run(f"convert-{dataset.name}", experiment=name, params=params, tags={"kind": "base"}) as run:
-        run.log(facts)
+        run.log(checks)
         labels = torch.arange(dataset.num_classes)
-        picture = run.picture(grid(sample(model, labels, FAST, seed=0, progress=True), len(labels)), "samples/base")
-        note = f"The official network of {Path(asked.state_dict).name}, converted; {checked} on {dataset.name}.\n\n{picture}"
+        images = sample(diffusion, labels, FAST, seed=0, progress=True)
+        picture = run.picture(grid(images, len(labels)), "samples/base")
+        note = (
+            f"The official network of {Path(options.state_dict).name}, converted; {summary} on {dataset.name}."
+            f"\n\n{picture}"
+        )
         run.note(note)
-        evidence = {"forgotten": [], "metrics": facts, "converted_from": source, "data_digest": dataset.digest,
-                    "model_digest": model.digest()}  # fmt: skip
+        evidence = {"forgotten": [], "metrics": checks, "converted_from": source, "data_digest": dataset.digest,
+                    "model_digest": diffusion.digest()}  # fmt: skip
         tags = {"kind": "base", "data.digest": dataset.digest}
         version = registration.register(
-            model, name, run_id=run.id, evidence=evidence, tags=tags, description=note, alias="base"
+            diffusion, name, run_id=run.id, evidence=evidence, tags=tags, description=note, alias="base"
         )
     return f"models:/{name}/{version}"
 

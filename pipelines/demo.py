@@ -1,6 +1,9 @@
-"""The demonstration: train a small diffusion model on real images, make it forget a class with SAFEMax, and prove it.
+"""The demo: train a small diffusion model on real images, make it forget a class with SAFEMax, and measure the result.
 
-The base model and the judges are made once; later runs reuse them.
+    python -m pipelines.demo                                              (real handwritten digits; it forgets 0)
+    python -m pipelines.demo --data=cifar10 --forget=airplane --base_steps=20000
+
+The base model and the judges are trained once; later runs reuse them.
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ class DemoOptions:
 
     name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
     base_steps: int = knob(800, "training steps of the base", bounds=(0, 10_000_000))
-    base_batch_size: int = knob(128, "rows of a step of the base's training", bounds=(1, 1_000_000))
-    previews: int = knob(4, "pictures of samples on the way; 0 draws none", bounds=(0, 1000))
+    base_batch_size: int = knob(128, "rows of a training step of the base", bounds=(1, 1_000_000))
+    previews: int = knob(4, "pictures of samples logged during training; 0 logs none", bounds=(0, 1000))
 
     def __post_init__(self) -> None:
         check(self)
@@ -53,16 +56,16 @@ PARAMETERS: dict[str, type] = {
 
 def demo(argv: Sequence[str]) -> None:
     """Find or train the base, then correct it."""
-    chosen = parse("python -m pipelines.demo", __doc__ or "", PARAMETERS, argv)
+    arguments = parse("python -m pipelines.demo", __doc__ or "", PARAMETERS, argv)
     stop = stop_on_sigterm()
     die_with_parent()
     if is_follower_rank():
         raise InputError("the demo runs in one process; under torchrun use pipelines.pretrain and pipelines.unlearn")
-    dataset, base, training = chosen["data"].load(), chosen["base"], chosen["training"]
-    evaluation = chosen["evaluation"]
+    dataset, base, training = arguments["data"].load(), arguments["base"], arguments["training"]
+    evaluation = arguments["evaluation"]
     network = NetworkOptions(name=base.name)
     name = network.name_for(dataset)
-    forget = parse_classes(chosen["forget"].forget, dataset.class_names)
+    forget = parse_classes(arguments["forget"].forget, dataset.class_names)
     tracking.setup(name)
 
     def find_or_train() -> str:
@@ -74,22 +77,11 @@ def demo(argv: Sequence[str]) -> None:
             dataset, network, pretraining, stop, sampler=evaluation.main_sampler, shown=min(10, evaluation.counts[1])
         )
 
-    correct(
-        Correction(
-            dataset,
-            forget,
-            "base",
-            name,
-            "safemax",
-            chosen["safemax"],
-            training,
-            evaluation,
-            chosen["judging"],
-            base.previews,
-        ),
-        stop,
-        find_or_train,
-    )
+    correction = Correction(
+        dataset, forget, "base", name, "safemax", arguments["safemax"], training, evaluation, arguments["judging"],
+        base.previews, arguments.record(),
+    )  # fmt: skip
+    correct(correction, stop, find_or_train)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Train a class-conditional diffusion model on real images and register it as the base that corrections start from."""
+"""Train a class-conditional diffusion model on real images and register it as the base that corrections start from.
+
+python -m pipelines.pretrain --data=cifar10 --steps=20000 --precision=bf16
+torchrun --nproc_per_node 4 -m pipelines.pretrain --data=cifar10     (several GPUs)
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,12 @@ PARAMETERS: dict[str, type] = {"data": DataOptions, "network": NetworkOptions, "
 
 
 def pretrain(argv: Sequence[str]) -> None:
-    """Train and register a base from the command line's parameters."""
-    chosen = parse("python -m pipelines.pretrain", __doc__ or "", PARAMETERS, argv)
+    """Train and register a base as the command line says."""
+    arguments = parse("python -m pipelines.pretrain", __doc__ or "", PARAMETERS, argv)
     stop = stop_on_sigterm()
     die_with_parent()
-    dataset = chosen["data"].load()
-    address = train_base(dataset, chosen["network"], chosen["training"], stop)
+    dataset = arguments["data"].load()
+    address = train_base(dataset, arguments["network"], arguments["training"], stop)
     if address:
         print(f"registered {address} with the alias base")
 

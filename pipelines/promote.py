@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines import tracking
-from pipelines.cli.options import AliasOptions, taken
+from pipelines.cli.options import AliasOptions, check_model_name
 from pipelines.cli.parser import main, parse
 from pipelines.registry import aliases, gates, model_versions, registration, thresholds
 from safemax.diffusion.model import Diffusion
@@ -31,7 +31,7 @@ class PromoteOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        taken("to", self.to)
+        check_model_name("to", self.to)
 
     def address(self, model: str) -> str:
         """Return the address of the version, by number or alias as the user gave it."""

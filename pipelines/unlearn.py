@@ -1,4 +1,11 @@
-"""Correct a model: unlearn classes with one method, measure what was forgotten, kept and paid, and register the version."""
+"""Correct a model: unlearn classes with one method, measure the result against the base, and register it as a version.
+
+    python -m pipelines.unlearn --forget=airplane --data=cifar10 --method=salun --mask_ratio=0.3
+    python -m pipelines.unlearn --model=models:/digits-ddpm@champion --forget=7     (one more class)
+    python -m pipelines.unlearn --method=salun --help                               (the parameters of another method)
+
+The version carries the alias `candidate`, and its evidence: what was forgotten, what was retained, what it cost.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines import tracking
+from pipelines.cli.method_options import MethodOptions, parse_for_method
 from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions
-from pipelines.cli.parameters import for_method
-from pipelines.cli.parser import choose, main, parse
-from pipelines.cli.presets import with_preset
+from pipelines.cli.parser import main
 from pipelines.correction.base_model import find_base
 from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
@@ -17,25 +23,19 @@ from pipelines.engine.signals import die_with_parent, stop_on_sigterm
 from safemax.data.batches import parse_classes
 from safemax.evaluation.measure import Evaluation
 from safemax.judges.load import JudgeConfig
-from safemax.knobs import check, knob
-from safemax.methods import available
+from safemax.knobs import knob
 from safemax.training.trainer import Training
 
 
 @dataclass(frozen=True)
-class MethodOptions:
+class UnlearnOptions(MethodOptions):
     """The method."""
 
-    method: str = knob("safemax", "unlearning method; each has knobs of its own", choices=tuple(available()))
-    preset: str = knob("none", "named knobs of the method, such as paper; a knob that you change keeps your value")
-    previews: int = knob(4, "pictures of samples on the way; 0 draws none", bounds=(0, 1000))
-
-    def __post_init__(self) -> None:
-        check(self)
+    previews: int = knob(4, "pictures of samples logged during training; 0 logs none", bounds=(0, 1000))
 
 
 PARAMETERS: dict[str, type] = {
-    "method": MethodOptions,
+    "method": UnlearnOptions,
     "data": DataOptions,
     "forget": ForgetOptions,
     "model": ModelOptions,
@@ -46,21 +46,19 @@ PARAMETERS: dict[str, type] = {
 
 
 def unlearn(argv: Sequence[str]) -> None:
-    """Correct a model by the command line's parameters; --method chooses the method, and with it the knobs."""
-    name, method_type = choose(argv, "method", {each: (each, cls) for each, cls in available().items()}, "safemax")
-    chosen = parse("python -m pipelines.unlearn", __doc__ or "", for_method(PARAMETERS, name, method_type), argv)
+    """Correct a model as the command line says; --method chooses the method, and with it the parameters."""
+    method_name, arguments = parse_for_method("python -m pipelines.unlearn", __doc__ or "", PARAMETERS, argv)
     stop = stop_on_sigterm()
     die_with_parent()
-    dataset = chosen["data"].load()
-    product = chosen["model"].name_for(dataset)
-    forget = parse_classes(chosen["forget"].forget, dataset.class_names)
-    tracking.setup(product)
-    source = chosen["model"].model
+    dataset = arguments["data"].load()
+    name = arguments["model"].name_for(dataset)
+    forget = parse_classes(arguments["forget"].forget, dataset.class_names)
+    tracking.setup(name)
+    source = arguments["model"].model
     correction = Correction(
-        dataset, forget,
-        find_base(product, chosen["data"].data) if source == "base" else source, product, name,
-        with_preset(name, chosen[name], chosen["method"].preset), chosen["training"], chosen["evaluation"], chosen["judging"],
-        chosen["method"].previews,
+        dataset, forget, find_base(name, arguments["data"].data) if source == "base" else source, name, method_name,
+        arguments[method_name], arguments["training"], arguments["evaluation"], arguments["judging"],
+        arguments["method"].previews, arguments.record(),
     )  # fmt: skip
     correct(correction, stop)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipelines import tracking
-from pipelines.cli.options import taken
+from pipelines.cli.options import check_model_name
 from pipelines.cli.parser import main, parse
 from pipelines.registry import aliases
 from pipelines.registry.version_filter import conditions
@@ -34,7 +34,7 @@ class ListOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        taken("model", self.model)
+        check_model_name("model", self.model)
 
 
 PARAMETERS: dict[str, type] = {"versions": ListOptions}

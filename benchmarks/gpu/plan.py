@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipelines.cli.parameters import UsageError, shown
+from pipelines.cli.parameters import UsageError, excerpt
 from safemax.errors import unknown
 
 # Minutes of each stage: the sum, with the start of a machine, imports and transfers, fits into 15.
@@ -49,7 +49,7 @@ def budgets(stages: str, minutes: str) -> dict[str, float]:
     given = {} if minutes == "auto" else dict(_pair(word) for word in minutes.split(","))
     for name in (*chosen, *given):
         if name not in MINUTES:
-            raise UsageError(str(unknown("stage", shown(name), MINUTES)))
+            raise UsageError(str(unknown("stage", excerpt(name), MINUTES)))
     return {name: given.get(name, default) for name, default in MINUTES.items() if name in chosen}
 
 
@@ -61,6 +61,6 @@ def _pair(word: str) -> tuple[str, float]:
         value = 0.0
     if not 0 < value < 10_000:
         raise UsageError(
-            f"minutes: {shown(word)} is not allowed; write STAGE=MINUTES with a positive number of minutes"
+            f"minutes: {excerpt(word)} is not allowed; write STAGE=MINUTES with a positive number of minutes"
         )
     return name, value

@@ -1,73 +1,114 @@
-"""`python -m pipelines.cli.mlproject` writes what follows from the knobs: MLproject, and the method table of the README."""
+"""`python -m pipelines.cli.mlproject` writes what follows from the knobs: MLproject, and the README's table of methods."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 
 from pipelines import ROOT
-from pipelines.cli.parameters import Parameter, Value, for_method, parameters, written
+from pipelines.cli.method_options import for_method
+from pipelines.cli.parameters import Parameter, Value, parameters, to_text
+from pipelines.cli.parser import NOT_GIVEN
 from pipelines.engine.signals import LAUNCHER
+from safemax.knobs import external, knobs
 from safemax.methods import available
 from safemax.training.method import Method
+from safemax.training.trainer import Training
 
 TABLE_BEGIN, TABLE_END = "<!-- methods: written by make project -->", "<!-- end of methods -->"
+UNLEARN = "pipelines.unlearn"
+
+# Of each entry point, the parameters that people change most; every other one passes through by its name.
+DECLARED = {
+    "main": ("data", "forget", "base_steps", "steps", "lambda"),
+    "pretrain": ("data", "steps", "batch_size", "lr", "precision"),
+    "evaluate": ("model", "forget", "data", "beside", "protocol"),
+    "attack": ("model", "forget", "data", "attacks", "gold"),
+    "compare": ("methods", "classes", "seeds", "steps", "overrides", "data", "workers"),
+    "convert": ("state_dict", "reference", "data"),
+    "hpo": ("method", "preset", "forget", "model", "data", "trials", "space", "steps", "workers"),
+    "promote": ("model", "version", "alias", "gates", "why", "dry_run"),
+    "rollback": ("model", "alias", "why", "dry_run"),
+    "versions": ("model", "where", "format"),
+    "reap": ("unclaimed_minutes", "dry_run"),
+}
+# Of each method, besides its own knobs that a search may draw.
+CORRECTION = ("data", "forget", "model", "preset", "steps", "lr")
 
 _HEADER = """\
-# Written by `make project` from the knobs of pipelines/ and safemax/methods/: change those, not this file.
-# mlflow quotes the values itself; exec and the launcher's process id let a stop of `mlflow run` reach the pipeline.
+# Written by `make project` from the knobs of pipelines/, hpo/ and safemax/methods/: change those, not this file.
+#
+#     mlflow run . --env-manager local --experiment-name digits-ddpm -e safemax -P forget=3 -P lambda=0.5
+#
+# An entry point declares the parameters that people change most. Every other one of its command passes too: -P seed=1.
+# `python -m MODULE --help` lists them all (with --method=NAME for a method). A wrong name or value ends in one line, status 2.
+# auto: not given, so that a preset's value holds, else the method's own. A value that you give wins over both.
+# MLflow quotes values itself. exec and the launcher's process id let a stop of `mlflow run` reach the pipeline.
 name: safemax
 conda_env: conda.yaml
-entry_points:
 """
 _TYPES = {float: "float", int: "int"}  # mlflow passes every type on as it came; the others are text
+_WIDTH = 132
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry point: its module, its groups of knobs by title, and the parameters whose values its name fixes."""
+    """An entry point of the project.
+
+    Args:
+        name: what `mlflow run -e` calls it.
+        module: the program that it runs.
+        groups: all knobs of the program, by title.
+        declared: the parameters that MLproject declares, by the names that users write.
+        fixed: values that the entry point's name decides.
+        about: what it does, in one line.
+    """
 
     name: str
     module: str
     groups: Mapping[str, type]
+    declared: tuple[str, ...] = ()
     fixed: Mapping[str, str] = field(default_factory=dict)
+    about: str = ""
 
     def parameters(self) -> list[Parameter]:
-        """Return the parameters that are left to choose, in order."""
-        every = [each for group in self.groups.values() for each in parameters(group)]
+        """Return the parameters of the program that the entry point's name leaves open, declared or not."""
+        every = (each for group in self.groups.values() for each in parameters(group))
         return [each for each in every if each.name not in self.fixed]
+
+    def find(self, name: str) -> Parameter:
+        """Return the parameter of a name; KeyError where the program has none."""
+        return {each.name: each for each in self.parameters()}[name]
+
+    def default(self, name: str) -> str:
+        """Return the default that MLproject declares, as YAML: auto for what a preset may set.
+
+        MLflow passes a declared default on as if it were given, and what is given wins over a preset.
+        """
+        own = (group for group in self.groups.values() if issubclass(group, Method | Training))
+        from_preset = any(name == each.name for group in own for each in parameters(group))
+        if from_preset and any(each.name == "preset" for each in self.parameters()):
+            return NOT_GIVEN
+        return _yaml(self.find(name).default)
 
 
 def entries() -> tuple[Entry, ...]:
     """Return the project's entry points: the pipelines, and the pipeline `unlearn` once for each method."""
-    unlearn = _groups_of("pipelines.unlearn")
-    return (
-        Entry("main", "pipelines.demo", _groups_of("pipelines.demo")),
-        Entry("pretrain", "pipelines.pretrain", _groups_of("pipelines.pretrain")),
-        Entry("evaluate", "pipelines.evaluate", _groups_of("pipelines.evaluate")),
-        Entry("attack", "pipelines.attack", _groups_of("pipelines.attack")),
-        Entry("compare", "pipelines.compare", _groups_of("pipelines.compare")),
-        Entry("convert", "pipelines.convert", _groups_of("pipelines.convert")),
-        # Not the training: a method has defaults of its own, and what is given is held. Undeclared, it passes too.
-        Entry("hpo", "hpo.search", {k: v for k, v in _groups_of("hpo.search").items() if k != "training"}),
-        *(
-            Entry(name, f"pipelines.{name}", _groups_of(f"pipelines.{name}"))
-            for name in ("promote", "rollback", "versions", "reap")
-        ),
-        *(
-            Entry(name, "pipelines.unlearn", for_method(unlearn, name, method), fixed={"method": name})
-            for name, method in available().items()
-        ),
-    )
+    modules = {name: f"pipelines.{name}" for name in DECLARED} | {"main": "pipelines.demo", "hpo": "hpo.search"}
+    pipelines = (_pipeline(name, modules[name], names) for name, names in DECLARED.items())
+    return (*pipelines, *(_correction(name, method) for name, method in available().items()))
 
 
 def mlproject(entry_points: tuple[Entry, ...]) -> str:
     """Return the MLproject file of these entry points, as YAML."""
-    return _HEADER + "".join(map(_entry_point, entry_points))
+    corrections = [entry for entry in entry_points if entry.module == UNLEARN]
+    shared = _shared(corrections[0]) if corrections else ""
+    return f"{_HEADER}{shared}\nentry_points:\n" + "".join(map(_entry_point, entry_points))
 
 
 def method_table(methods: Mapping[str, type[Method]]) -> str:
@@ -92,27 +133,68 @@ def main() -> None:
         readme.write_text(with_table(readme.read_text(encoding="utf-8"), method_table(available())), encoding="utf-8")
 
 
-def _groups_of(module: str) -> dict[str, type]:
-    return dict(import_module(module).PARAMETERS)
+def _pipeline(name: str, module: str, declared: tuple[str, ...]) -> Entry:
+    program = import_module(module)
+    return Entry(name, module, dict(program.PARAMETERS), declared, about=_first_line(program.__doc__))
+
+
+def _correction(name: str, method: type[Method]) -> Entry:
+    groups = for_method(import_module(UNLEARN).PARAMETERS, name, method)
+    own = tuple(external(field) for field, (_, about) in knobs(method).items() if about.search)
+    about = _first_line(sys.modules[method.__module__].__doc__)
+    return Entry(name, UNLEARN, groups, (*CORRECTION, *own), {"method": name}, about)
+
+
+def _shared(correction: Entry) -> str:
+    """Return what all methods declare, stated once; YAML's `<<: *correction` includes it."""
+    rows = _rows(correction, CORRECTION, indent="  ")
+    number = f"x-number: &number {{type: float, default: {NOT_GIVEN}}}\n"
+    return f"\n# What every method declares, and the form of its own knobs.\nx-correction: &correction\n{rows}{number}"
 
 
 def _entry_point(entry: Entry) -> str:
-    rows = [
-        f"      {each.name}: {{type: {_TYPES.get(each.kind, 'string')}, default: {_yaml(each.default)}}}\n"
-        for each in entry.parameters()
-    ]
     words = [f"{LAUNCHER}=$PPID exec python -m {entry.module}"]
     words += [f"--{name}={value}" for name, value in entry.fixed.items()]
-    words += [f"--{each.name}={{{each.name}}}" for each in entry.parameters()]
-    command = "".join(f"      {word}\n" for word in words)
-    return f"  {entry.name}:\n    parameters:\n{''.join(rows)}    command: >-\n{command}"
+    words += [f"--{name}={{{name}}}" for name in entry.declared]
+    command = textwrap.fill(
+        " ".join(words), _WIDTH, initial_indent="    command: ", subsequent_indent=" " * 6,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return f"{_commented(f'  {entry.name}:', entry.about)}{_declaration(entry)}{command}\n"
+
+
+def _declaration(entry: Entry) -> str:
+    if entry.module == UNLEARN:
+        own = "".join(f", {name}: *number" for name in entry.declared if name not in CORRECTION)
+        return f"    parameters: {{<<: *correction{own}}}\n"
+    rows = _rows(entry, entry.declared, indent=" " * 6)
+    return f"    parameters:\n{rows}" if rows else ""
+
+
+def _rows(entry: Entry, names: Iterable[str], indent: str) -> str:
+    rows = ""
+    for parameter in map(entry.find, names):
+        kind, default = _TYPES.get(parameter.kind, "string"), entry.default(parameter.name)
+        row = f"{indent}{parameter.name}: {{type: {kind}, default: {default}}}"
+        rows += _commented(row, parameter.about.doc)
+    return rows
+
+
+def _first_line(doc: str | None) -> str:
+    return (doc or "").split("\n")[0]
+
+
+def _commented(line: str, comment: str) -> str:
+    if not comment:
+        return f"{line}\n"
+    return f"{line}  # {textwrap.shorten(comment, _WIDTH - len(line) - 4, placeholder=' ...')}\n"
 
 
 def _yaml(value: Value) -> str:
     """Return a default as YAML 1.1 keeps it: text in quotes (true, 1e-05 and none too), a float with its point."""
     if isinstance(value, float):
         return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))
-    return repr(value) if isinstance(value, int) and not isinstance(value, bool) else json.dumps(written(value))
+    return repr(value) if isinstance(value, int) and not isinstance(value, bool) else json.dumps(to_text(value))
 
 
 def _source(method: type[Method]) -> str:
@@ -120,11 +202,11 @@ def _source(method: type[Method]) -> str:
 
 
 def _about(method: type[Method]) -> str:
-    return _cell((sys.modules[method.__module__].__doc__ or "").split("\n")[0].rstrip("."))
+    return _cell(_first_line(sys.modules[method.__module__].__doc__).rstrip("."))
 
 
 def _knobs(method: type[Method]) -> str:
-    return _cell(" ".join(f"`{each.name}={written(each.default)}`" for each in parameters(method)))
+    return _cell(" ".join(f"`{each.name}={to_text(each.default)}`" for each in parameters(method)))
 
 
 def _cell(text: str) -> str:

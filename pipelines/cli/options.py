@@ -1,4 +1,4 @@
-"""What a user may ask of several pipelines: the data, the classes to forget, the model to correct, the alias to move."""
+"""Parameters that several pipelines share: the data, the classes to forget, the model to correct, the alias to move."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
     from safemax.data.dataset import Dataset
 
 
-_REFUSED = re.compile(
-    r"[/:.%\"'\s]+"
-)  # what MLflow takes in no name of a registered model, and what breaks its filters
+_NOT_IN_A_NAME = re.compile(r"[/:.%\"'\s]+")  # MLflow refuses them in a registered model's name, or its filters break
 
 
-def product(name: str, dataset_name: str) -> str:
-    """Return the name of a product, which its registered model and its experiment carry; InputError if MLflow takes it not.
+def product_name(name: str, dataset_name: str) -> str:
+    """Return the name of a product's registered model and experiment; InputError if MLflow would refuse it.
 
     Args:
-        name: what the user gave; auto is DATA-ddpm, with a - for what MLflow refuses.
+        name: what the user gave; auto is DATA-ddpm, with a - for each character that MLflow refuses.
         dataset_name: of the data.
     """
-    return _REFUSED.sub("-", f"{dataset_name}-ddpm") if name == "auto" else taken("name", name)
+    if name != "auto":
+        return check_model_name("name", name)
+    return _NOT_IN_A_NAME.sub("-", f"{dataset_name}-ddpm")
 
 
-def taken(parameter: str, name: str) -> str:
-    """Return the name of a registered model; InputError if MLflow does not take it."""
-    if not name or _REFUSED.search(name):
-        raise InputError(f"{parameter} = {name!r} is not allowed; a name has none of / : . % quotes and blanks")
+def check_model_name(parameter: str, name: str) -> str:
+    """Return the name of a registered model, given as a parameter; InputError if MLflow would refuse it."""
+    if not name or _NOT_IN_A_NAME.search(name):
+        raise InputError(f"{parameter} = {name!r} is not allowed; a name has no / : . %, quotes or spaces")
     return name
 
 
@@ -40,9 +40,9 @@ class DataOptions:
     """The real images."""
 
     data: str = knob(
-        "digits", "digits, cifar10, fashion_mnist, mnist, a Hugging Face id, or a folder of Parquet files or images"
+        "digits", "digits, cifar10, fashion_mnist, mnist, a Hugging Face id, or a folder of Parquet files or of images"
     )
-    size: int = knob(0, "side in pixels that images are resized to; 0 keeps theirs", bounds=(0, 1024))
+    size: int = knob(0, "side in pixels that images are resized to; 0 keeps their size", bounds=(0, 1024))
 
     def __post_init__(self) -> None:
         check(self)
@@ -70,7 +70,7 @@ class ModelOptions:
 
     def name_for(self, dataset: Dataset) -> str:
         """Return the name of the product model."""
-        return product(self.name, dataset.name)
+        return product_name(self.name, dataset.name)
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,26 @@ class AliasOptions:
 
     model: str = knob("digits-ddpm", "registered model")
     alias: str = knob("champion", "alias to move: letters, digits, - and _")
-    expect: str = knob("any", "version that the alias must point to now, or it stays: a number, none, or any")
+    expect: str = knob("any", "version that the alias must point to now, else nothing changes: a number, none, or any")
     why: str = knob("", "the reason, for the record; up to 1000 characters")
-    dry_run: bool = knob(False, "show what would happen, change nothing")
+    dry_run: bool = knob(False, "show what would happen and change nothing")
 
     def __post_init__(self) -> None:
         check(self)
-        taken("model", self.model)
+        check_model_name("model", self.model)
         if not re.fullmatch(r"(?!latest$|v\d+$)[A-Za-z0-9_-]{1,100}", self.alias):
             raise InputError(f"alias = {self.alias!r} is not allowed; letters, digits, - and _, not latest or v1")
         if not re.fullmatch(r"any|none|[0-9]{1,9}", self.expect):
             raise InputError(f"expect = {self.expect!r} is not allowed; it is a version's number, none, or any")
         if len(self.why) > 1000:
-            raise InputError(f"why has {len(self.why)} characters; the record takes up to 1000")
+            raise InputError(f"why has {len(self.why)} characters; up to 1000 are allowed")
 
     def validate(self, holder: str | None) -> None:
-        """Raise InputError if the alias does not point where it is expected to."""
-        now = holder or "none"
-        if self.expect not in ("any", now):
-            raise InputError(f"expect = {self.expect}, but {self.alias} points to {now}; nothing was changed")
+        """Raise InputError if the alias points to another version than `expect`.
+
+        Args:
+            holder: number of the version that the alias points to now, None where it points to none.
+        """
+        current = holder or "none"
+        if self.expect not in ("any", current):
+            raise InputError(f"expect = {self.expect}, but {self.alias} points to {current}; nothing was changed")

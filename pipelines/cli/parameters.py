@@ -1,19 +1,15 @@
-"""A knob as text: the name users write, the values they may give, and the reading of one strictly."""
+"""A knob as text: the name that users write, the values they may give, and strict reading of a value."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safemax.errors import InputError, unknown
 from safemax.knobs import Knob, external, knobs
-
-if TYPE_CHECKING:
-    from safemax.training.method import Method  # imports torch, which a wrong parameter need not wait for
 
 Value = bool | int | float | str
 
@@ -21,16 +17,24 @@ _KINDS: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 # int() and float() also read 1_000, ' 7 ', 'infinity' and the digits of every script.
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_LONGEST_SHOWN = 80
+_EXCERPT = 80  # characters of outside text in an error message
 
 
 class UsageError(InputError):
-    """A parameter that the command line cannot accept; the process ends with status 2, before any work."""
+    """A parameter that the command line does not accept; the process ends with status 2, before any work."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A knob outside Python: its name there, its field, type and default, and what is known about it."""
+    """A knob as the command line knows it.
+
+    Args:
+        name: what users write.
+        field: name of the dataclass field; differs from `name` only where Python reserves the word (`lmbda`).
+        kind: bool, int, float or str.
+        default: value of the field where nothing sets it.
+        about: meaning, bounds and choices.
+    """
 
     name: str
     field: str
@@ -48,15 +52,15 @@ class Parameter:
         return ("a whole number" if self.kind is int else "a number") + _span(*self.about.bounds)
 
     def read(self, text: str | None) -> Value:
-        """Return the value that text stands for; raise UsageError for none (None: no text given) or a forbidden one."""
+        """Return the value that text stands for; raise UsageError where there is no text (None) or it is not allowed."""
         if text is None or (not text and self.default != ""):
             raise UsageError(f"{self.name} has no value; {self.name} is {self.allowed}")
         if self.about.choices and text not in self.about.choices:
-            raise UsageError(str(unknown(self.name, shown(text), self.about.choices)))
+            raise UsageError(str(unknown(self.name, excerpt(text), self.about.choices)))
         value = _value(self.kind, text)
         low, high = self.about.bounds
         if value is None or not (isinstance(value, str) or low <= value <= high):
-            raise UsageError(f"{self.name} = {shown(text)} is not allowed; {self.name} is {self.allowed}")
+            raise UsageError(f"{self.name} = {excerpt(text)} is not allowed; {self.name} is {self.allowed}")
         return value
 
 
@@ -66,7 +70,7 @@ def parameters(group: type) -> list[Parameter]:
 
 
 def with_defaults(group: type, **defaults: Value) -> type:
-    """Return a dataclass of knobs with defaults of its own, for a pipeline or a method; raise TypeError for no knob."""
+    """Return a dataclass of knobs with other defaults, for a pipeline or a method; raise TypeError for an unknown knob."""
     known = {field.name: field for field, _ in knobs(group).values()}
     if not defaults.keys() <= known.keys():
         raise TypeError(f"{group.__name__} has no knob {', '.join(sorted(defaults.keys() - known.keys()))}")
@@ -79,26 +83,14 @@ def with_defaults(group: type, **defaults: Value) -> type:
     return dataclasses.make_dataclass(group.__name__, changed, bases=(group,), namespace=names, frozen=frozen)
 
 
-def for_method(shared: Mapping[str, type], name: str, method: type[Method]) -> dict[str, type]:
-    """Return the groups of a pipeline that runs one method: the shared ones with its training defaults, and its own."""
-    own = dict(method.training)
-    groups = {}
-    for title, group in shared.items():
-        mine = {key: own.pop(key) for key in knobs(group) if key in own}
-        groups[title] = with_defaults(group, **mine) if mine else group
-    if own:
-        raise TypeError(f"{method.__name__}.training names {', '.join(own)}, which no group of knobs has")
-    return {**groups, name: method}
-
-
-def written(value: Value) -> str:
-    """Return the text that a parameter reads back as this value."""
+def to_text(value: Value) -> str:
+    """Return the text that `Parameter.read` turns back into this value."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def shown(text: str) -> str:
-    """Return text from outside as an error may quote it: short, and on one line."""
-    return text[:_LONGEST_SHOWN] if text.isprintable() else ascii(text[:_LONGEST_SHOWN])
+def excerpt(text: str) -> str:
+    """Return the start of text from outside as an error message may quote it: short, and on one line."""
+    return text[:_EXCERPT] if text.isprintable() else ascii(text[:_EXCERPT])
 
 
 def _parameter(group: type, field: dataclasses.Field[Any], about: Knob) -> Parameter:

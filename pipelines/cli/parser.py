@@ -1,4 +1,4 @@
-"""A strict command line made of knobs: one line for what it refuses, a help that teaches, an exit status that is true.
+"""A strict command line made of knobs: one line for each error, a help text that teaches, an exit status to rely on.
 
 argparse would add only the splitting at `=`: it keeps the last of duplicates, reads `--name -x` as two options, and its
 messages neither name the range nor fit one line.
@@ -11,27 +11,78 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from pipelines.cli.parameters import Parameter, UsageError, Value, parameters, shown, written
+from pipelines.cli.parameters import Parameter, UsageError, Value, excerpt, parameters, to_text
 from safemax.errors import InputError, NonFiniteError, Stopped, chain, unknown
 
 Chosen = TypeVar("Chosen")
+NOT_GIVEN = "auto"
+"""The text that stands for no value: MLproject's default of a parameter that a preset may set."""
 
+_READING = (
+    "Each parameter is shown with its default; --name=auto leaves a parameter at its default or its preset's value."
+)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")  # safetensors and SQLite raise no OSError
 
 
-def parse(prog: str, doc: str, groups: Mapping[str, type], argv: Sequence[str]) -> dict[str, Any]:
-    """Return an instance of each group's dataclass, filled from `--name=value` or `--name value`, else by the defaults.
+class Arguments(dict[str, Any]):
+    """What a command line says: an instance of each group's dataclass by title, and where each value comes from.
+
+    A value's source is `given` (by the user), the name of the settings that set it (`preset`), or `default`.
+
+    Args:
+        groups: dataclasses of knobs by title.
+        given: what the user gave, by the names that users write.
+        settings: values by source, the first source that has one wins; what the user gave wins over all.
+
+    Raises:
+        UsageError: values that do not fit together.
+        TypeError: settings of a parameter that there is not, which is a fault of the program.
+
+    Attributes:
+        given: the names of the parameters that the user gave, also where the value equals the default.
+    """
+
+    def __init__(
+        self, groups: Mapping[str, type], given: Mapping[str, Value], settings: Mapping[str, Mapping[str, Value]]
+    ) -> None:
+        self._known = _by_name(groups)
+        self._set = {name: (value, "given") for name, value in given.items()}
+        self.given = frozenset(given)
+        for source, values in settings.items():
+            for name, value in values.items():
+                if name not in self._known:
+                    raise TypeError(f"{source} sets {name}, which is not a parameter")
+                self._set.setdefault(name, (value, source))
+        values = {name: value for name, (value, _) in self._set.items()}
+        super().__init__({title: _filled(group, values) for title, group in groups.items()})
+
+    def record(self) -> dict[str, dict[str, Value]]:
+        """Return every parameter's value and source, as JSON: {"lr": {"value": 0.001, "source": "given"}}."""
+        pairs = {name: self._set.get(name, (each.default, "default")) for name, each in self._known.items()}
+        return {name: {"value": value, "source": source} for name, (value, source) in pairs.items()}
+
+
+def parse(
+    prog: str,
+    doc: str,
+    groups: Mapping[str, type],
+    argv: Sequence[str],
+    settings: Mapping[str, Mapping[str, Value]] | None = None,
+) -> Arguments:
+    """Return an instance of each group's dataclass, filled from `--name=value` or `--name value`, settings and defaults.
 
     Args:
         prog: how the program is called, for the first line of the help.
         doc: what it does, for the help.
         groups: dataclasses of knobs by the title of their section in the help.
-        argv: the arguments without the program's name; `--help` prints the help and exits with status 0.
+        argv: the arguments without the program's name; `--help` prints the help and exits with status 0. The value `auto`
+            means "not given": MLproject passes it for a declared parameter that the user left alone.
+        settings: values by source, such as a preset's, for parameters that the user did not give.
 
     Raises:
         UsageError: an unknown, repeated, empty or disallowed parameter; the first one found.
@@ -42,30 +93,31 @@ def parse(prog: str, doc: str, groups: Mapping[str, type], argv: Sequence[str]) 
     if "help" in dict(options):
         print(_help(prog, doc, groups))
         raise SystemExit(0)
-    given: dict[str, Value] = {}
-    for name, text in options:
-        if name not in known:
-            raise UsageError(str(unknown("parameter", shown(name), known)))
-        if name in given:
-            raise UsageError(f"{name} is given twice; each parameter has one value")
-        given[name] = known[name].read(text)
-    return {title: _filled(group, given) for title, group in groups.items()}
+    return Arguments(groups, _read(known, options), settings or {})
+
+
+def text_of(argv: Sequence[str], name: str) -> str | None:
+    """Return the text that argv gives to one parameter, read ahead of `parse`; None where it gives none."""
+    texts = [text for option, text in _options(argv) if option == name]
+    if len(texts) > 1:
+        raise _repeated(name)
+    return texts[0] if texts and texts[0] != NOT_GIVEN else None
 
 
 def choose(argv: Sequence[str], name: str, known: Mapping[str, Chosen], default: str) -> Chosen:
-    """Return what one parameter selects from known, read ahead of parse because it decides which groups there are."""
-    chosen = dict(_options(argv)).get(name, default) or ""
-    if chosen not in known:
-        raise UsageError(str(unknown(name, shown(chosen), known)))
-    return known[chosen]
+    """Return what one parameter selects from known, read ahead of `parse` because it decides which groups there are."""
+    choice = text_of(argv, name) or default
+    if choice not in known:
+        raise UsageError(str(unknown(name, excerpt(choice), known)))
+    return known[choice]
 
 
 def main(entry: Callable[[Sequence[str]], object]) -> NoReturn:
     """Run an entry point on the command line's arguments and exit: with 0, or with one line on stderr and a status.
 
-    2 for a parameter, 1 for any other input, for a loss that is not finite, a full disk, a place that takes no files and a
-    tracking store that is away or refuses, 143 when told to stop (SIGTERM), 130 for Ctrl-C. Every other exception is a fault
-    of ours and keeps its traceback.
+    Status 2: a parameter. 1: any other input, a loss that is not finite, a full disk, a folder that cannot be written, a
+    tracking store that does not answer or denies access. 143: SIGTERM. 130: Ctrl-C. Every other exception is a bug of this
+    program and keeps its traceback.
     """
     sys.exit(_status(entry, sys.argv[1:]))
 
@@ -90,7 +142,7 @@ def _status(entry: Callable[[Sequence[str]], object], argv: Sequence[str]) -> in
 
 
 def _outside(error: Exception) -> str | None:
-    """Return what is amiss outside this program: a full disk, a place that takes no files, a store; None where nothing is."""
+    """Return what failed outside this program (disk, permissions, tracking store), or None for a bug of this program."""
     full = _disk_full(error)
     if full is not None:
         return f"the disk is full ({full}); free some space, the same command resumes"
@@ -99,7 +151,7 @@ def _outside(error: Exception) -> str | None:
         return f"the GPU is out of memory ({reason}); a smaller batch_size, or a larger accumulate, needs less"
     if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
         return f"{error.filename} cannot be written: {error.strerror}"
-    from pipelines import tracking  # after the fault, when the time that the import takes matters no more
+    from pipelines import tracking  # imports mlflow, which an error in a parameter need not wait for
 
     return tracking.refusal(error)
 
@@ -110,11 +162,30 @@ def _say(line: str, status: int) -> int:
 
 
 def _disk_full(error: BaseException | None) -> BaseException | None:
-    """Return the exception of the chain that reports a full disk, None where none does."""
+    """Return the exception of the chain that reports a full disk, or None."""
     for each in chain(error):
         if getattr(each, "errno", None) in _DISK_FULL or any(text in str(each) for text in _DISK_FULL_TEXTS):
             return each
     return None
+
+
+def _read(known: Mapping[str, Parameter], options: Iterable[tuple[str, str | None]]) -> dict[str, Value]:
+    """Return the values given, by name; UsageError for the first option that is unknown, repeated or not allowed."""
+    seen: set[str] = set()
+    given: dict[str, Value] = {}
+    for name, text in options:
+        if name not in known:
+            raise UsageError(str(unknown("parameter", excerpt(name), known)))
+        if name in seen:
+            raise _repeated(name)
+        seen.add(name)
+        if text != NOT_GIVEN:
+            given[name] = known[name].read(text)
+    return given
+
+
+def _repeated(name: str) -> UsageError:
+    return UsageError(f"{name} is given twice; each parameter has one value")
 
 
 def _by_name(groups: Mapping[str, type]) -> dict[str, Parameter]:
@@ -128,16 +199,16 @@ def _by_name(groups: Mapping[str, type]) -> dict[str, Parameter]:
 
 def _options(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Yield each option's name, with underscores, and its text, None where there is none."""
-    waiting = list(reversed(argv))
-    while waiting:
-        token = waiting.pop()
+    rest = list(reversed(argv))
+    while rest:
+        token = rest.pop()
         if token == "-h":
             token = "--help"
         if not token.startswith("--"):
-            raise UsageError(f"{shown(token)} is not a parameter; write --name=value")
+            raise UsageError(f"{excerpt(token)} is not a parameter; write --name=value")
         name, equals, text = token[2:].partition("=")
-        if not equals and waiting and not waiting[-1].startswith("--"):
-            equals, text = " ", waiting.pop()
+        if not equals and rest and not rest[-1].startswith("--"):
+            equals, text = " ", rest.pop()
         yield name.replace("-", "_"), text if equals else None
 
 
@@ -150,14 +221,15 @@ def _filled(group: type, given: Mapping[str, Value]) -> object:
 
 
 def _help(prog: str, doc: str, groups: Mapping[str, type]) -> str:
-    sections = [f"usage: {prog} [--parameter=value ...]", doc.strip()]
+    sections = [f"usage: {prog} [--parameter=value ...]", doc.strip(), _READING]
     sections += ["\n".join([title, *map(_help_for, parameters(group))]) for title, group in groups.items()]
     return "\n\n".join(sections)
 
 
 def _help_for(parameter: Parameter) -> str:
     width = min(shutil.get_terminal_size().columns, 100)
-    meaning = f"{parameter.about.doc.rstrip('.')}: {parameter.allowed}"
+    free_text = parameter.kind is str and not parameter.about.choices
+    meaning = parameter.about.doc.rstrip(".") + ("" if free_text else f": {parameter.allowed}")
     indent = " " * 6
     wrapped = textwrap.fill(meaning, width, initial_indent=indent, subsequent_indent=indent)
-    return f"  --{parameter.name}={written(parameter.default)}\n{wrapped}"
+    return f"  --{parameter.name}={to_text(parameter.default)}\n{wrapped}"

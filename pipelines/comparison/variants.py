@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.cli.parameters import Parameter, UsageError, Value, for_method, parameters, shown
-from pipelines.cli.presets import with_preset
+from pipelines.cli.method_options import for_method
+from pipelines.cli.parameters import Parameter, UsageError, Value, excerpt, parameters
 from safemax.errors import unknown
 from safemax.knobs import knobs
-from safemax.methods import available
+from safemax.methods import available, create, preset_of
 from safemax.training.method import Method
 from safemax.training.trainer import Training
 
@@ -58,7 +58,7 @@ def read(methods: str, overrides: str, common: Mapping[str, Value]) -> tuple[Met
     others = [name for name in available() if name not in (GOLD_STANDARD, *words)]
     labels = [label for word in words for label in (others if word == ALL else [word])]
     if len(set(labels)) < len(labels):
-        raise UsageError(f"methods = {shown(methods)} has a duplicate; NAME@VARIANT is another set of knobs")
+        raise UsageError(f"methods = {excerpt(methods)} has a duplicate; NAME@VARIANT is another set of knobs")
     names = {label: _name(label) for label in labels}
     given = _overrides(overrides, names)
     return tuple(_variant(label, name, given[label], common) for label, name in names.items())
@@ -68,7 +68,7 @@ def _name(label: str) -> str:
     match = _LABEL.fullmatch(label)
     name = match["name"] if match else label
     if name not in available():
-        raise UsageError(str(unknown("method", shown(label), [*available(), ALL])))
+        raise UsageError(str(unknown("method", excerpt(label), [*available(), ALL])))
     return name
 
 
@@ -78,11 +78,11 @@ def _overrides(text: str, names: Mapping[str, str]) -> dict[str, dict[str, str]]
         left, equals, value = word.partition("=")
         label, dot, name = left.rpartition(".")
         if not (equals and dot):
-            raise UsageError(f"overrides: {shown(word)} is not allowed; write METHOD.KNOB=VALUE")
+            raise UsageError(f"overrides: {excerpt(word)} is not allowed; write METHOD.KNOB=VALUE")
         if label not in given:
-            raise UsageError(str(unknown("method of overrides", shown(label), given)))
+            raise UsageError(str(unknown("method of overrides", excerpt(label), given)))
         if name in given[label]:
-            raise UsageError(f"overrides: {shown(left)} is given twice; each knob has one value")
+            raise UsageError(f"overrides: {excerpt(left)} is given twice; each knob has one value")
         given[label][name] = value
     return given
 
@@ -94,12 +94,13 @@ def _variant(label: str, name: str, given: Mapping[str, str], common: Mapping[st
     shared = {each.name: each for each in parameters(training_type) if each.name != "seed"}
     for key in given:
         if key not in {*own, *shared, "preset"}:
-            raise UsageError(str(unknown(f"knob of {label}", shown(key), [*own, *shared, "preset"])))
+            raise UsageError(str(unknown(f"knob of {label}", excerpt(key), [*own, *shared, "preset"])))
     settings = dict(common)
     if not training_type().steps:
         settings.pop("steps", None)  # a closed form is done before the first step
-    training = training_type(**settings | _values(given, shared))
-    method = with_preset(name, method_type(**_values(given, own)), given.get("preset", "none"))
+    preset = given.get("preset", "none").removeprefix("none")
+    training = training_type(**preset_of(name, preset)[1] | settings | _values(given, shared))
+    method = create(name, preset=preset, **_values(given, own))
     return MethodVariant(label, name, method, Training(**asdict(training)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipelines import tracking
-from pipelines.cli.options import product
+from pipelines.cli.options import product_name
 from pipelines.cli.parameters import with_defaults
 from pipelines.engine.signals import is_follower_rank
 from pipelines.registry import model_versions, orphans, registration
@@ -47,7 +47,7 @@ class NetworkOptions:
 
     def name_for(self, dataset: Dataset) -> str:
         """Return the name of the registered model."""
-        return product(self.name, dataset.name)
+        return product_name(self.name, dataset.name)
 
 
 BASE_TRAINING: dict[str, Any] = {"steps": 800, "lr": 1e-3, "ema": 0.99, "forget_share": 0.0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Correction:
         evaluation: how the base and the corrected model are measured.
         judging: the networks that look at the samples.
         previews: pictures of samples on the way; 0 makes none.
+        parameters: the command line's parameters with value and source, for the record; they decide nothing.
     """
 
     dataset: Dataset
@@ -45,6 +46,7 @@ class Correction:
     evaluation: Evaluation
     judging: JudgeConfig
     previews: int = 4
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def class_names(self) -> list[str]:

@@ -65,7 +65,7 @@ class GoldOptions:
 def _as_base(base: str | None) -> tuple[Training, float]:
     """Return the training and label drop of the run that made the base, or the defaults where there is no such run."""
     default = Training(**BASE_TRAINING)
-    if base is None or not base.startswith("models:"):
+    if base is None or not model_versions.is_registry_address(base):
         return default, 0.1
     run_id = model_versions.version_of(base).run_id
     params = tracking.store().get_run(run_id).data.params if run_id else {}

@@ -12,7 +12,7 @@ import pandas as pd
 
 from pipelines import tracking
 from pipelines.examination.attack_suite import AttackSuite
-from pipelines.registry import registration
+from pipelines.registry import model_versions, registration
 from safemax.evaluation.attack_results import AttackComparison, metrics, table
 from safemax.reports.attack_figures import figure
 from safemax.reports.images_and_tables import as_markdown, as_text
@@ -45,7 +45,7 @@ def publish(
     spending = pd.DataFrame({"seconds": seconds}).rename_axis("what")
     run.table(spending.reset_index(), "seconds")
     run.note("\n\n".join([f"Attacks on {address}", as_markdown(frame, 1), _summary(rates), *pictures]))
-    if address.startswith("models:"):
+    if model_versions.is_registry_address(address):
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "attacks.json"
             path.write_text(json.dumps({"metrics": rates, "about": about}, indent=1, sort_keys=True) + "\n")

@@ -123,7 +123,7 @@ def _attach(after: Measured, base: dict[str, float], result: Verdict, page: str,
         files["report"].write_text(page, encoding="utf-8")
         files["panel"].write_text(json.dumps(panel, indent=1, sort_keys=True) + "\n")
         for kind, path in files.items():
-            if after.address.startswith("models:"):
+            if model_versions.is_registry_address(after.address):
                 registration.attach(after.address, kind, run.id, path)
             else:
                 run.artifact(path, "evidence")
@@ -164,7 +164,7 @@ def _png(picture: Figure | Image.Image) -> bytes:
 
 
 def _cost(address: str) -> dict[str, float]:
-    if not address.startswith("models:"):
+    if not model_versions.is_registry_address(address):
         return {}
     metrics = model_versions.evidence(address).get("metrics", {})
     return {key: value for key, value in metrics.items() if key.startswith("cost/")}
@@ -173,7 +173,7 @@ def _cost(address: str) -> dict[str, float]:
 def _lineage(evaluator: Evaluator, attack_run: AttackRun, run: tracking.Run) -> dict[str, str]:
     address, dataset = evaluator.subject.address, evaluator.subject.dataset
     facts = {"model": address}
-    if address.startswith("models:"):
+    if model_versions.is_registry_address(address):
         facts |= _version_lineage(address)
     facts |= {"data.name": dataset.name, "data.digest": dataset.digest, "judges": evaluator.judges.digest}
     facts |= {"measured by run": run.id, "attacked by run": attack_run.id or "none"}

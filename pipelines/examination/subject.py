@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipelines import tracking
-from pipelines.cli.options import DataOptions, product
+from pipelines.cli.options import DataOptions, product_name
 from pipelines.registry import lineage, model_versions
 from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
@@ -61,7 +61,7 @@ class Subject:
             InputError: there is no such model or class, or the version was made of other data.
         """
         dataset = data.load()
-        experiment = product(options.name, dataset.name)
+        experiment = product_name(options.name, dataset.name)
         tracking.setup(experiment)
         address = model_versions.resolve_alias(options.model)
         lineage.refuse_other_data(address, dataset)

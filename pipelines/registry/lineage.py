@@ -21,7 +21,9 @@ def classes_of(model: str, option: str, dataset: Dataset) -> tuple[int, ...]:
     """
     if option != "auto":
         return parse_classes(option, dataset.class_names)
-    stated = model_versions.version_of(model).tags.get("forgotten", "") if model.startswith("models:") else ""
+    stated = (
+        model_versions.version_of(model).tags.get("forgotten", "") if model_versions.is_registry_address(model) else ""
+    )
     if not stated:
         raise InputError(
             f"forget = auto is not allowed: {model} does not state what it has forgotten; name the classes"
@@ -37,14 +39,14 @@ def origin(model: str, option: str) -> str | None:
     """
     if option != "auto":
         return None if option == "none" else model_versions.resolve_alias(option)
-    if not model.startswith("models:"):
+    if not model_versions.is_registry_address(model):
         return None
     version = model_versions.version_of(model)
     parent = version.tags.get("parent")
     if parent is None:
         base = model_versions.find(version.name, "base")
         return None if base == model_versions.resolve_alias(model) else base
-    while parent.startswith("models:"):
+    while model_versions.is_registry_address(parent):
         tags = model_versions.version_of(parent).tags
         if not tags.get("forgotten") or "parent" not in tags:
             break
@@ -61,7 +63,7 @@ def load(address: str, dataset: Dataset) -> Diffusion:
 
 def forgotten(address: str) -> list[str]:
     """Return the names of all classes that a version has forgotten so far; none for a model that is not a version."""
-    return model_versions.evidence(address)["forgotten"] if address.startswith("models:") else []
+    return model_versions.evidence(address)["forgotten"] if model_versions.is_registry_address(address) else []
 
 
 def class_split(address: str, forget: tuple[int, ...], dataset: Dataset) -> ClassSplit:
@@ -90,7 +92,7 @@ def agree_on_classes(diffusion: Diffusion, dataset: Dataset) -> None:
 
 def refuse_other_data(model: str, dataset: Dataset) -> None:
     """Raise InputError if a version was trained on other data than those that it is to be examined with."""
-    if not model.startswith("models:"):
+    if not model_versions.is_registry_address(model):
         return
     stated = model_versions.version_of(model).tags.get("data.digest", dataset.digest)
     if stated != dataset.digest:
@@ -103,7 +105,7 @@ def attack_run(model: str, option: str) -> str | None:
     """Return the id of a run of attacks: `option`, or if that is auto, the newest finished one on this version."""
     if option != "auto":
         return None if option == "none" else option
-    if not model.startswith("models:"):
+    if not model_versions.is_registry_address(model):
         return None
     client = tracking.store()
     runs = client.search_runs(

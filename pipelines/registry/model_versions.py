@@ -25,6 +25,11 @@ MANIFEST, WEIGHTS = "digest.manifest", "digest.weights"  # tags of a version, an
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(/(?P<version>[0-9]{1,9})|@(?P<alias>[A-Za-z0-9_-]+))")
 
 
+def is_registry_address(address: str) -> bool:
+    """Return whether an address names a version in the registry (models:/...), not a folder or a hub id."""
+    return address.startswith("models:")
+
+
 def resolve(uri: str) -> Path:
     """Return the diffusers folder of a version: a private, verified copy, deleted when the process ends.
 
@@ -34,7 +39,7 @@ def resolve(uri: str) -> Path:
     Raises:
         InputError: no such version, or one of its files is missing, changed or added.
     """
-    if not uri.startswith("models:"):
+    if not is_registry_address(uri):
         return Path(uri)
     folder = Path(tempfile.mkdtemp(prefix="safemax-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -68,7 +73,7 @@ def version_of(uri: str) -> ModelVersion:
 
 def resolve_alias(uri: str) -> str:
     """Return the address of the version that an alias points to now; other addresses are returned unchanged."""
-    if not uri.startswith("models:"):
+    if not is_registry_address(uri):
         return uri
     version = version_of(uri)
     return f"models:/{version.name}/{version.version}"

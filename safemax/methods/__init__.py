@@ -11,6 +11,7 @@ from typing import Any
 from safemax.errors import unknown
 from safemax.knobs import external, knobs
 from safemax.training.method import Method
+from safemax.training.trainer import Training
 
 
 @cache
@@ -28,18 +29,34 @@ def find(name: str) -> type[Method]:
 
 
 def create(name: str, *, preset: str = "", **values: Any) -> Method:
-    """Build a method from its defaults, a preset of its own and the knobs given, in rising priority.
+    """Build a method from its defaults, the knobs that a preset of its own sets and the knobs given, in rising priority.
 
     Raises:
         InputError: unknown method, preset or knob, or a value that is not allowed.
     """
-    method = find(name)
-    if preset and preset not in method.presets:
-        raise unknown(f"preset of {name}", preset, method.presets)
+    method, (own, _) = find(name), preset_of(name, preset)
     for key in values:
         if key not in knobs(method):
             raise unknown(f"knob of {name}", external(key), map(external, knobs(method)))
-    return method(**{**method.presets.get(preset, {}), **values})
+    return method(**{**own, **values})
+
+
+def preset_of(name: str, preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a preset of a method sets: knobs of the method, and settings of the training; "" sets nothing.
+
+    Raises:
+        InputError: unknown method or preset.
+        TypeError: the preset sets what is neither, which is a fault of the method's file.
+    """
+    method = find(name)
+    if preset and preset not in method.presets:
+        raise unknown(f"preset of {name}", preset, method.presets)
+    settings = method.presets.get(preset, {})
+    own, training = ({key: settings[key] for key in settings if key in knobs(group)} for group in (method, Training))
+    if len(own) + len(training) < len(settings):
+        others = ", ".join(key for key in settings if key not in {**own, **training})
+        raise TypeError(f"preset {preset} of {name} sets {others}, which neither {method.__name__} nor Training has")
+    return own, training
 
 
 def knobs_of(method: Method) -> Mapping[str, Any]:

@@ -35,7 +35,8 @@ class Method(ABC):
     Class attributes:
         paper: the source, as an arXiv number or a citation.
         training: official training settings that differ from the trainer's defaults (steps, batch_size, lr, ...).
-        presets: named dicts of knobs; `paper` is faithful to the official code where the default mends a known fault.
+        presets: named dicts of knobs and of training settings (steps, batch_size, lr, ema, ...) that apply where the user
+            gives no value; `paper` is faithful to the official code where the default mends a known fault.
         needs_null, needs_forget, needs_retain: what a model and a data set must offer, checked before any work.
         shared: the prior is the same for every forget class.
         per_part: what the method does with a batch's gradients it may do with each part of a batch (`accumulate`).

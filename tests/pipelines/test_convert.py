@@ -1,4 +1,4 @@
-"""The entry point that makes a base of an official checkpoint; safemax.diffusion.convert_official itself has tests of its own."""
+"""The entry point that registers an official checkpoint as a base; safemax.diffusion.convert_official has its own tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.safemax.diffusion.test_convert_official import CLASSES, SIZE, Officia
 
 
 @pytest.fixture
-def place(mlflow_store, tmp_path):
+def folder(mlflow_store, tmp_path):
     """Return a folder with the official network's state dict, its outputs on some inputs, and images of its classes."""
     official = Official()
     save_file(official.w, tmp_path / "official.safetensors")
@@ -35,12 +35,12 @@ def place(mlflow_store, tmp_path):
     return tmp_path
 
 
-def convert(place: Path, *more: str) -> None:
-    convert_checkpoint([f"--state_dict={place}/official.safetensors", f"--data={place}/data", "--name=theirs", *more])
+def run_convert(folder: Path, *more: str) -> None:
+    convert_checkpoint([f"--state_dict={folder}/official.safetensors", f"--data={folder}/data", "--name=theirs", *more])
 
 
-def test_a_checkpoint_becomes_the_base_with_its_check_as_evidence(place):
-    convert(place, f"--reference={place}/reference.safetensors")
+def test_a_checkpoint_becomes_the_base_with_its_check_as_evidence(folder):
+    run_convert(folder, f"--reference={folder}/reference.safetensors")
     assert model_versions.find("theirs", "base") == "models:/theirs/1"
     facts = model_versions.evidence("models:/theirs@base")
     assert facts["forgotten"] == []
@@ -48,13 +48,13 @@ def test_a_checkpoint_becomes_the_base_with_its_check_as_evidence(place):
     assert facts["metrics"]["convert/denoising_loss"] > 0.5  # random weights denoise nothing
 
 
-def test_with_a_folder_as_output_nothing_is_registered(place, mlflow_store, capsys):
-    convert(place, f"--output={place}/model")
-    assert Diffusion.load(place / "model").class_names == CLASSES
+def test_with_a_folder_as_output_nothing_is_registered(folder, mlflow_store, capsys):
+    run_convert(folder, f"--output={folder}/model")
+    assert Diffusion.load(folder / "model").class_names == CLASSES
     assert not list(mlflow_store.search_registered_models())
     assert "denoising loss" in capsys.readouterr().out
-    with pytest.raises(InputError, match="is there already"):
-        convert(place, f"--output={place}/model")
+    with pytest.raises(InputError, match="already exists; name a new folder"):
+        run_convert(folder, f"--output={folder}/model")
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_with_a_folder_as_output_nothing_is_registered(place, mlflow_store, caps
         ("--reference={}/nothing", "nothing is not a safetensors file"),
     ],
 )
-def test_a_reference_that_does_not_agree_or_cannot_be_read_registers_nothing(place, mlflow_store, word, line):
+def test_a_reference_that_does_not_agree_or_cannot_be_read_registers_nothing(folder, mlflow_store, word, line):
     with pytest.raises(InputError, match=line):
-        convert(place, word.format(place))
+        run_convert(folder, word.format(folder))
     assert not list(mlflow_store.search_registered_models())
 
 
@@ -75,11 +75,11 @@ def test_a_reference_that_does_not_agree_or_cannot_be_read_registers_nothing(pla
     ("change", "line"),
     [
         ({"x_t": torch.zeros(2, 3, 4, 4)}, r"x_t has the shape \(2, 3, 4, 4\)"),
-        ({"c": torch.full((2,), 99)}, "c holds values beyond 0 to"),
-        ({"t": torch.tensor([0, 1000])}, "t holds values beyond 0 to 999"),
+        ({"c": torch.full((2,), 99)}, "c has values outside 0 to"),
+        ({"t": torch.tensor([0, 1000])}, "t has values outside 0 to 999"),
     ],
 )
-def test_a_reference_of_other_shapes_or_labels_is_refused(place, tmp_path, change, line):
+def test_a_reference_of_other_shapes_or_labels_is_refused(folder, tmp_path, change, line):
     shape = (2, 3, SIZE, SIZE)
     fits = {
         "x_t": torch.zeros(shape),
@@ -89,15 +89,15 @@ def test_a_reference_of_other_shapes_or_labels_is_refused(place, tmp_path, chang
     }
     save_file({**fits, **change}, tmp_path / "reference.safetensors")
     with pytest.raises(InputError, match=line):
-        convert(place, f"--reference={tmp_path}/reference.safetensors")
+        run_convert(folder, f"--reference={tmp_path}/reference.safetensors")
 
 
-def test_a_network_that_gives_no_number_is_refused(place, tmp_path):
-    weights = load_file(f"{place}/official.safetensors")
+def test_a_network_that_gives_no_number_is_refused(folder, tmp_path):
+    weights = load_file(f"{folder}/official.safetensors")
     first = next(iter(weights))
     save_file({**weights, first: weights[first] * torch.nan}, tmp_path / "nan.safetensors")
     with pytest.raises(InputError, match="denoising loss is nan"):
-        convert_checkpoint([f"--state_dict={tmp_path}/nan.safetensors", f"--data={place}/data", "--name=theirs"])
+        convert_checkpoint([f"--state_dict={tmp_path}/nan.safetensors", f"--data={folder}/data", "--name=theirs"])
 
 
 def test_without_a_checkpoint_it_says_what_it_needs():

@@ -1,7 +1,10 @@
+"""The demo, a chained correction, an evaluation and a comparison in one small store, and what each of them leaves there."""
+
 from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import signal
 import threading
@@ -56,6 +59,18 @@ def test_the_demo_leaves_a_finished_run_with_metrics_pictures_and_a_version(demo
     artifacts = {each.path for each in demo_store.list_artifacts(correction.info.run_id)}
     assert {"pictures", "metrics.json", "judges.json"} <= artifacts
     assert "comparison" in correction.data.tags["mlflow.note.content"]
+
+
+def test_a_run_records_which_parameters_were_given_and_what_the_others_were(demo_store, tmp_path):
+    correction = next(run for run in runs(demo_store) if run.data.tags["kind"] == "correction")
+    path = demo_store.download_artifacts(correction.info.run_id, "parameters.json", str(tmp_path))
+    record = json.loads(Path(path).read_text())
+    assert [name for name, each in record.items() if each["source"] == "given"] == [
+        *("base_steps", "base_batch_size", "steps", "batch_size", "protocol", "forget_samples", "retain_samples"),
+        *("second_samples", "sampler_steps", "judge_steps", "reject_judges"),
+    ]
+    assert record["steps"] == {"value": 2, "source": "given"}
+    assert record["lambda"] == {"value": 1.0, "source": "default"}
 
 
 def test_base_and_candidate_are_versions_1_and_2(demo_store):
@@ -122,14 +137,15 @@ def test_a_chained_correction_trains_on_nothing_that_was_forgotten_earlier(demo_
 
 
 def test_the_evidence_says_what_a_repetition_needs(demo_store):
-    found = model_versions.evidence("models:/digits-ddpm/2")
-    assert found["parameters"]["train.seed"] == found["parameters"]["eval.seed"] == found["judging"]["judge_seed"] == 0
-    assert found["parameters"]["method.lambda"] == 1.0
-    assert found["parent_digest"] == model_versions.evidence("models:/digits-ddpm/1")["model_digest"]
-    assert found["data_digest"] == model_versions.evidence("models:/digits-ddpm/1")["data_digest"]
-    assert {"commit", "dirty", "command", "threads", "python", "torch", "diffusers"} <= found["environment"].keys()
+    evidence = model_versions.evidence("models:/digits-ddpm/2")
+    parameters = evidence["parameters"]
+    assert parameters["train.seed"] == parameters["eval.seed"] == evidence["judging"]["judge_seed"] == 0
+    assert parameters["method.lambda"] == 1.0
+    assert evidence["parent_digest"] == model_versions.evidence("models:/digits-ddpm/1")["model_digest"]
+    assert evidence["data_digest"] == model_versions.evidence("models:/digits-ddpm/1")["data_digest"]
+    assert {"commit", "dirty", "command", "threads", "python", "torch", "diffusers"} <= evidence["environment"].keys()
     tags = model_versions.version_of("models:/digits-ddpm/2").tags
-    assert tags["git.commit"] == found["environment"]["commit"]
+    assert tags["git.commit"] == evidence["environment"]["commit"]
     assert tags["verdict"] in ("not_forgotten", "retain_collapsed", "substituted", "forgotten", "degenerate")
 
 
@@ -146,7 +162,7 @@ def test_a_version_is_described_in_a_sentence_then_pictures_then_where_it_comes_
 
 
 def test_the_error_of_a_priors_estimate_is_on_the_run(demo_store):
-    # beside 5 classes of 10, replayed, a Fisher information of 4 images errs: above 0, and no more than each image's own spread
+    # A Fisher information estimated from 4 images has an error above 0, and no more than the spread of single images.
     unlearn_module.unlearn(
         ["--method=selective_amnesia", "--forget=2", "--steps=2", "--batch-size=8", "--previews=0"]
         + ["--replay-images=2", "--replay-steps=2", "--fisher-images=4", "--fisher-times=2", *EVALUATION]

@@ -37,18 +37,20 @@ from tests.pipelines.test_end_to_end import SMALL
 ROOT = Path(__file__).parents[2]
 HEADING = "## From the demo to a served champion"
 NAME = "digits-ddpm"
-ASKED = {"dataframe_records": [{"class_label": "3"}], "params": {"seed": 7}}
+BODY: dict[str, Any] = {"dataframe_records": [{"class_label": "3"}], "params": {"seed": 7}}
 MINUTES = 12
 
 
 def blocks() -> list[str]:
-    """Return the commands of the README's path: up to the champion, the server, and what asks it."""
+    """Return the commands of the README's path: up to the champion, the server, and its client."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").split(HEADING)[1].split("\n## ")[0]
     return re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
 
 
-def test_the_path_has_three_blocks_and_names_entries_and_parameters_that_there_are() -> None:
-    path, serve, ask = blocks()
+def test_the_path_has_three_blocks_and_test_the_path_has_three_blocks_and_names_known_entry_points_and_parameters() -> (
+    None
+):
+    path, serve, client = blocks()
     entries = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
     for line in (each for each in path.splitlines() if each.startswith("mlflow run")):
         name = re.search(r"-e (\w+)", line)
@@ -58,9 +60,9 @@ def test_the_path_has_three_blocks_and_names_entries_and_parameters_that_there_a
         groups = import_module(f"pipelines.{name[1]}").PARAMETERS
         parse(name[1], "", groups, [f"--{key}={value}" for key, value in given.items()])
     assert f"models:/{NAME}@champion" in serve
-    body = re.search(r"-d '(.*?)'", ask)
+    body = re.search(r"-d '(.*?)'", client)
     assert body
-    assert json.loads(body[1]) == ASKED
+    assert json.loads(body[1]) == BODY
 
 
 def test_the_path_in_small_ends_with_a_champion_that_draws(
@@ -69,7 +71,7 @@ def test_the_path_in_small_ends_with_a_champion_that_draws(
     demo_module.demo(SMALL)
     with pytest.raises(InputError, match="is refused by: "):  # three steps teach nothing
         promote(["--dry_run=true"])
-    off = (
+    disabled = (
         "verdict",
         "base_recognised",
         "recognised_high",
@@ -77,13 +79,13 @@ def test_the_path_in_small_ends_with_a_champion_that_draws(
         "fid_ratio_to_base",
         "class_accuracy_loss",
     )
-    gates = dict.fromkeys(off)
+    gates = dict.fromkeys(disabled)
     (tmp_path / "open.yaml").write_text(json.dumps(gates))
     promote(["--why=0 must go", f"--gates={tmp_path / 'open.yaml'}"])
     assert "champion of digits-ddpm: none -> 2" in capsys.readouterr().out
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
-    rows = pd.DataFrame(ASKED["dataframe_records"])
-    first, again = (model.predict(rows, params={**ASKED["params"], "steps": 2}) for _ in range(2))
+    rows = pd.DataFrame(BODY["dataframe_records"])
+    first, again = (model.predict(rows, params={**BODY["params"], "steps": 2}) for _ in range(2))
     assert first == again
 
 
@@ -110,10 +112,10 @@ def fresh() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
-def busy() -> float:
+def cpu_seconds_of_others() -> float:
     """Return the CPU seconds that this machine has spent on other work than this test's."""
-    every, mine = psutil.cpu_times(), os.times()
-    return float(every.user + every.nice + every.system - mine.children_user - mine.children_system)
+    total, own = psutil.cpu_times(), os.times()
+    return float(total.user + total.nice + total.system - own.children_user - own.children_system)
 
 
 def shell(commands: str, folder: Path, environment: Mapping[str, str]) -> str:
@@ -128,8 +130,8 @@ def shell(commands: str, folder: Path, environment: Mapping[str, str]) -> str:
 def followed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A checkout in which the README's commands were run, the server among them; what they printed, and how long it took."""
     folder, environment = checkout(tmp_path_factory.mktemp("clone")), fresh()
-    path, serve, ask = blocks()
-    started, used = time.monotonic(), busy()
+    path, serve, client = blocks()
+    started, used = time.monotonic(), cpu_seconds_of_others()
     printed = shell(path, folder, environment)
     active = {**environment, "PATH": f"{folder / '.venv' / 'bin'}{os.pathsep}{environment['PATH']}"}
     with (folder / "serve.log").open("wb") as log:
@@ -137,8 +139,8 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
             ["bash", "-c", serve], cwd=folder, env=active, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        shell(ask, folder, active)
-        minutes, of_others = (time.monotonic() - started) / 60, (busy() - used) / 60
+        shell(client, folder, active)
+        minutes, of_others = (time.monotonic() - started) / 60, (cpu_seconds_of_others() - used) / 60
         yield {"folder": folder, "printed": printed, "minutes": minutes, "of_others": of_others}
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -164,19 +166,19 @@ def test_the_readme_leads_from_the_demo_to_a_served_champion_in_time(followed: d
     assert "champion of digits-ddpm: none -> 2" in followed["printed"]
     assert model_versions.aliased_number(NAME, "champion") == "2"
     assert Image.open(store / "three.png").size == (8, 8)
-    drawn = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(
-        pd.DataFrame(ASKED["dataframe_records"]), params={**served_model.defaults(), **ASKED["params"]}
+    images = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(
+        pd.DataFrame(BODY["dataframe_records"]), params={**served_model.defaults(), **BODY["params"]}
     )
-    assert json.loads((store / "answer.json").read_text()) == {"predictions": drawn}
+    assert json.loads((store / "answer.json").read_text()) == {"predictions": images}
     refused = requests.post(
         "http://127.0.0.1:5001/invocations", json={"dataframe_records": [{"class_label": "0"}]}, timeout=60
     )
     assert refused.status_code == 400
     assert "class_label = '0' was forgotten by this model" in refused.json()["message"].splitlines()[-1]
-    told = f"{followed['minutes']:.1f} minutes, in which other work took {followed['of_others']:.1f} minutes of CPU"
-    print(told)
+    duration = f"{followed['minutes']:.1f} minutes, in which other work took {followed['of_others']:.1f} minutes of CPU"
+    print(duration)
     if followed["of_others"] > 0.2 * followed["minutes"]:
-        pytest.skip(f"the machine was busy: {told}")
+        pytest.skip(f"the machine was busy: {duration}")
     assert followed["minutes"] < MINUTES
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.cli import parser
-from pipelines.cli.parameters import UsageError, for_method, parameters, with_defaults
+from pipelines.cli.parameters import UsageError, Value, parameters, with_defaults
 from safemax.errors import InputError, NonFiniteError, Stopped
 from safemax.knobs import knob
 
@@ -44,7 +44,7 @@ class Model:
 GROUPS = {"training": Training, "model": Model}
 
 
-def parse(*argv: str) -> dict[str, object]:
+def parse(*argv: str) -> parser.Arguments:
     return parser.parse("python -m sample", "Learn.", GROUPS, argv)
 
 
@@ -145,7 +145,8 @@ def test_help_shows_each_parameter_with_default_range_and_meaning(capsys: pytest
         parse("--lr=0.001", "--help")
     text = capsys.readouterr().out
     assert left.value.code == 0
-    assert text.startswith("usage: python -m sample [--parameter=value ...]\n\nLearn.\n\ntraining\n  --lr=1e-05\n")
+    assert text.startswith("usage: python -m sample [--parameter=value ...]\n\nLearn.\n\nEach parameter is shown with ")
+    assert "\n\ntraining\n  --lr=1e-05\n" in text
     assert "\n      step size of Adam: a number from 1e-06 to 0.01\n" in text
     assert "\n  --ema=false\n      average the weights: true or false\n" in text
     assert "\nmodel\n  --judge=small\n      who recognises the class: one of small, resnet20, resnet34\n" in text
@@ -182,31 +183,47 @@ def test_defaults_of_its_own_leave_the_rest_of_a_group_as_it_was() -> None:
         with_defaults(Training, step=20)
 
 
-def test_a_method_brings_its_training_defaults_and_its_knobs() -> None:
-    @dataclass
-    class Forget:
-        training = {"steps": 50}
-        alpha: float = knob(2.0, "weight", bounds=(0, 10))
-
-    groups = for_method({"training": Training}, "forget", Forget)  # type: ignore[arg-type]
-    parsed = parser.parse("python -m sample", "Learn.", groups, ["--alpha=3"])
-    assert parsed["training"].steps == 50
-    assert parsed["forget"] == Forget(alpha=3.0)
+def test_a_value_that_equals_the_default_is_given_all_the_same() -> None:
+    arguments = parse("--lr=1e-5", "--source", "digits", "--lambda=auto")
+    assert arguments == parse()
+    assert arguments.given == {"lr", "source"}
 
 
-def test_a_method_whose_training_default_no_group_has_is_a_fault_of_the_program() -> None:
-    @dataclass
-    class Forget:
-        training = {"step": 50}
+def test_auto_stands_for_no_value_whatever_the_type() -> None:
+    assert parse("--lr=auto", "--ema", "auto", "--judge=auto", "--weights=auto") == parse()
+    with pytest.raises(UsageError, match="lr is given twice"):
+        parse("--lr=auto", "--lr=1e-3")
 
-    with pytest.raises(TypeError, match="Forget.training names step, which"):
-        for_method({"training": Training}, "forget", Forget)  # type: ignore[arg-type]
+
+def test_settings_hold_where_the_user_gives_no_value_and_the_first_source_wins() -> None:
+    settings: dict[str, dict[str, Value]] = {"file": {"lr": 1e-3, "steps": 5}, "preset": {"steps": 6, "lambda": 2.0}}
+    arguments = parser.parse("sample", "Learn.", GROUPS, ["--lr=1e-5", "--seed=auto"], settings)
+    assert arguments == {"training": Training(lr=1e-5, steps=5), "model": Model(lmbda=2.0)}
+    record = arguments.record()
+    assert [*record] == KNOWN.split(", ")
+    assert record["lr"] == {"value": 1e-5, "source": "given"}
+    assert record["steps"] == {"value": 5, "source": "file"}
+    assert record["lambda"] == {"value": 2.0, "source": "preset"}
+    assert record["seed"] == {"value": 0, "source": "default"}
+
+
+def test_values_are_checked_together_after_the_settings() -> None:
+    settings: dict[str, dict[str, Value]] = {"preset": {"steps": 10}}
+    with pytest.raises(UsageError, match="ema = true needs steps"):
+        parser.parse("sample", "Learn.", {"training": with_defaults(Training, steps=5)}, ["--ema=true"])
+    parser.parse("sample", "Learn.", {"training": with_defaults(Training, steps=5)}, ["--ema=true"], settings)
+
+
+def test_settings_of_a_parameter_that_there_is_not_are_a_fault_of_the_program() -> None:
+    with pytest.raises(TypeError, match="preset sets step, which is not a parameter"):
+        parser.parse("sample", "Learn.", GROUPS, [], {"preset": {"step": 5}})
 
 
 def test_one_parameter_can_be_read_ahead_of_the_groups_it_decides() -> None:
     known = {"safemax": 1, "salun": 2}
     assert parser.choose(["--lr=1", "--method", "salun"], "method", known, "safemax") == 2
     assert parser.choose(["--lr=1"], "method", known, "safemax") == 1
+    assert parser.choose(["--method=auto"], "method", known, "safemax") == 1
     with pytest.raises(UsageError, match="unknown method 'salum'.*'salun'"):
         parser.choose(["--method=salum"], "method", known, "safemax")
 
