@@ -26,7 +26,9 @@ from safemax.data.dataset import Dataset
 from safemax.data.sources import load
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, PAPER, SECOND, Sampler, sample
-from safemax.evaluation.measure import Evaluation, Samples, cached_samples, measure
+from safemax.evaluation.measure import measure
+from safemax.evaluation.protocol import Evaluation
+from safemax.evaluation.samples import Samples, cached_samples
 from safemax.evaluation.verdict import verdict
 from safemax.judges.classifier import save
 from safemax.judges.load import JudgeConfig, Judges, judges, reference

@@ -20,7 +20,9 @@ from pipelines.correction.base_model import BaseTraining, NetworkOptions
 from safemax.data.dataset import Dataset
 from safemax.data.sources import load
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.measure import Evaluation, cached_samples, measure
+from safemax.evaluation.measure import measure
+from safemax.evaluation.protocol import Evaluation
+from safemax.evaluation.samples import cached_samples
 from safemax.judges.load import JudgeConfig, Judges, Reference, judges, reference
 from safemax.methods import create
 from safemax.methods.finetune import Finetune

@@ -19,10 +19,12 @@ from safemax.attacks.base import Setting
 from safemax.data.dataset import Dataset
 from safemax.data.sources import load
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.measure import Evaluation, cached_samples, draw, measure
-from safemax.evaluation.retention import neighbours
+from safemax.evaluation.measure import measure
+from safemax.evaluation.protocol import Evaluation
+from safemax.evaluation.samples import cached_samples, draw
 from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.methods import create
+from safemax.metrics.retention import neighbours
 from safemax.storage import cache
 from safemax.training.method import Method
 from safemax.training.trainer import Training, fit

@@ -19,7 +19,7 @@ from mkdocs.structure.pages import Page
 from pipelines.cli import mlproject
 from pipelines.cli.parameters import Parameter, parameters, to_text
 from safemax.evaluation import verdict
-from safemax.evaluation.metric_info import METRICS
+from safemax.evaluation.metric_info import infos
 from safemax.methods import available
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def metrics(group: str) -> str:
     """Return the table of the metrics whose key begins with `group/`."""
     rows = [
         (f"`{name}`", about.text, about.unit, about.better)
-        for name, about in METRICS.items()
+        for name, about in infos().items()
         if name.split("/")[0] == group
     ]
     if not rows:

@@ -20,7 +20,7 @@ from pipelines.registry import lineage, model_versions
 from pipelines.registry.lineage import agree_on_classes
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.measure import Evaluation
+from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig, identity
 from safemax.knobs import check, knob, knobs
 from safemax.methods import create

@@ -23,7 +23,7 @@ from pipelines.engine.worker_pool import Job, WorkerPool
 from pipelines.registry import model_versions
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
-from safemax.evaluation.measure import Evaluation
+from safemax.evaluation.protocol import Evaluation
 from safemax.reports.images_and_tables import as_markdown, as_text
 
 Scores = Mapping[str, float]

@@ -22,7 +22,9 @@ from pipelines.engine.worker import REPORT, Message, Pruned, Send, main
 from safemax.data.batches import derive_seed, to_float
 from safemax.data.class_split import ClassSplit
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.measure import SHOWN, Evaluation, Samples, cached_samples, draw, measure
+from safemax.evaluation.measure import measure
+from safemax.evaluation.protocol import Evaluation
+from safemax.evaluation.samples import SHOWN_PER_CLASS, Samples, cached_samples, draw
 from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.methods import create
 from safemax.reports.images_and_tables import grid
@@ -214,7 +216,9 @@ def final_evaluation(evaluation: Evaluation, times: int) -> Evaluation:
 def _picture(samples: Samples, forget: tuple[int, ...]) -> Image.Image:
     """Return the forgotten classes' first images in the upper rows, then one row per retained class."""
     order = [*forget, *(k for k in samples.labels.unique().tolist() if k not in forget)]
-    return grid(to_float(torch.cat([samples.images[samples.labels == k][:SHOWN] for k in order])), SHOWN)
+    return grid(
+        to_float(torch.cat([samples.images[samples.labels == k][:SHOWN_PER_CLASS] for k in order])), SHOWN_PER_CLASS
+    )
 
 
 def load(config: Message, stop: StopSignal) -> TrialContext:

@@ -29,7 +29,7 @@ from pipelines.engine.signals import StopSignal, die_with_parent, is_follower_ra
 from pipelines.registry import model_versions
 from safemax.data.batches import parse_classes
 from safemax.errors import InputError
-from safemax.evaluation.measure import Evaluation
+from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 
 PARAMETERS: dict[str, type] = {

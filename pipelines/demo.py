@@ -22,7 +22,7 @@ from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_
 from pipelines.registry import model_versions
 from safemax.data.batches import parse_classes
 from safemax.errors import InputError
-from safemax.evaluation.measure import Evaluation
+from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
 from safemax.methods.safemax import SAFEMax

@@ -20,7 +20,7 @@ from pipelines.examination.evaluation import Evaluator
 from pipelines.examination.evaluation_report import publish
 from pipelines.examination.subject import Subject
 from pipelines.registry import lineage
-from safemax.evaluation.measure import Evaluation
+from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
 

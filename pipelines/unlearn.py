@@ -21,7 +21,7 @@ from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
 from pipelines.engine.signals import die_with_parent, stop_on_sigterm
 from safemax.data.batches import parse_classes
-from safemax.evaluation.measure import Evaluation
+from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import knob
 from safemax.training.trainer import Training

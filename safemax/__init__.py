@@ -15,7 +15,7 @@ _HOMES = {
     "safemax.diffusion.model": ("Diffusion",),
     "safemax.diffusion.sampling": ("FAST", "PAPER", "Sampler"),
     "safemax.errors": ("InputError", "NonFiniteError"),
-    "safemax.evaluation.measure": ("Evaluation",),
+    "safemax.evaluation.protocol": ("Evaluation",),
     "safemax.judges.load": ("JudgeConfig",),
     "safemax.reports.images_and_tables": ("grid",),
     "safemax.training.method": ("Method",),

@@ -21,7 +21,9 @@ from safemax.diffusion import sampling
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, Sampler
 from safemax.errors import unknown
-from safemax.evaluation.measure import Evaluation, cached_samples, measure
+from safemax.evaluation.measure import measure
+from safemax.evaluation.protocol import Evaluation
+from safemax.evaluation.samples import cached_samples
 from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.methods import create
 from safemax.methods.finetune import Finetune

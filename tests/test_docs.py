@@ -12,18 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 import yaml
 
 import safemax.attacks
 import safemax.methods
 import safemax.metrics
 from pipelines.cli import mlproject
-from safemax.evaluation.metric_info import METRICS
+from safemax.evaluation.metric_info import infos
 from safemax.training.method import Method
 from tests.safemax.attacks import test_contract as attack_contract
 from tests.safemax.methods import test_contract as method_contract
+from tests.safemax.metrics import test_metrics as metric_contract
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -46,7 +47,7 @@ def test_the_site_has_every_entry_point_metric_method_and_public_name(site: Path
     page = {path.stem: path.read_text(encoding="utf-8") for path in site.glob("*.html")}
     for entry in mlproject.entries():
         assert f'id="{entry.name}"' in page["entry-points"]
-    assert all(f"<code>{name}</code>" in page["metrics"] for name in METRICS)
+    assert all(f"<code>{name}</code>" in page["metrics"] for name in infos())
     assert all(f"<code>{name}</code>" in page["methods"] for name in safemax.methods.available())
     from safemax import api
 
@@ -159,20 +160,23 @@ def test_the_attack_of_the_page_meets_the_contract_and_its_test_passes(
         safemax.attacks.available.cache_clear()
 
 
-def test_the_metric_of_the_page_is_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, entry, line, test = blocks("add-a-metric.md")
+def test_the_metric_of_the_page_is_found_meets_the_contract_and_its_test_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, test = blocks("add-a-metric.md")
     extend(safemax.metrics, "contrast", source, tmp_path, monkeypatch)
-    run_tests(test)
-    contrast = importlib.import_module("safemax.metrics.contrast").contrast
-    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
-    main, metrics = slice(4), dict[str, float]()
-    samples = types.SimpleNamespace(images=images)
-    exec(line, {"contrast": contrast, "samples": samples, "asked": torch.tensor([True, False, False, True]), "main": main,
-                "metrics": metrics})  # fmt: skip
-    assert metrics["pixels/contrast"] == contrast(images[[0, 3]]).float().mean().item()
-    from safemax.evaluation.metric_info import MetricInfo
-
-    assert eval(f"{{{entry}}}", {"MetricInfo": MetricInfo}).keys() == metrics.keys()
+    safemax.metrics.available.cache_clear()
+    try:
+        run_tests(test)
+        metric_contract.test_a_metric_states_a_phrase_and_a_direction_of_each_number("contrast")
+        metric_contract.test_no_two_metrics_state_the_same_key()
+        given = metric_contract.measurement()
+        metric_contract.test_a_metric_returns_only_numbers_that_it_states_and_the_same_ones_again("contrast", given)
+        (value,) = safemax.metrics.available()["contrast"].measure(given).values()
+        pixels = given.forgotten.images.flatten(1).numpy()
+        assert value == pytest.approx(np.ptp(pixels, axis=1).mean())
+    finally:
+        safemax.metrics.available.cache_clear()
 
 
 def test_the_workflow_does_what_ci_does_and_runs_the_slow_tests_at_night() -> None:

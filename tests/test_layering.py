@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "safemax/training": {"diffusion", "data", "storage"},
     "safemax/methods": {"training", "diffusion", "data"},
     "safemax/judges": {"data", "storage"},
-    "safemax/metrics": {"data"},
+    "safemax/metrics": {"judges", "data"},
     "safemax/attacks": {"judges", "metrics", "methods", "training", "diffusion", "data", "storage"},
     "safemax/evaluation": {"attacks", "judges", "metrics", "diffusion", "data", "storage"},
     "safemax/reports": {"evaluation", "attacks", "data"},

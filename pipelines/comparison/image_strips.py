@@ -19,7 +19,7 @@ from pipelines import tracking
 from pipelines.comparison.job import OTHERS, STRIP
 from pipelines.comparison.plan import BASE, Comparison
 from safemax.data.batches import to_float
-from safemax.evaluation.measure import Evaluation
+from safemax.evaluation.protocol import Evaluation
 from safemax.reports import comparison_figures
 
 Strips = Mapping[tuple[str, str], Tensor]
@@ -63,7 +63,7 @@ def overview(strips: Strips, comparison: Comparison, layout: StripLayout) -> Fig
         label: torch.cat([strips[label, name][:shown] if (label, name) in strips else blank for name in names])
         for label in labels
     }
-    return comparison_figures.rows(images, names, [shown] * len(names), range(len(names)))
+    return comparison_figures.samples_figure(images, names, [shown] * len(names), range(len(names)))
 
 
 def of_class(strips: Strips, comparison: Comparison, layout: StripLayout, k: int) -> Figure | None:
@@ -73,7 +73,9 @@ def of_class(strips: Strips, comparison: Comparison, layout: StripLayout, k: int
     if not images:
         return None
     titles = [names[k], *(name for other, name in enumerate(names) if other != k)]
-    return comparison_figures.rows(images, titles, [layout.forgotten, *[layout.other] * (layout.num_classes - 1)], (0,))
+    return comparison_figures.samples_figure(
+        images, titles, [layout.forgotten, *[layout.other] * (layout.num_classes - 1)], (0,)
+    )
 
 
 def _download(run_id: str, name: str) -> Tensor | None:

@@ -24,7 +24,9 @@ from pipelines.engine.signals import StopSignal
 from pipelines.engine.worker import Message, Send, main
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.measure import Evaluation, Samples, cached_samples, measure
+from safemax.evaluation.measure import code_digest, measure
+from safemax.evaluation.protocol import Evaluation
+from safemax.evaluation.samples import Samples, cached_samples
 from safemax.judges.load import JudgeConfig, identity, judges, reference
 from safemax.methods import create
 from safemax.storage import cache, source_digest
@@ -84,7 +86,7 @@ class ChildConfig:
         facts: dict[str, Any] = {"model": model, "data": dataset.digest, "forget": job["forget"], "kind": job["kind"]}
         judging = JudgeConfig(**self.judging)
         facts |= {"evaluation": Evaluation(**self.evaluation).describe(), "judges": identity(dataset, judging)}
-        facts |= {"inception": judging.inception, "measuring": source_digest.digest("safemax.evaluation.measure")}
+        facts |= {"inception": judging.inception, "measuring": code_digest()}
         facts |= {"second_samples": self.evaluation["second_samples"]}
         if job["kind"] == "gold":
             return cache.key({**facts, "source": self.source, "steps": self.gold_steps})

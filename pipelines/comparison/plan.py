@@ -17,7 +17,7 @@ from pipelines.registry.lineage import agree_on_classes
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
-from safemax.evaluation.measure import Evaluation
+from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
 from safemax.methods import create

@@ -26,15 +26,15 @@ from safemax.metrics import latents
 from safemax.reports import comparison_figures
 from safemax.reports.comparison_tables import (
     RETENTION,
-    STANDING,
+    STANDINGS,
     UNLEARNING,
     Column,
-    beside_paper,
+    class_table,
+    class_table_text,
     paired,
-    standings,
-    standings_written,
-    table,
-    written,
+    standings_table,
+    standings_text,
+    with_paper_values,
 )
 from safemax.reports.images_and_tables import as_markdown, as_text
 
@@ -143,32 +143,32 @@ def _labels(comparison: Comparison, rows: pd.DataFrame) -> list[str]:
 
 def _standings(files: ReportFiles, comparison: Comparison, labels: Sequence[str], rows: pd.DataFrame) -> list[str]:
     """Return the summary of the tables by class, one row per variant, as a table and as a picture."""
-    columns = [each for each in STANDING if each.metric in rows]
-    frame = standings(table(rows, columns, labels, comparison.class_names))
+    columns = [each for each in STANDINGS if each.metric in rows]
+    frame = standings_table(class_table(rows, columns, labels, comparison.class_names))
     frame.set_axis([" ".join(each) for each in frame.columns], axis=1).to_csv(files.folder / "standings.csv")
-    shown = standings_written(frame, columns)
+    shown = standings_text(frame, columns)
     files.run.table(shown.reset_index(), "standings")
     print(f"\n{as_text(shown)}\n", flush=True)
     axes = {label: key for label, key in _STANDINGS_AXES.items() if key in rows}
-    picture = files.picture("standings", comparison_figures.standings(rows, axes, labels))
+    picture = files.picture("standings", comparison_figures.standings_figure(rows, axes, labels))
     return [f"**One row per variant**, mean ± sd over the forgotten classes\n\n{as_markdown(shown)}", picture]
 
 
 def _table(files: ReportFiles, comparison: Comparison, name: str, labels: Sequence[str], rows: pd.DataFrame) -> str:
     title, all_columns = TABLES[name]
     columns = [each for each in all_columns if each.metric in rows]
-    frame = table(rows, columns, labels, comparison.class_names)
+    frame = class_table(rows, columns, labels, comparison.class_names)
     is_paper = comparison.dataset.name == "cifar10"
     if is_paper:
-        frame = beside_paper(frame, comparison.dataset.class_names)
-    shown = written(frame, columns)
+        frame = with_paper_values(frame, comparison.dataset.class_names)
+    shown = class_table_text(frame, columns)
     if len(labels) > _MOST_COLUMNS:
         shown = shown.T.rename_axis("value")
     remark = _PAPER if is_paper else ""
     frame.set_axis([f"{one} {value}" for one, value in frame.columns], axis=1).to_csv(files.folder / f"{name}.csv")
     files.text(f"{name}.md", f"{title}\n\n{as_markdown(shown)}\n\n{remark}\n")
     files.run.table(shown.reset_index(), name)
-    files.picture(name, comparison_figures.sheet(shown, title, remark))
+    files.picture(name, comparison_figures.table_figure(shown, title, remark))
     print(f"\n{title}\n\n{as_text(shown)}\n", flush=True)
     return f"**{title}**\n\n{as_markdown(shown)}\n\n{remark}".rstrip()
 
@@ -190,7 +190,7 @@ def _differences(files: ReportFiles, labels: Sequence[str], rows: pd.DataFrame) 
 
 def _pictures(files: ReportFiles, comparison: Comparison, labels: Sequence[str], rows: pd.DataFrame) -> list[str]:
     alpha_bar = Diffusion.load(comparison.base).alpha_bar
-    figure = comparison_figures.latents(*latents.of_data(comparison.dataset.train, alpha_bar))
+    figure = comparison_figures.latents_figure(*latents.of_data(comparison.dataset.train, alpha_bar))
     parts = [f"**Figure 1**, latent states\n\n{files.picture('figure1', figure)}"]
     strips = image_strips.read(rows, labels)
     layout = image_strips.StripLayout.of(comparison.evaluation, comparison.dataset.num_classes)
@@ -203,7 +203,7 @@ def _pictures(files: ReportFiles, comparison: Comparison, labels: Sequence[str],
     points = _points(comparison, rows)
     if len(points):
         points.to_csv(files.folder / "figure3.csv", index=False)
-        figure = comparison_figures.ablation(points, comparison.class_names[0])
+        figure = comparison_figures.ablation_figure(points, comparison.class_names[0])
         parts += [f"**Figure 3**, lambda of SAFEMax\n\n{files.picture('figure3', figure)}"]
     return parts
 

@@ -18,7 +18,7 @@ from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, Sampler, sample
 from safemax.errors import InputError
-from safemax.evaluation.measure import SHOWN
+from safemax.evaluation.samples import SHOWN_PER_CLASS
 from safemax.knobs import check, knob
 from safemax.methods.finetune import Finetune
 from safemax.reports.images_and_tables import grid
@@ -61,7 +61,7 @@ def train_base(
     stop: Callable[[], bool],
     *,
     sampler: Sampler = FAST,
-    shown: int = 2 * SHOWN,
+    shown: int = 2 * SHOWN_PER_CLASS,
 ) -> str:
     """Train a base model in an MLflow run of its own, register it with the alias `base` and return its address.
 

@@ -10,7 +10,7 @@ from typing import Any
 from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.measure import Evaluation
+from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.methods import knobs_of
 from safemax.storage import cache

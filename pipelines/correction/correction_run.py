@@ -19,10 +19,11 @@ from safemax.data.batches import to_float
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.errors import InputError
-from safemax.evaluation.measure import SHOWN, Samples, cached_samples, measure, recognised
+from safemax.evaluation.measure import measure, recognised
+from safemax.evaluation.samples import SHOWN_PER_CLASS, Samples, cached_samples
 from safemax.evaluation.verdict import verdict
 from safemax.judges.load import judges, reference
-from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, grid, table
+from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, grid, metrics_table
 from safemax.storage import checkpoint
 from safemax.training.trainer import accelerate
 
@@ -139,7 +140,7 @@ class CorrectionRun:
         correction, run = self.correction, self.run
         run.log(result.metrics)
         run.log({f"base/{name}": value for name, value in result.before.items()})
-        run.table(table(result.before, result.after).reset_index(), "metrics")
+        run.table(metrics_table(result.before, result.after).reset_index(), "metrics")
         run.json(self.judges.about, "judges")
         pair = {"base": result.base, "corrected": result.corrected}
         comparison = compare_samples(
@@ -154,11 +155,11 @@ class CorrectionRun:
     def _strip(self, models: list[Samples]) -> str:
         """Log the first forgotten class, before and after, in one row: MLflow's UI shows the first 100 pixels of a note."""
         label = self.correction.forget[0]
-        rows = [to_float(images[labels == label][:SHOWN])
+        rows = [to_float(images[labels == label][:SHOWN_PER_CLASS])
                 for samples in models
                 for images, labels in (
                     (samples.images, samples.labels), (samples.second_images, samples.second_labels))]  # fmt: skip
-        return self.run.picture(grid(torch.cat(rows), 4 * SHOWN), "samples/forgotten")
+        return self.run.picture(grid(torch.cat(rows), 4 * SHOWN_PER_CLASS), "samples/forgotten")
 
     def _register(self, result: CorrectionResult, strip: str, text: str) -> str:
         correction, run = self.correction, self.run

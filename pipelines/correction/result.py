@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from safemax.evaluation.measure import Samples
-from safemax.reports.images_and_tables import table
+from safemax.evaluation.samples import Samples
+from safemax.reports.images_and_tables import metrics_table
 
 # Shown first, in this order; all metrics are on the run's page.
 HEADLINE = (
@@ -53,7 +53,7 @@ class CorrectionResult:
     @property
     def shown(self) -> pd.DataFrame:
         """The headline: one row per metric, with a column for the base and one for the corrected model."""
-        return table({name: self.before[name] for name in HEADLINE if name in self.before}, self.after)
+        return metrics_table({name: self.before[name] for name in HEADLINE if name in self.before}, self.after)
 
     @property
     def brief(self) -> str:

@@ -14,8 +14,8 @@ from pipelines.registry import lineage
 from safemax.attacks.base import Attack, Setting
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.attack_results import AttackComparison, cached_attack
-from safemax.evaluation.retention import neighbours
 from safemax.judges.load import JudgeConfig, judges, reference
+from safemax.metrics.retention import neighbours
 
 
 @dataclass

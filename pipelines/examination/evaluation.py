@@ -9,7 +9,9 @@ from pipelines.engine.signals import StopSignal
 from pipelines.examination.subject import Subject
 from pipelines.registry import lineage
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.measure import Evaluation, Samples, cached_samples, measure
+from safemax.evaluation.measure import measure
+from safemax.evaluation.protocol import Evaluation
+from safemax.evaluation.samples import Samples, cached_samples
 from safemax.judges.load import JudgeConfig, Judges, judges, reference
 
 

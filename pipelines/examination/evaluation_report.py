@@ -16,13 +16,14 @@ from pipelines import tracking
 from pipelines.examination.attack_run import AttackRun
 from pipelines.examination.evaluation import Evaluator, Measured
 from pipelines.registry import model_versions, registration
+from safemax import metric_keys as keys
 from safemax.data.batches import to_float
-from safemax.evaluation.retention import neighbours
 from safemax.evaluation.verdict import Verdict, verdict
 from safemax.judges.load import reference
-from safemax.reports.attack_figures import sheet
-from safemax.reports.html_report import INTERVALS, Picture, Report, html
-from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, table
+from safemax.metrics.retention import neighbours
+from safemax.reports.attack_figures import tile_sheet
+from safemax.reports.html_report import Picture, Report, html
+from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, metrics_table
 
 GRID = 40  # samples of the forgotten classes in a picture of their own
 
@@ -48,11 +49,13 @@ def publish(
     base = before.metrics if before else {}
     result = verdict(after.metrics, base or None, attack_run.metrics)
     _log_metrics(evaluator, base, after, result, minutes, run)
-    frame = table(base, after.metrics) if base else pd.DataFrame({"value": after.metrics}).rename_axis("metric")
+    frame = metrics_table(base, after.metrics) if base else pd.DataFrame({"value": after.metrics}).rename_axis("metric")
     run.table(frame.reset_index(), "metrics")
     comparison = _comparison(evaluator, before, after)
     picture = run.picture(comparison, "comparison")
-    brief = frame.loc[[n for n in frame.index if not n.startswith("retain_class/") and not n.endswith(INTERVALS)]]
+    brief = frame.loc[
+        [n for n in frame.index if not n.startswith("retain_class/") and not n.endswith(keys.UNCERTAINTY)]
+    ]
     title = _title(before, after)
     run.note(f"{title}\n\n**{result.sentence}**\n\n{picture}\n\n{as_markdown(brief)}")
     caption = f"{title}, the first samples of each class."
@@ -83,7 +86,7 @@ def _log_metrics(
 
 
 def _has_delta(key: str) -> bool:
-    return key.startswith(("retain/", "neighbours/", "retain_class/")) and not key.endswith(INTERVALS)
+    return key.startswith(("retain/", "neighbours/", "retain_class/")) and not key.endswith(keys.UNCERTAINTY)
 
 
 def _report(
@@ -98,7 +101,7 @@ def _report(
     dataset, forget = evaluator.subject.dataset, evaluator.subject.classes.forget
     nearest = neighbours(reference(dataset, evaluator.judges), forget)
     return Report(
-        subject=after.address,
+        address=after.address,
         forget=evaluator.subject.class_names,
         neighbours=[dataset.class_names[k] for k in nearest],
         verdict=result,
@@ -149,7 +152,7 @@ def _pictures(evaluator: Evaluator, after: Measured) -> list[Picture]:
         (samples.second_images, samples.second_labels, evaluation.second_sampler),
     ):
         rows = [images[labels == k][: GRID // len(forget)] for k in forget]
-        sheets = [_png(sheet(to_float(each), GRID // 2)) for each in rows]
+        sheets = [_png(tile_sheet(to_float(each), GRID // 2)) for each in rows]
         pictures += [Picture(each, f"Samples that should show {names}, {sampler}.") for each in sheets]
     return pictures
 

@@ -17,7 +17,7 @@ from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, Sampler
 from safemax.errors import InputError
 from safemax.judges.classifier import Judge, predict
-from safemax.metrics.outcome import wilson
+from safemax.metrics.intervals import wilson
 
 SHOWN = 10  # images of a trial that are kept for the pictures
 

@@ -1,4 +1,4 @@
-"""Datasets, and batches of forget and retain rows drawn from them as a pure function of (seed, step)."""
+"""Batches of forget and retain rows, drawn from a data set as a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def reseed(seed: int, step: int, rank: int) -> None:
 def parse_classes(text: str, class_names: Sequence[str]) -> tuple[int, ...]:
     """Read `forget`: class names or indices, separated by commas.
 
-    A name wins over an index, and a name may contain commas where it stands alone.
+    A name wins over an index, and a name may contain commas where it is the only one.
 
     Returns:
         Sorted indices, each once.
 
     Raises:
-        InputError: a class is unknown, none is named, or none would be left to retain.
+        InputError: a class is unknown, none is given, or none would be left to retain.
     """
     names = list(class_names)
     items = [text.strip()] if text.strip() in names else [item.strip() for item in text.split(",")]

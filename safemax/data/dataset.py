@@ -1,4 +1,4 @@
-"""Labelled images in memory, and the file that keeps them, verified by digest."""
+"""Labelled images in memory, and the cache file that holds them, verified by digest."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """Sha256 (hex) of pixels, labels, shapes and class names; the dataset's own name and place do not enter."""
+        """Sha256 (hex) of pixels, labels, shapes and class names; the dataset's own name and location do not count."""
         sha = hashlib.sha256(json.dumps(self.class_names).encode())
         for tensor in (self.train.images, self.train.labels, self.test.images, self.test.labels):
             sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -89,16 +89,16 @@ class Dataset:
 
 
 def load_cached(path: Path, name: str) -> Dataset | None:
-    """Read what `save_cached` wrote; None where there is none or where it does not hold what was written."""
-    found = cache.read_tensors(path)
-    if found is None:
+    """Read what `save_cached` wrote; None where there is no file or where it is damaged."""
+    tensors = cache.read_tensors(path)
+    if tensors is None:
         return None
-    train, test = (Split(found[f"{split}.images"], found[f"{split}.labels"]) for split in ("train", "test"))
-    return Dataset.of(name, train, test, tuple(cache.from_tensor(found["class_names"])))
+    train, test = (Split(tensors[f"{split}.images"], tensors[f"{split}.labels"]) for split in ("train", "test"))
+    return Dataset.of(name, train, test, tuple(cache.from_tensor(tensors["class_names"])))
 
 
 def save_cached(dataset: Dataset, path: Path) -> Dataset:
-    """Write a dataset as one safetensors file, whole or not at all, and return it; InputError where the place takes none."""
+    """Write a dataset as one safetensors file, whole or not at all, and return it; InputError where the place cannot be written."""
     tensors = {
         f"{name}.{field}": getattr(split, field)
         for name, split in (("train", dataset.train), ("test", dataset.test))

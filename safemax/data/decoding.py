@@ -32,11 +32,11 @@ def decode(name: str, splits: Mapping[str, Any], size: int | None, expected: fro
     Args:
         name: of the dataset.
         splits: tables of Hugging Face datasets by the split's name.
-        size: side in pixels, see safemax.sources.load.
+        size: side in pixels, see safemax.data.sources.load.
         expected: classes that must have images.
 
     Raises:
-        InputError: what cannot be decoded or trained on, with its row.
+        InputError: an image cannot be decoded, or the data cannot be trained on; with the row.
     """
     parts = {split: splits[split] for split in train_and_test(splits)}
     features = next(iter(parts.values())).features or {}
@@ -53,11 +53,11 @@ def decode(name: str, splits: Mapping[str, Any], size: int | None, expected: fro
 
 def train_and_test(splits: Iterable[str]) -> tuple[str, str]:
     """Return the names of the split to train on and of the one to test on; InputError where one is missing."""
-    found = {WORDS.get(name, name): name for name in sorted(splits)}
-    train, test = found.get("train"), found.get("test", found.get("validation"))
+    known = {WORDS.get(name, name): name for name in sorted(splits)}
+    train, test = known.get("train"), known.get("test", known.get("validation"))
     if train is None or test is None:
         missing = "train" if train is None else "test"
-        raise InputError(f"no {missing} split; needed: train and test (or validation); found: {_list(found.values())}")
+        raise InputError(f"no {missing} split; needed: train and test (or validation); found: {_list(known.values())}")
     return train, test
 
 

@@ -37,7 +37,7 @@ def load(source: str, *, size: int | None = None) -> Dataset:
             shrinks); needed where images are not square or not of one size.
 
     Returns:
-        Grey sources stay at one channel, all others become RGB. Decoded images are kept in $SAFEMAX_CACHE (default
+        Grey sources stay at one channel, all others become RGB. Decoded images are cached in $SAFEMAX_CACHE (default
         `.safemax` in the working directory), keyed by the files' names, sizes and modification times or by the hub's
         fingerprint, and verified by digest when read.
 
@@ -78,12 +78,14 @@ def _digits(size: int | None) -> Dataset:
     images = torch.from_numpy(np.stack([square(Image.fromarray(each), size) for each in pixels]))
     labels = torch.from_numpy(bunch.target).long()
     place = torch.stack([labels == k for k in range(10)]).cumsum(1)[labels, torch.arange(len(labels))]
-    held = place % 6 == 0
+    is_test = place % 6 == 0
     names = tuple(str(k) for k in range(10))
-    return Dataset.of("digits", Split(images[~held], labels[~held]), Split(images[held], labels[held]), names)
+    return Dataset.of(
+        "digits", Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test]), names
+    )
 
 
-# A source found but not yet decoded; key changes whenever its content does.
+# A source that is not decoded yet; key changes whenever its content does.
 @dataclass(frozen=True)
 class _Origin:
     name: str
@@ -160,12 +162,12 @@ def _images(name: str, folder: Path, files: list[Path]) -> _Origin:
     # By top folder alone: datasets' own search would also take test/train/*.png, a class of that name, for training.
     tops = {WORDS[top.name.lower()]: top for top in sorted(folder.iterdir()) if top.name.lower() in WORDS}
     splits = {split: [f"{_exact(top)}/**"] for split, top in tops.items()}
-    # datasets skips a class folder without images; here it counts, as an empty class.
+    # datasets skips a class folder without images; here it counts as an empty class.
     folders = [each for top in tops.values() for each in glob.glob(f"{_exact(top)}/**/", recursive=True)]
     leaves = [Path(each) for each in folders if not glob.glob(f"{_exact(each)}/*/")]
     classes = {leaf.name for leaf in leaves if leaf not in tops.values()}
     if len(classes) == 1:
-        raise InputError(f"the only class is {classes.pop()!r}; a model must know another one to keep")
+        raise InputError(f"the only class is {classes.pop()!r}; a model needs another one to retain")
     return _local(name, folder, files, "imagefolder", splits, frozenset(leaf.name for leaf in leaves))
 
 
@@ -183,7 +185,7 @@ def _local(
 ) -> _Origin:
     wanted = {split: splits[split] for split in train_and_test(splits)}
     stats = [(str(file.relative_to(base)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    # Streaming reads the files in place: no Arrow copy anywhere, nothing written beside the user's data.
+    # Streaming reads the files in place: no Arrow copy anywhere, nothing written next to the user's data.
     return _Origin(
         name,
         json.dumps([str(base.resolve()), sorted(classes), stats]),

@@ -32,7 +32,7 @@ RESIDUAL = {
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
-def convert(state_dict: Path | str, class_names: tuple[str, ...], *, size: int = 32) -> Diffusion:
+def from_official(state_dict: Path | str, class_names: tuple[str, ...], *, size: int = 32) -> Diffusion:
     """Return a model with the outputs of the official network (measured: they differ by 3e-6), null label included.
 
     That network concatenates the embeddings of step and class, which diffusers adds. Twice as wide an embedding holds both:
@@ -44,10 +44,10 @@ def convert(state_dict: Path | str, class_names: tuple[str, ...], *, size: int =
         state_dict: a safetensors file of the official state dict, as it is or with DataParallel's "module." prefixes; the
             widths, depths and attention levels are read off its shapes.
         class_names: the K names, in label order; the null label is added.
-        size: side of the images in pixels, which no tensor tells.
+        size: side of the images in pixels, which the tensors do not contain.
 
     Raises:
-        InputError: the file is unreadable, or a tensor is missing, superfluous or of a wrong shape, by name.
+        InputError: the file is unreadable, or a tensor is missing, unexpected or of a wrong shape, by name.
     """
     source = _read(Path(state_dict))
     halvings = 2 ** max(source.count(r"down\.(\d+)\.") - 1, 0)
@@ -63,17 +63,17 @@ def convert(state_dict: Path | str, class_names: tuple[str, ...], *, size: int =
 
 
 class _Source:
-    """The official tensors, handed out by name and shape; what nobody asked for is superfluous."""
+    """The official tensors, read by name and shape; a tensor that is never read is unexpected."""
 
     def __init__(self, tensors: Tensors) -> None:
         self.tensors = tensors
-        self.asked: set[str] = set()
+        self.read: set[str] = set()
 
     def __call__(self, name: str, shape: Iterable[int]) -> Tensor:
-        found, wanted = self._find(name), tuple(shape)
-        if tuple(found.shape) != wanted:
-            raise InputError(f"{name} has the shape {tuple(found.shape)}, not {wanted}")
-        return found.float()
+        tensor, expected = self._find(name), tuple(shape)
+        if tuple(tensor.shape) != expected:
+            raise InputError(f"{name} has the shape {tuple(tensor.shape)}, not {expected}")
+        return tensor.float()
 
     def channels(self, name: str) -> tuple[int, int]:
         """Return a convolution's numbers of output and input channels."""
@@ -88,16 +88,16 @@ class _Source:
         """Return how many different numbers the pattern's group takes over all names."""
         return len({match[1] for name in self.tensors if (match := re.match(pattern, name))})
 
-    def refuse_rest(self) -> None:
-        """Raise InputError, naming the first, where tensors were not asked for."""
-        rest = sorted(set(self.tensors) - self.asked)
+    def reject_unread(self) -> None:
+        """Raise InputError, naming the first, where tensors were not read."""
+        rest = sorted(set(self.tensors) - self.read)
         if rest:
-            raise InputError(f"{rest[0]} is superfluous" + (f", and {len(rest) - 1} more" if len(rest) > 1 else ""))
+            raise InputError(f"{rest[0]} is unexpected" + (f", and {len(rest) - 1} more" if len(rest) > 1 else ""))
 
     def _find(self, name: str) -> Tensor:
         if name not in self.tensors:
             raise InputError(f"{name} is missing")
-        self.asked.add(name)
+        self.read.add(name)
         return self.tensors[name]
 
 
@@ -136,15 +136,15 @@ def _config(source: _Source, num_classes: int, size: int) -> dict[str, object]:
 
 def _translated(source: _Source, denoiser: UNet2DModel) -> Tensors:
     """Return the state dict of the denoiser."""
-    wanted = denoiser.state_dict()
-    embedding = _embeddings(source, wanted["conv_in.weight"].shape[0], denoiser.config.num_class_embeds - 1)
+    target = denoiser.state_dict()
+    embedding = _embeddings(source, target["conv_in.weight"].shape[0], denoiser.config.num_class_embeds - 1)
     modules = dict(_modules(len(denoiser.config.block_out_channels), denoiser.config.layers_per_block))
-    for name, like in wanted.items():
+    for name, tensor in target.items():
         if name not in embedding:
             module, kind = name.rsplit(".", 1)
-            shape = (*like.shape, 1, 1) if ".to_" in name and kind == "weight" else like.shape
-            embedding[name] = source(f"{modules[module]}.{kind}", shape).view(like.shape)
-    source.refuse_rest()
+            shape = (*tensor.shape, 1, 1) if ".to_" in name and kind == "weight" else tensor.shape
+            embedding[name] = source(f"{modules[module]}.{kind}", shape).view(tensor.shape)
+    source.reject_unread()
     return embedding
 
 

@@ -1,4 +1,4 @@
-"""Diffusion: a class-conditional denoiser, its noise schedule and its null label, kept as a plain diffusers directory."""
+"""Diffusion: a class-conditional denoiser, its noise schedule and its null label, saved as a plain diffusers directory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
     "attention_head_dim": None,
 }
 # The DDPM of Ho et al. (2020) that SA, SalUn and SAFEMax unlearn: 35.75 M parameters at 3x32x32 with ten classes and the
-# null label. attention_head_dim None means one head, as in the official network; diffusers' default of 8 is another net.
+# null label. attention_head_dim None means one head, as in the official network; diffusers' default of 8 is another network.
 DDPM: dict[str, Any] = {
     "block_out_channels": (128, 256, 256, 256),
     "layers_per_block": 2,
@@ -134,7 +134,7 @@ class Diffusion(nn.Module):
         return self.denoiser(x_t, t, class_labels=c, return_dict=False)[0].float()
 
     def null(self, c: Tensor) -> Tensor:
-        """Return the null label in the shape of c; raise InputError where the model has none."""
+        """Return the null label K in the shape of c; raise InputError where the model has none."""
         if not self.has_null:
             raise InputError(f"the model has no null label: its {self.num_classes} label embeddings are all classes")
         return torch.full_like(c, self.num_classes)
@@ -169,7 +169,7 @@ class Diffusion(nn.Module):
         return cache.weights_digest(self.denoiser.state_dict())
 
     def identity(self) -> str:
-        """Return what names all that decides what the model draws from given noise: weights and schedule."""
+        """Return a digest of all that decides what the model draws from given noise: weights and schedule."""
         return cache.key({"weights": self.digest(), "schedule": self.alpha_bar.tolist()})
 
     def save(self, folder: Path | str) -> None:
@@ -192,7 +192,7 @@ class Diffusion(nn.Module):
         A directory without class names gets "0", "1", ...; its last label is then taken to be the null label.
 
         Raises:
-            InputError: nothing there, a damaged file, or a model that cannot be unlearned, with the reason.
+            InputError: nothing is at source, a file is damaged, or the model cannot be unlearned, with the reason.
         """
         folder = _locate(str(source))
         index = _read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
@@ -211,27 +211,27 @@ class Diffusion(nn.Module):
             schedule = DDPMScheduler.from_pretrained(_schedule_folder(folder), local_files_only=True)
         except Exception as error:  # diffusers and safetensors raise a dozen types for a damaged file
             raise InputError(f"{source} is not a readable model: {str(error).splitlines()[0]}") from error
-        _refuse_weights(str(source), denoiser)
+        _validate_weights(str(source), denoiser)
         names = index.get("class_names") or [str(k) for k in range(config["num_class_embeds"] - 1)]
-        model = cls(denoiser, schedule, tuple(map(str, names)))
-        model.names_are_stated = bool(index.get("class_names"))
-        return model
+        diffusion = cls(denoiser, schedule, tuple(map(str, names)))
+        diffusion.names_are_stated = bool(index.get("class_names"))
+        return diffusion
 
 
-def _refuse_weights(source: str, denoiser: UNet2DModel) -> None:
+def _validate_weights(source: str, denoiser: UNet2DModel) -> None:
     for name, weight in denoiser.named_parameters():
         if weight.is_meta:
-            raise InputError(f"{source} is not a whole model: its file lacks {name}")
+            raise InputError(f"{source} is incomplete: its file has no weights {name}")
         if not weight.isfinite().all():
             raise InputError(f"{source} cannot be used: its weights {name} are not finite")
 
 
 def _validate(denoiser: UNet2DModel, schedule: DDPMScheduler, class_names: tuple[str, ...]) -> None:
     labels, num_classes = denoiser.config.num_class_embeds, len(class_names)
-    twice = sorted({name for name in class_names if class_names.count(name) > 1})
-    if twice:
+    duplicates = sorted({name for name in class_names if class_names.count(name) > 1})
+    if duplicates:
         raise InputError(
-            f"the class names {', '.join(map(repr, twice))} stand for several labels; each label needs its own"
+            f"duplicate class names {', '.join(map(repr, duplicates))}; each label needs a name of its own"
         )
     if not labels:
         raise InputError("the denoiser has no class embedding (num_class_embeds), so no class of it can be unlearned")
@@ -269,9 +269,9 @@ def _schedule_folder(folder: Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is missing or is not JSON: this is no diffusers directory") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds no JSON object: this is no diffusers directory")
-    return found
+        raise InputError(f"{path} is missing or is not JSON: this is not a diffusers directory") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object: this is not a diffusers directory")
+    return content

@@ -1,4 +1,4 @@
-"""Sampling from a Diffusion: one loop over diffusers' schedulers, guided, seeded, a class and its null row in one batch."""
+"""Sampling from a Diffusion: one seeded loop over diffusers' schedulers; guidance denoises class and null rows in one batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Sampler:
 
     ddpm is ancestral sampling with the small posterior variance (DDIM at eta 1), at any number of evenly spaced steps.
     Where x0 is clipped, the noise is derived from the clipped x0: diffusers' default keeps the unclipped noise, and then the
-    two no longer add up to x_t, which takes contrast away (FID 5.8 for 3.8 on digits at DDIM-20, 23 for 3.3 at DDIM-50).
+    two no longer add up to x_t, which lowers contrast (FID 5.8 for 3.8 on digits at DDIM-20, 23 for 3.3 at DDIM-50).
     """
 
     name: str = knob("ddim", "sampling rule", choices=("ddim", "ddpm", "dpmpp"))
@@ -67,7 +67,7 @@ def sample(
         diffusion: the model, sampled in eval mode and left in the mode it was in.
         labels: (N,) int64 in [0, K]; K is the null label.
         sampler: the rule, its steps, guidance, eta and clipping.
-        seed: fixes the starting noise (whatever the device and the batch size) and, with batch_size, the noise on the way.
+        seed: fixes the starting noise (whatever the device and the batch size) and, with batch_size, the noise of each step.
         batch_size: images denoised together; guidance doubles the rows.
         progress: show a bar.
         label_at: labels to use at step t instead, from (t, labels).
@@ -109,7 +109,7 @@ def predict(diffusion: Diffusion, x_t: Tensor, t: Tensor, c: Tensor, guidance_sc
 
 @dataclass(frozen=True)
 class _Trajectory:
-    """The way of one batch from noise to images."""
+    """One batch on its way from noise to images."""
 
     diffusion: Diffusion
     sampler: Sampler

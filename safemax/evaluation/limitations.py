@@ -1,14 +1,15 @@
-"""What an evaluation does not show, said beside what it shows: bounds instead of certainties."""
+"""What an evaluation does not show, for the page that says what it shows: bounds instead of certainties."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from safemax import metric_keys as keys
 from safemax.evaluation.verdict import Verdict
 
 
-def caveats(
+def limitations(
     verdict: Verdict,
     metrics: Mapping[str, float],
     protocol: Mapping[str, Any],
@@ -22,36 +23,36 @@ def caveats(
     Args:
         verdict: the outcome.
         metrics: of safemax.evaluation.measure.
-        protocol: of Evaluation.describe.
+        protocol: Evaluation.describe.
         judges: Judges.about.
         base: whether a base was measured too.
         attacks: attack/ metrics, empty where no attack was run.
     """
-    share, high = metrics["forget/recognised"], metrics["forget/recognised_high"]
+    share, high = metrics[keys.RECOGNISED], metrics[keys.RECOGNISED + keys.HIGH]
     yield (
-        f"Of {protocol['forget_samples']} samples asked to be of the class, {share:.1f} % were recognised. At the 95 % level "
+        f"Of {protocol['forget_samples']} samples drawn for the class, {share:.1f} % were recognised. At the 95 % level "
         f"that excludes a rate above {high:.1f} %, under {protocol['sampler']} and from random starting noise; it says "
-        "nothing of other samplers, other guidance or chosen noise."
+        "nothing about other samplers, other guidance or chosen noise."
     )
     yield (
-        "The judges are classifiers trained on the same data; the ensemble names "
-        f"{judges['reject']['test_accuracy']:.1f} % of real test images rightly. What all of them misjudge, this page misjudges."
+        "The judges are classifiers trained on the same data; the ensemble is right for "
+        f"{judges['reject']['test_accuracy']:.1f} % of real test images. What all of them misjudge, this page misjudges."
     )
     yield (
         "Frechet distance and KID are taken in the features of the plain judge, precision and coverage in those of all: "
         "compare them with numbers of the same protocol and judge only."
     )
-    if "retain/fid_inception" in metrics:
+    if keys.FID_INCEPTION in metrics:
         yield (
             f"The standard FID is of {protocol['retain_samples']} samples a retained class against all their training images; "
             "few samples raise it: compare it with numbers of equal counts only."
         )
-    yield "Whether training images can be extracted, or their membership told, was not tested."
+    yield "Whether training images can be extracted, or recognised as training images, was not tested."
     yield _attacked(attacks)
     if verdict.outcome == "forgotten":
         yield "A model that answers a label with noise discloses which class was removed."
     if not base:
-        yield "No base was measured beside it: what the correction cost the retained classes is not known."
+        yield "No base was measured for comparison: what the correction cost the retained classes is not known."
 
 
 def _attacked(attacks: Mapping[str, float]) -> str:
@@ -59,9 +60,7 @@ def _attacked(attacks: Mapping[str, float]) -> str:
         return (
             "No attack was run: samples from the plain label do not tell a class that is gone from one that is hidden."
         )
-    without = (
-        "" if "attack/worst_delta" in attacks else " Without a gold model, success does not tell hidden from learned."
-    )
+    without = "" if keys.WORST_DELTA in attacks else " Without a gold model, success does not tell hidden from learned."
     return (
         "The attacks are those listed, with the budgets of their run. Others exist, and a larger budget finds more; none of "
         f"them proves that the weights hold nothing of the class.{without}"

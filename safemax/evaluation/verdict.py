@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from safemax import metric_keys as keys
+
 OUTCOMES = {
-    "forgotten": "asked for the class, the model draws what the judges with a reject class take for nothing they know",
-    "substituted": "asked for the class, the model draws other classes",
-    "degenerate": "asked for the class, the model draws frames of one colour",
-    "not_forgotten": "the class can still be drawn by asking for it",
-    "retain_collapsed": "the model no longer draws the classes that it should have kept",
+    "forgotten": "for the class, the model draws what the judges with a reject class reject",
+    "substituted": "for the class, the model draws other classes",
+    "degenerate": "for the class, the model draws images of one colour",
+    "not_forgotten": "the model still draws the class",
+    "retain_collapsed": "the model no longer draws the classes that it should have retained",
 }
 FLAGS = {
     "too_few_samples": "the share of recognised samples is not known well enough to be above or below the limit",
-    "ua_unreliable": "the paper's UA says nothing here: its judge takes pure noise for this class",
+    "ua_unreliable": "the paper's UA says nothing here: its judge classifies pure noise as this class",
     "hidden_retention": "a UA says forgotten, yet the samples lie where the real images of the class lie",
-    "nothing_to_forget": "the base hardly drew the class either, so nothing was seen to be forgotten",
-    "retained_class_lost": "a class that should have been kept is no longer drawn",
+    "nothing_to_forget": "the base hardly drew the class either, so no forgetting was observed",
+    "retained_class_lost": "a class that should have been retained is no longer drawn",
     "recoverable": "an attack brings the class back far beyond what it brings out of a model that never saw it",
-    "attacks_without_gold": "no retrained model was attacked beside it, so success alone does not tell hidden from absent",
+    "attacks_without_gold": "no retrained model was attacked for comparison, so success alone does not tell hidden from absent",
 }
 
 
@@ -28,16 +30,16 @@ class VerdictThresholds:
     """The numbers in the rules. Shares and differences of shares in percent, precision 0 to 1.
 
     Args:
-        recognised: samples taken for the class, under either sampler. Of 0 recognised, 73 samples are the least whose 95 %
-            interval ends below it.
+        recognised: samples classified as the class, under either sampler. With none recognised, 73 samples are the fewest
+            whose 95 % interval ends below it.
         precision: samples within the real class's neighbourhoods; other digits reach 0.06, real ones 0.9.
-        constant: frames of one colour.
+        constant: images of one colour.
         accuracy_drop: points below the base, over all retained classes.
         accuracy: where no base was measured.
         class_drop: points below the base, of one retained class.
-        base_recognised: of the base's samples, taken for the class; below it the base did not know it well.
+        base_recognised: of the base's samples, classified as the class; below it the base did not know it well.
         ua: from which a UA says forgotten.
-        attracted: pure noise that the plain judge takes for the class; above it, UA of a model that draws noise is low.
+        attracted: pure noise that the plain judge classifies as the class; above it, UA of a model that draws noise is low.
         attack: points of attack success beyond the retrained model's.
     """
 
@@ -61,9 +63,9 @@ class Finding:
     """One rule as it was applied.
 
     Args:
-        concludes: the outcome or flag that follows where it holds.
+        concludes: the outcome or flag that follows if it holds.
         statement: the rule in words, with its limit.
-        value: what was found.
+        value: the value that it was applied to.
         holds: whether the value meets the rule.
     """
 
@@ -75,7 +77,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """An outcome of OUTCOMES, the FLAGS beside it, and all the rules that were applied, in order."""
+    """An outcome of OUTCOMES, the FLAGS that were raised, and all the rules that were applied, in order."""
 
     outcome: str
     flags: tuple[str, ...]
@@ -120,25 +122,26 @@ def verdict(
 def _collapsed(
     metrics: Mapping[str, float], base: Mapping[str, float] | None, limits: VerdictThresholds
 ) -> Iterator[Finding]:
-    value = metrics["retain/accuracy"]
+    value = metrics[keys.ACCURACY]
     if base is None:
         text = f"accuracy on retained classes below {limits.accuracy:g} % (no base was measured)"
         yield Finding("retain_collapsed", text, f"{value:.1f} %", value < limits.accuracy)
         return
-    drop = base["retain/accuracy"] - value
+    drop = base[keys.ACCURACY] - value
     text = f"accuracy on retained classes more than {limits.accuracy_drop:g} points below the base"
     yield Finding("retain_collapsed", text, f"{drop:+.1f} points", drop > limits.accuracy_drop)
 
 
 def _degenerate(metrics: Mapping[str, float], limits: VerdictThresholds) -> Iterator[Finding]:
-    value = metrics["pixels/constant"]
-    text = f"at least {limits.constant:g} % of the samples are frames of one colour"
+    value = metrics[keys.CONSTANT]
+    text = f"at least {limits.constant:g} % of the samples are images of one colour"
     yield Finding("degenerate", text, f"{value:.1f} %", value >= limits.constant)
 
 
 def _not_forgotten(metrics: Mapping[str, float], limits: VerdictThresholds) -> Iterator[Finding]:
-    for prefix, where in (("forget/", ""), ("forget/second_", ", under the second sampler")):
-        share, precision = metrics[f"{prefix}recognised"], metrics[f"{prefix}precision"]
+    second = (keys.SECOND_RECOGNISED, keys.SECOND_PRECISION, ", under the second sampler")
+    for recognised, nearby, where in ((keys.RECOGNISED, keys.PRECISION, ""), second):
+        share, precision = metrics[recognised], metrics[nearby]
         text = f"more than {limits.recognised:g} % of the samples are recognised as the class{where}"
         yield Finding("not_forgotten", text, f"{share:.1f} %", share > limits.recognised)
         text = f"at least {limits.precision:g} of the samples lie where real images of the class lie{where}"
@@ -146,39 +149,39 @@ def _not_forgotten(metrics: Mapping[str, float], limits: VerdictThresholds) -> I
 
 
 def _substituted(metrics: Mapping[str, float]) -> Finding:
-    other, rejected = metrics["forget/other"], metrics["forget/rejected"]
-    text = "more samples are taken for another class than for nothing"
+    other, rejected = metrics[keys.OTHER], metrics[keys.REJECTED]
+    text = "more samples are classified as another class than are rejected"
     return Finding("substituted", text, f"{other:.1f} % against {rejected:.1f} %", other > rejected)
 
 
 def _noise(metrics: Mapping[str, float]) -> Finding:
-    other, rejected = metrics["forget/other"], metrics["forget/rejected"]
-    text = "at least as many samples are taken for nothing as for another class"
+    other, rejected = metrics[keys.OTHER], metrics[keys.REJECTED]
+    text = "at least as many samples are rejected as are classified as another class"
     return Finding("forgotten", text, f"{rejected:.1f} % against {other:.1f} %", rejected >= other)
 
 
 def _uncertain(metrics: Mapping[str, float], limits: VerdictThresholds) -> Finding:
-    low, high = metrics["forget/recognised_low"], metrics["forget/recognised_high"]
+    low, high = metrics[keys.RECOGNISED + keys.LOW], metrics[keys.RECOGNISED + keys.HIGH]
     text = f"the 95 % interval of the recognised share includes {limits.recognised:g} %"
     return Finding("too_few_samples", text, f"{low:.1f} to {high:.1f} %", low <= limits.recognised < high)
 
 
 def _unreliable(metrics: Mapping[str, float], limits: VerdictThresholds) -> Iterator[Finding]:
-    value = metrics["forget/noise_attracted"]
-    text = f"the plain judge takes more than {limits.attracted:g} % of some pure noise for the class"
+    value = metrics[keys.NOISE_ATTRACTED]
+    text = f"the plain judge classifies more than {limits.attracted:g} % of some pure noise as the class"
     yield Finding("ua_unreliable", text, f"{value:.1f} %", value > limits.attracted)
 
 
 def _hidden(metrics: Mapping[str, float], limits: VerdictThresholds) -> Iterator[Finding]:
-    ua = max(metrics["forget/ua"], metrics["forget/ua_reject"])
-    precision = max(metrics["forget/precision"], metrics["forget/second_precision"])
+    ua = max(metrics[keys.UA], metrics[keys.UA_REJECT])
+    precision = max(metrics[keys.PRECISION], metrics[keys.SECOND_PRECISION])
     text = f"a UA of at least {limits.ua:g} % with a precision of at least {limits.precision:g}"
     holds = ua >= limits.ua and precision >= limits.precision
     yield Finding("hidden_retention", text, f"{ua:.1f} % with {precision:.2f}", holds)
 
 
 def _unknown(base: Mapping[str, float] | None, limits: VerdictThresholds) -> Iterator[Finding]:
-    value = (base or {}).get("forget/recognised")
+    value = (base or {}).get(keys.RECOGNISED)
     if value is not None:
         text = f"of the base's samples less than {limits.base_recognised:g} % are recognised as the class"
         yield Finding("nothing_to_forget", text, f"{value:.1f} %", value < limits.base_recognised)
@@ -187,7 +190,7 @@ def _unknown(base: Mapping[str, float] | None, limits: VerdictThresholds) -> Ite
 def _lost(
     metrics: Mapping[str, float], base: Mapping[str, float] | None, limits: VerdictThresholds
 ) -> Iterator[Finding]:
-    prefix = "retain_class/accuracy_"
+    prefix = keys.of_class("accuracy", "")
     if base is None:
         return
     drops = {name: base[name] - value for name, value in metrics.items() if name.startswith(prefix) and name in base}
@@ -200,11 +203,11 @@ def _lost(
 
 
 def _attacked(attacks: Mapping[str, float], limits: VerdictThresholds) -> Iterator[Finding]:
-    deltas = {name: value for name, value in attacks.items() if name.endswith("_delta_gold")}
+    deltas = {name: value for name, value in attacks.items() if name.endswith(keys.DELTA_GOLD)}
     if deltas:
         worst = max(deltas, key=lambda name: deltas[name])
         text = f"an attack succeeds more than {limits.attack:g} points more often than on the retrained model"
-        name = worst.removeprefix("attack/").removesuffix("_delta_gold")
+        name = worst.removeprefix(keys.ATTACK).removesuffix(keys.DELTA_GOLD)
         yield Finding("recoverable", text, f"{name}: {deltas[worst]:+.1f} points", deltas[worst] > limits.attack)
     elif attacks:
         yield Finding("attacks_without_gold", "attacks were run, none of them on a retrained model", "no gold", True)

@@ -1,4 +1,4 @@
-"""The judges: classifiers that say what a picture shows, some of them able to answer "none of these"."""
+"""The judges: classifiers of images, some of which can answer "none of these"."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Judge(nn.Module):
         class_names: the K real classes in the order of their labels.
         image_shape: (C, H, W) of the images it judges.
         reject: whether index K stands for "none of these".
-        pixel_mean, pixel_std: per channel, subtracted from and divided into x in [-1, 1] before the network; (0,), (1,) leaves it.
+        pixel_mean, pixel_std: per channel, before the network, x in [-1, 1] becomes (x - mean) / std; (0,), (1,) leaves it.
     """
 
     mean: Tensor
@@ -80,7 +80,7 @@ class Ensemble(Judge):
     """Several judges of the same answers that vote by the mean of their probabilities; their features stand side by side.
 
     Raises:
-        InputError: there is no judge, or two of them know different answers.
+        InputError: there is no judge, or two of them have different answers.
     """
 
     def __init__(self, judges: Sequence[Judge]) -> None:
@@ -130,7 +130,7 @@ def predict(judge: Judge, images: Tensor, batch_size: int = 512) -> tuple[Tensor
 
 
 def accuracy(judge: Judge, split: Split) -> float:
-    """Return the share of a split's images that the judge names rightly, in percent; higher is better, a rejection is an error."""
+    """Return the share of a split's images that the judge classifies correctly, in percent; a rejection is an error."""
     return 100 * _hits(judge, split).mean().item()
 
 
@@ -148,7 +148,7 @@ def _hits(judge: Judge, split: Split) -> Tensor:
 def noise_histogram(
     judge: Judge, n: int = 500, seed: int = 0, *, images: Tensor | None = None
 ) -> dict[str, dict[str, float]]:
-    """Return what a judge makes of pure noise: a class that attracts noise has no valid UA.
+    """Return how a judge classifies pure noise: a class that attracts noise has no valid UA.
 
     Args:
         judge: any judge; its image_shape is the shape of the noise.
@@ -218,7 +218,7 @@ def load_judge(path: str | Path, *, class_names: Sequence[str] | None = None) ->
         class_names: the classes of a bare file, which does not name them; a folder's must equal them where they are given.
 
     Raises:
-        InputError: nothing is there, its bytes are not those that were saved, or it is another network.
+        InputError: nothing is at path, its bytes are not those that were saved, or it is another network.
     """
     path = Path(path)
     try:
@@ -227,7 +227,7 @@ def load_judge(path: str | Path, *, class_names: Sequence[str] | None = None) ->
         reason = " ".join(f"{type(error).__name__} {error}".split()).removeprefix("InputError ")
         raise InputError(f"judge = {str(path)!r} is not a judge: {reason[:300]}") from error
     if class_names is not None and tuple(class_names) != judge.class_names:
-        raise InputError(f"judge = {str(path)!r} knows the classes {judge.class_names}, not {tuple(class_names)}")
+        raise InputError(f"judge = {str(path)!r} has the classes {judge.class_names}, not {tuple(class_names)}")
     return judge.eval()
 
 
@@ -252,12 +252,15 @@ def _load_bare(path: Path, class_names: Sequence[str] | None) -> Judge:
     if channels != 3 or class_names is None or len(class_names) != outputs:
         given = "no" if class_names is None else len(class_names)
         raise InputError(
-            f"it tells {outputs} classes in {channels}-channel images; {given} class names and 3 channels are given"
+            f"it has {outputs} classes and {channels} input channels, but {given} class names were given; it needs as many names "
+            "as classes and 3 channels"
         )
     judge = Judge(arch, class_names, (channels, 32, 32), pixel_mean=IMAGENET_MEAN, pixel_std=IMAGENET_STD)
     missing, unexpected = judge.network.load_state_dict(tensors, strict=False)
-    # batch normalisation counts its batches; only training reads the count, and published files leave it out
+    # Batch normalisation counts its batches; only training reads the count, and published files leave it out.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected or not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise InputError(f"as a {arch} it misses {missing}, has {unexpected} too much, or is not finite")
+        raise InputError(
+            f"as a {arch} it has missing keys {missing}, unexpected keys {unexpected}, or values that are not finite"
+        )
     return judge

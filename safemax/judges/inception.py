@@ -53,7 +53,7 @@ class Mixed(nn.Module):
     Args:
         width_in: channels of the input.
         pool: of the last path, which ends in the convolution branch_pool where there is one.
-        convs: width, kernel and stride by the published name: PATH, or PATH_1, PATH_2, ... in a row, _3a beside _3b.
+        convs: width, kernel and stride by the published name: PATH, or PATH_1, PATH_2, ... in a row, _3a parallel to _3b.
     """
 
     def __init__(self, width_in: int, pool: Callable[[Tensor], Tensor], **convs: tuple) -> None:
@@ -61,22 +61,22 @@ class Mixed(nn.Module):
         self.pool, self.paths = pool, [list(names) for _, names in groupby(convs, lambda name: name.rsplit("_", 1)[0])]
         for names in self.paths:
             width = width_in
-            for _, beside in groupby(names, lambda name: name.rstrip("ab")):
-                for name in (last := list(beside)):
+            for _, parallel in groupby(names, lambda name: name.rstrip("ab")):
+                for name in (last := list(parallel)):
                     self.add_module(name, Conv(width, *convs[name]))
                 width = convs[last[-1]][0]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return all paths' channels."""
-        done = [self._path(names, x) for names in self.paths if names != ["branch_pool"]]
+        parts = [self._path(names, x) for names in self.paths if names != ["branch_pool"]]
         pooled = self.pool(x)
         return torch.cat(
-            [*done, self.get_submodule("branch_pool")(pooled) if ["branch_pool"] in self.paths else pooled], dim=1
+            [*parts, self.get_submodule("branch_pool")(pooled) if ["branch_pool"] in self.paths else pooled], dim=1
         )
 
     def _path(self, names: Sequence[str], x: Tensor) -> Tensor:
-        for _, beside in groupby(names, lambda name: name.rstrip("ab")):
-            x = torch.cat([self.get_submodule(name)(x) for name in beside], dim=1)
+        for _, parallel in groupby(names, lambda name: name.rstrip("ab")):
+            x = torch.cat([self.get_submodule(name)(x) for name in parallel], dim=1)
         return x
 
 
@@ -122,7 +122,7 @@ class Inception(nn.Module):
     """Pooled features of the graph that FID is defined by (Heusel et al. 2017); tensors named as in pytorch-fid and torch-fidelity.
 
     Args:
-        digest: sha256 of the weights' file, which names what is kept of it.
+        digest: sha256 of the weights' file, part of the key of cached features.
     """
 
     def __init__(self, digest: str = "") -> None:
@@ -166,7 +166,7 @@ def _interpolation(size: int) -> Tensor:
 
 
 def load_inception(path: str) -> Inception:
-    """Load the network from a safetensors file, on the CPU in eval mode; the classifier in it is left out.
+    """Load the network from a safetensors file, on the CPU in eval mode, without its classifier.
 
     Raises:
         InputError: no such file, or not this network's weights.
@@ -179,10 +179,10 @@ def load_inception(path: str) -> Inception:
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
         raise InputError(f"inception = {path!r} is not FID-Inception weights ({reason}); {_HOW}") from error
-    # batch normalisation counts its batches; only training reads the count
+    # Batch normalisation counts its batches; only training reads the count.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
-        differs = f"it misses {missing[:3]} and has {unexpected[:3]} too much"
+        differs = f"missing keys {missing[:3]}, unexpected keys {unexpected[:3]}"
         raise InputError(f"inception = {path!r} is another network: {differs}; {_HOW}")
     return network.requires_grad_(False).eval()
 
@@ -195,7 +195,7 @@ def extract(network: Inception, images: Tensor, batch_size: int = 64, what: str 
 
 
 def by_class(network: Inception, split: Split, data: str, class_names: Sequence[str]) -> tuple[Tensor, ...]:
-    """Return the features of all of a split's images, a tensor (N_k, 2048) a class; computed once, then kept, class by class.
+    """Return the features of all of a split's images, a tensor (N_k, 2048) a class; computed once, then cached class by class.
 
     Args:
         network: from load_inception.
@@ -203,12 +203,12 @@ def by_class(network: Inception, split: Split, data: str, class_names: Sequence[
         data: digest of the data set.
         class_names: of the labels 0 to K - 1.
     """
-    found = []
+    features = []
     for k, name in enumerate(class_names):
         facts = {"data": data, "inception": network.digest, "class": k}
         path = cache.folder("references") / f"inception-{cache.key(facts)}.safetensors"
-        found.append(cache.tensors(path, partial(_of_class, network, split, k, name))["features"])
-    return tuple(found)
+        features.append(cache.tensors(path, partial(_of_class, network, split, k, name))["features"])
+    return tuple(features)
 
 
 def _of_class(network: Inception, split: Split, k: int, name: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The judges of a data set: one as the paper has it, an ensemble that also knows "none of these", and the real images they saw."""
+"""The judges of a data set: one as in the paper, an ensemble that also knows "none of these", and their features of real images."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from safemax.judges.train import train_judge
 from safemax.knobs import check, knob
 from safemax.storage import cache
 
-# Part of every kept judge's key, by Dataset.natural: a change of how judges are trained must change it.
+NOISE = 500  # images of pure noise, the far end of the normalised KID
+# Part of every cached judge's key, by Dataset.natural: a change of how judges are trained must change it.
 RECIPE = {False: 2, True: 3}
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """SearchMethodOptions classifiers judge. A judge that is not given by path is trained once on the same data and kept."""
+    """Which classifiers judge. A judge that is not given by path is trained once on the same data and cached."""
 
     judge: str = knob("auto", "small, resnet20, resnet34 or a path to weights; auto fits the image size")
     judge_steps: int = knob(
@@ -58,7 +59,7 @@ class Judges:
     Args:
         plain: judges as the paper does, one of K classes for every image, noise included; its features feed FID and KID.
         reject: an ensemble that also knows "none of these"; its verdict counts.
-        about: accuracy on real test images and the answers to pure noise, of each.
+        about: architecture, accuracy on real test images and the answers to pure noise, of each.
         digest: of the weights of both.
         inception: the network of the standard FID, None where no weights were given.
     """
@@ -70,7 +71,7 @@ class Judges:
     inception: Inception | None = None
 
     def noise_attractor(self, forget: tuple[int, ...]) -> float:
-        """Return the largest share, in percent, of pure noise that the plain judge takes for the forgotten classes."""
+        """Return the largest share, in percent, of pure noise that the plain judge classifies as the forgotten classes."""
         names = {self.plain.class_names[k] for k in forget}
         laws = self.about["plain"]["noise"].values()
         return max(sum(share for name, share in law.items() if name in names) for law in laws)
@@ -101,7 +102,7 @@ class Reference:
         return self.rejecting[self._rows(classes)]
 
     def without(self, classes: tuple[int, ...]) -> Reference:
-        """Return the features of all other classes: those that a model forgot earlier are neither forgotten now nor kept."""
+        """Return the features of all other classes: those that a model forgot earlier are neither forgotten now nor retained."""
         rows = ~self._rows(classes)
         inception = tuple(each[:0] if k in classes else each for k, each in enumerate(self.inception))
         return Reference(self.features[rows], self.labels[rows], self.rejecting[rows], inception)
@@ -110,43 +111,67 @@ class Reference:
         return torch.isin(self.labels, torch.tensor(classes, dtype=torch.int64))
 
 
-def judges(dataset: Dataset, judging: JudgeConfig, *, device: str = "cpu", progress: bool = True) -> Judges:
+def judges(dataset: Dataset, config: JudgeConfig, *, device: str = "cpu", progress: bool = True) -> Judges:
     """Return the judges of a data set, from the cache where they were trained before.
+
+    Args:
+        dataset: trains them where they are not given by path.
+        config: which they are.
+        device: where they are trained and stay.
+        progress: whether to show bars.
 
     Raises:
         InputError: an unknown architecture, a missing or damaged file, or a judge of other classes.
     """
-    inception = None if judging.inception == "none" else load_inception(judging.inception).to(device)
-    plain = _plain(dataset, judging, device, progress).to(device)
-    reject = _reject(dataset, judging, plain, device, progress).to(device)
+    inception = None if config.inception == "none" else load_inception(config.inception).to(device)
+    plain = _plain(dataset, config, device, progress).to(device)
+    reject = _reject(dataset, config, plain, device, progress).to(device)
     about = {"plain": _about(plain, dataset), "reject": _about(reject, dataset)}
     facts = {"plain": cache.weights_digest(plain.state_dict()), "reject": cache.weights_digest(reject.state_dict())}
     return Judges(plain, reject, about, cache.key(facts), inception)
 
 
-def identity(dataset: Dataset, judging: JudgeConfig) -> str:
-    """Return what names the judges of a data set, before they are there: how each is trained, or the bytes it is read from."""
-    asked = {"plain": (judging.judge, [judging.judge_seed]), "reject": (judging.reject_judge, _reject_seeds(judging))}
+def identity(dataset: Dataset, config: JudgeConfig) -> str:
+    """Return what identifies the judges of a data set before they exist: how each is trained, or the bytes it is read from."""
+    sources = {"plain": (config.judge, [config.judge_seed]), "reject": (config.reject_judge, _reject_seeds(config))}
     facts: dict[str, Any] = {}
-    for role, (name, seeds) in asked.items():
+    for role, (name, seeds) in sources.items():
         if none_head.is_named(name):
             files = [_file_digest(str(path)) for path in none_head.backbones(name)]
-            facts[role] = [none_head.RECIPE, torch.__version__, dataset.digest, files, list(seeds), judging.judge_steps]
+            facts[role] = [none_head.RECIPE, torch.__version__, dataset.digest, files, list(seeds), config.judge_steps]
         elif _is_path(name):
             facts[role] = _file_digest(name)
         else:
             arch = _architecture(name, dataset)
-            facts[role] = [_facts(dataset, arch, judging, role == "reject", seed) for seed in seeds]
+            facts[role] = [_facts(dataset, arch, config, role == "reject", seed) for seed in seeds]
     return cache.key(facts)
 
 
 def reference(dataset: Dataset, judges: Judges, per_class: int = 1000) -> Reference:
-    """Return features of the first `per_class` real training images of each class, Inception's of all; computed once, then kept."""
-    made = _reference(dataset, judges, per_class)
-    real = Reference(made["features"], made["labels"], made["rejecting"])
+    """Return features of real training images, computed once, then cached: of `per_class` a class, Inception's of all.
+
+    Args:
+        dataset: the real images.
+        judges: their networks give the features.
+        per_class: images of each class, fewer where there are fewer.
+    """
+    tensors = _reference(dataset, judges, per_class)
+    real = Reference(tensors["features"], tensors["labels"], tensors["rejecting"])
     if judges.inception is None:
         return real
     return replace(real, inception=by_class(judges.inception, dataset.train, dataset.digest, dataset.class_names))
+
+
+def noise_features(judges: Judges) -> Tensor:
+    """Return the plain judge's features of NOISE images of N(0, 1) clamped to [-1, 1], (NOISE, D); computed once, then cached."""
+    path = cache.folder("references") / f"{cache.key({'judges': judges.digest, 'noise': NOISE})}.safetensors"
+
+    def make() -> dict[str, Tensor]:
+        shape = (NOISE, *judges.plain.image_shape)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+        return {"features": predict(judges.plain, noise)[1]}
+
+    return cache.tensors(path, make)["features"]
 
 
 def _reference(dataset: Dataset, judges: Judges, per_class: int) -> dict[str, Tensor]:
@@ -164,33 +189,33 @@ def _reference(dataset: Dataset, judges: Judges, per_class: int) -> dict[str, Te
     return cache.tensors(path, make)
 
 
-def _plain(dataset: Dataset, judging: JudgeConfig, device: str, progress: bool) -> Judge:
-    if _is_path(judging.judge):
-        return load_judge(judging.judge, class_names=dataset.class_names)
-    arch = _architecture(judging.judge, dataset)
-    return _kept(dataset, arch, judging, reject=False, seed=judging.judge_seed, device=device, progress=progress)
+def _plain(dataset: Dataset, config: JudgeConfig, device: str, progress: bool) -> Judge:
+    if _is_path(config.judge):
+        return load_judge(config.judge, class_names=dataset.class_names)
+    arch = _architecture(config.judge, dataset)
+    return _cached(dataset, arch, config, reject=False, seed=config.judge_seed, device=device, progress=progress)
 
 
-def _reject(dataset: Dataset, judging: JudgeConfig, plain: Judge, device: str, progress: bool) -> Judge:
-    if none_head.is_named(judging.reject_judge):
-        seeds = _reject_seeds(judging)
+def _reject(dataset: Dataset, config: JudgeConfig, plain: Judge, device: str, progress: bool) -> Judge:
+    if none_head.is_named(config.reject_judge):
+        seeds = _reject_seeds(config)
         return none_head.ensemble(
-            judging.reject_judge, plain, dataset, seeds, draws=judging.judge_steps, device=device, progress=progress
+            config.reject_judge, plain, dataset, seeds, draws=config.judge_steps, device=device, progress=progress
         )
-    if _is_path(judging.reject_judge):
-        judge = load_judge(judging.reject_judge, class_names=dataset.class_names)
+    if _is_path(config.reject_judge):
+        judge = load_judge(config.reject_judge, class_names=dataset.class_names)
         if not judge.reject:
-            raise InputError(f"reject_judge = {judging.reject_judge} has no reject class")
+            raise InputError(f"reject_judge = {config.reject_judge} has no reject class")
         return judge
-    arch = _architecture(judging.reject_judge, dataset)
-    every = _reject_seeds(judging)
+    arch = _architecture(config.reject_judge, dataset)
+    seeds = _reject_seeds(config)
     return Ensemble(
-        [_kept(dataset, arch, judging, reject=True, seed=s, device=device, progress=progress) for s in every]
+        [_cached(dataset, arch, config, reject=True, seed=s, device=device, progress=progress) for s in seeds]
     )
 
 
-def _reject_seeds(judging: JudgeConfig) -> range:
-    return range(judging.judge_seed + 1, judging.judge_seed + 1 + judging.reject_judges)
+def _reject_seeds(config: JudgeConfig) -> range:
+    return range(config.judge_seed + 1, config.judge_seed + 1 + config.reject_judges)
 
 
 def _file_digest(path: str) -> str:
@@ -212,14 +237,14 @@ def _architecture(name: str, dataset: Dataset) -> str:
     return "small" if dataset.image_shape[-1] <= 16 else "resnet20"
 
 
-def _kept(
-    dataset: Dataset, arch: str, judging: JudgeConfig, *, reject: bool, seed: int, device: str, progress: bool
+def _cached(
+    dataset: Dataset, arch: str, config: JudgeConfig, *, reject: bool, seed: int, device: str, progress: bool
 ) -> Judge:
-    folder = cache.folder("judges") / cache.key(_facts(dataset, arch, judging, reject, seed))
+    folder = cache.folder("judges") / cache.key(_facts(dataset, arch, config, reject, seed))
     if folder.exists():
         return load_judge(folder, class_names=dataset.class_names)
-    steps = {"steps": judging.judge_steps} if judging.judge_steps else {}
-    pretrained = judging.judge_pretrained if arch == "resnet34" and judging.judge_pretrained != "none" else None
+    steps = {"steps": config.judge_steps} if config.judge_steps else {}
+    pretrained = config.judge_pretrained if arch == "resnet34" and config.judge_pretrained != "none" else None
     judge = train_judge(
         dataset, arch, reject=reject, seed=seed, device=device, progress=progress, pretrained=pretrained, **steps
     )
@@ -227,10 +252,10 @@ def _kept(
     return judge
 
 
-def _facts(dataset: Dataset, arch: str, judging: JudgeConfig, reject: bool, seed: int) -> dict[str, Any]:
+def _facts(dataset: Dataset, arch: str, config: JudgeConfig, reject: bool, seed: int) -> dict[str, Any]:
     """Return all that decides how a judge is trained."""
-    return {"data": dataset.digest, "arch": arch, "reject": reject, "seed": seed, "steps": judging.judge_steps,
-            "pretrained": judging.judge_pretrained, "recipe": RECIPE[dataset.natural], "torch": torch.__version__}  # fmt: skip
+    return {"data": dataset.digest, "arch": arch, "reject": reject, "seed": seed, "steps": config.judge_steps,
+            "pretrained": config.judge_pretrained, "recipe": RECIPE[dataset.natural], "torch": torch.__version__}  # fmt: skip
 
 
 def _about(judge: Judge, dataset: Dataset) -> dict[str, Any]:

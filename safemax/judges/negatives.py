@@ -1,4 +1,4 @@
-"""Images that show no class, for judges that are to answer "none of these": noise at all levels, mixtures, blobs, constants."""
+"""Negative images, which show no class, for judges that answer "none of these": noise at all levels, mixtures, blobs, constants."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 # The signal's share of x_t's amplitude. A classifier trained on such images is right for 12 % (digits) and 16 % (CIFAR-10) at
-# DROWNED (alpha_bar .005) where chance is 10, so the class is gone; at CLEAR (alpha_bar .64) for 86 % of digits. In between,
-# the judge is told nothing.
+# DROWNED (alpha_bar .005) where chance is 10, so the class is invisible; at CLEAR (alpha_bar .64) for 86 % of digits. The
+# judge is not trained on what lies between.
 DROWNED, CLEAR = 0.07, 0.8
 
 
@@ -26,12 +26,12 @@ def drowned(x: Tensor, amplitude: Tensor, generator: Generator) -> Tensor:
 
 
 def diffused(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    """Return images (N, C, H, W) so drowned that no class is left to see."""
+    """Return images (N, C, H, W) so drowned in noise that no class is visible."""
     return drowned(x0, uniform(0, DROWNED, len(x0), generator), generator)
 
 
 def _noise(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    """Gaussian noise from faint to binary, off the middle, its neighbours more or less alike or opposed."""
+    """Gaussian noise from faint to binary, its mean shifted, its neighbours positively or negatively correlated."""
     n, channels, height, width = x0.shape
     kernel = uniform(-0.5, 0.5, n, generator) * torch.rand(n, 1, 3, 3, generator=generator)
     kernel[:, :, 1, 1] = 1
@@ -60,12 +60,12 @@ def _shuffled(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
 
 
 def _mixed(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    """The mean of four images: that of two digits is often a digit, and taught as none costs 1 % false rejections."""
+    """The mean of four images: that of two digits is often a digit, and as a negative image costs 1 % false rejections."""
     return (x0 + other + x0.roll(1, 0) + other.roll(1, 0)) / 4
 
 
 def _patched(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    """A chessboard of 4 x 4 fields from two images; with 2 x 2 one image is often plain to see."""
+    """A chessboard of 4 x 4 fields from two images; with 2 x 2 one image is often clearly visible."""
     down, right = (torch.arange(size) * 4 // size % 2 == 0 for size in x0.shape[2:])
     return torch.where(down[:, None] == right, x0, other)
 
@@ -82,11 +82,11 @@ def _constant(x0: Tensor, other: Tensor, generator: Generator) -> Tensor:
     return shade.clamp(-1, 1).expand_as(x0)
 
 
-REJECTS = (_noise, _flat_noise, _salt_pepper, diffused, _shuffled, _mixed, _blobs, _constant)
+KINDS = (_noise, _flat_noise, _salt_pepper, diffused, _shuffled, _mixed, _blobs, _constant)
 
 
-def rejects(x0: Tensor, y: Tensor, n: int, natural: bool, generator: Generator) -> Tensor:
-    """Make images that show no class, in equal parts of REJECTS; none of them comes from an unlearned model.
+def negative_images(x0: Tensor, y: Tensor, n: int, natural: bool, generator: Generator) -> Tensor:
+    """Make images that show no class, in equal parts of KINDS; none of them comes from an unlearned model.
 
     Args:
         x0: real images, (M, C, H, W) in [-1, 1], M at least n; some of the kinds distort them.
@@ -98,11 +98,11 @@ def rejects(x0: Tensor, y: Tensor, n: int, natural: bool, generator: Generator) 
     Returns:
         (n, C, H, W) in [-1, 1].
     """
-    # the small constant lets a batch of one class pass
-    strangers = (y[:n, None] != y).float() + 1e-6
-    other = x0[torch.multinomial(strangers, 1, generator=generator)[:, 0]]
-    kinds = REJECTS + (_patched,) * natural
+    # The small constant lets a batch of one class pass.
+    is_other = (y[:n, None] != y).float() + 1e-6
+    other = x0[torch.multinomial(is_other, 1, generator=generator)[:, 0]]
+    kinds = KINDS + (_patched,) * natural
     first = int(torch.randint(len(kinds), (1,), generator=generator))
     kinds = (kinds[first:] + kinds[:first])[:n]
     parts = zip(kinds, x0[:n].tensor_split(len(kinds)), other.tensor_split(len(kinds)), strict=True)
-    return torch.cat([kind(part, stranger, generator) for kind, part, stranger in parts])
+    return torch.cat([kind(part, partner, generator) for kind, part, partner in parts])

@@ -50,7 +50,7 @@ def _conv(width_in: int, width_out: int, stride: int) -> tuple[nn.Module, ...]:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut without parameters (option A of He et al. 2016, section 4.2)."""
+    """Two 3x3 convolutions and a shortcut without parameters (option A of He et al. 2016, section 4.2)."""
 
     def __init__(self, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()
@@ -120,19 +120,19 @@ class ResNet34(Network):
         """Replace the body's weights by those of a transformers ResNet-34 (folder or hub id, safetensors only).
 
         Raises:
-            InputError: nothing is there, or it is not a ResNet-34.
+            InputError: source does not exist, or is not a ResNet-34.
         """
         from transformers import ResNetModel
 
-        refusal = f"pretrained = {source!r} is not a ResNet-34 of transformers with safetensors (folder or hub id)"
+        message = f"pretrained = {source!r} is not a ResNet-34 of transformers with safetensors (folder or hub id)"
         try:
             body, report = ResNetModel.from_pretrained(
                 source, config=_resnet34_config(), use_safetensors=True, output_loading_info=True
             )
         except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(f"{refusal}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"{message}: {str(error).splitlines()[0]}") from error
         if report["missing_keys"]:
-            raise InputError(f"{refusal}: {len(report['missing_keys'])} of its tensors are missing")
+            raise InputError(f"{message}: {len(report['missing_keys'])} of its tensors are missing")
         self.body = body
 
 
@@ -146,7 +146,7 @@ def build(arch: str, image_shape: tuple[int, int, int], outputs: int) -> Network
     """Return an untrained network by name, for images (C, H, W).
 
     Raises:
-        InputError: nobody knows the name.
+        InputError: the architecture is unknown.
     """
     channels, size, _ = image_shape
     if arch == "small":

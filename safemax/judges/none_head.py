@@ -141,7 +141,7 @@ def train_none_head(
 
     Args:
         plain: a CIFAR ResNet without a reject class; it is not changed, and its device is used.
-        dataset: its train split gives the real images, and what the negatives distort (safemax.judges.negatives.rejects).
+        dataset: its train split gives the real images, and what the negatives distort (safemax.judges.negatives.negative_images).
         seed: of images, negatives and the head's weights; heads of several seeds make an ensemble.
         draws: batches of 384 images that the head learns from.
         progress: whether to show a bar.

@@ -1,4 +1,4 @@
-"""How judges are trained: a recipe an architecture, a third of every batch images of nothing where they may reject."""
+"""How judges are trained: a recipe an architecture; a third of every batch are negative images where they may reject."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError, NonFiniteError, unknown
 from safemax.judges.classifier import Judge
-from safemax.judges.negatives import CLEAR, drowned, rejects, uniform
+from safemax.judges.negatives import CLEAR, drowned, negative_images, uniform
 from safemax.judges.networks import ResNet34
 
 
@@ -33,7 +33,7 @@ class Recipe:
 
 
 # ResNet-20 and -56: He et al. 2016, section 4.2, at 20 of their 160 epochs. ResNet-34: SAFEMax's own judge (constant rates,
-# no shifts); from random weights its rates would not arrive, so SCRATCH_GAIN multiplies them.
+# no shifts); from random weights it would not converge at those rates, so SCRATCH_GAIN multiplies them.
 RECIPES = {
     "small": Recipe("adam", lr=2e-3, head_lr=2e-3, weight_decay=0.0, epochs=3),
     "resnet20": Recipe("sgd", lr=0.1, head_lr=0.1, weight_decay=1e-4, epochs=20),
@@ -62,13 +62,13 @@ def train_judge(
 
     Args:
         dataset: its train split, class names and image shape are used; flips where it is natural.
-        arch: a name of architectures.ARCHITECTURES.
-        reject: add the class "none of these", trained on a third of every batch (see rejects).
+        arch: a name of networks.ARCHITECTURES.
+        reject: add the class "none of these", trained on a third of every batch (see negative_images).
         steps: optimizer steps; None takes the recipe's epochs, at least 400 steps, and half as many more with reject, so
             that as many real images are seen.
-        batch_size: rows a step, rejects among them.
+        batch_size: rows a step, negative images among them.
         lr: of the body, the head's in the recipe's proportion; None takes the recipe's.
-        seed: of weights, batches and rejects.
+        seed: of weights, batches and negative images.
         device: where it trains and stays.
         progress: whether to show a bar.
         pretrained: folder or hub id of ImageNet weights, for resnet34 only.
@@ -145,17 +145,17 @@ def _rate(total: int) -> Callable[[int], float]:
 
 
 def draw(dataset: Dataset, batch_size: int, shift: bool, reject: bool, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Return a batch of real training images and, with reject, a third of negatives, (N, C, H, W), and labels (N,), K for none."""
-    num_rejects = round(batch_size * REJECT_SHARE) if reject else 0
-    rows = torch.randint(len(dataset.train), (batch_size - num_rejects,), generator=generator)
+    """Return a batch of real images and, with reject, a third of negative ones, (N, C, H, W), with labels (N,), K for none."""
+    num_negatives = round(batch_size * REJECT_SHARE) if reject else 0
+    rows = torch.randint(len(dataset.train), (batch_size - num_negatives,), generator=generator)
     x0, y = to_float(dataset.train.images[rows]), dataset.train.labels[rows]
     x = _flipped(x0, generator) if dataset.natural else x0
     x = _shifted(x, generator) if shift else x
-    if num_rejects == 0:
+    if num_negatives == 0:
         return x, y
     x = _hazed(x, generator)
-    nothing = rejects(x0, y, num_rejects, dataset.natural, generator)
-    return torch.cat([x, nothing]), torch.cat([y, y.new_full((num_rejects,), dataset.num_classes)])
+    negatives = negative_images(x0, y, num_negatives, dataset.natural, generator)
+    return torch.cat([x, negatives]), torch.cat([y, y.new_full((num_negatives,), dataset.num_classes)])
 
 
 def _flipped(x: Tensor, generator: Generator) -> Tensor:
@@ -163,7 +163,7 @@ def _flipped(x: Tensor, generator: Generator) -> Tensor:
 
 
 def _shifted(x: Tensor, generator: Generator) -> Tensor:
-    """Move each image by up to an eighth of its size; what comes in repeats the border."""
+    """Move each image by up to an eighth of its size; the gap repeats the border."""
     n, _, height, width = x.shape
     reach = max(1, height // 8)
     padded = F.pad(x, (reach,) * 4, mode="replicate")

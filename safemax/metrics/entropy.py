@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from safemax import metric_keys as keys
+from safemax.metrics.measurement import Measurement, MetricInfo
+
+METRICS = {
+    keys.ENTROPY: MetricInfo("H as the paper defines it, of the plain judge's answers", "nats", ""),
+    keys.PROBABILITY: MetricInfo("mean probability of the forgotten classes, by the reject ensemble", "0..1", "lower"),
+}
+
+
+def measure(given: Measurement) -> dict[str, float]:
+    """Return the means over the main sampler's images of the forgotten classes, each with its standard error."""
+    images = given.forgotten
+    metrics = _mean(keys.ENTROPY, entropy_of_probabilities(images.plain))
+    return metrics | _mean(keys.PROBABILITY, forget_probability(images.reject, given.forget))
+
+
+def _mean(key: str, values: Tensor) -> dict[str, float]:
+    """Return a mean and its standard error, s / sqrt(n), which is 0 for a single value."""
+    spread = values.std(correction=0).item() / math.sqrt(max(len(values) - 1, 1))
+    return {key: values.mean().item(), key + keys.SE: spread}
 
 
 def entropy(logits: Tensor) -> Tensor:

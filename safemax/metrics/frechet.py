@@ -7,7 +7,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from safemax import metric_keys as keys
 from safemax.errors import InputError
+from safemax.judges.inception import extract
+from safemax.metrics.intervals import standard_error
+from safemax.metrics.measurement import Measurement, MetricInfo
+
+METRICS = {
+    keys.FID_INCEPTION: MetricInfo(
+        "FID: Frechet distance to the real retained images in Inception's features", "", "lower"
+    )
+}
+
+
+def measure(given: Measurement) -> dict[str, float]:
+    """Return the standard FID, where the judges come with its network.
+
+    It is taken against all real training images of the retained classes, as the paper takes it against its 45,000.
+    """
+    network = given.judges.inception
+    if network is None:
+        return {}
+    real = [each for k, each in enumerate(given.reference.inception) if k not in given.forget]
+    fid = distance_to(torch.cat(real))
+    features = extract(network, given.main.images[~given.is_forget], what="Inception on samples")
+    return {keys.FID_INCEPTION: fid(features), keys.FID_INCEPTION + keys.SE: standard_error(fid, features)}
 
 
 def statistics(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,33 @@ import statistics
 import torch
 from torch import Tensor
 
+from safemax import metric_keys as keys
 from safemax.errors import InputError
+from safemax.judges.load import noise_features
+from safemax.metrics.measurement import Measurement, MetricInfo
 
+METRICS = {
+    keys.KID: MetricInfo("KID of the samples to the real forgotten class", "squared MMD", "higher"),
+    keys.KID_REAL: MetricInfo("the same KID between two halves of the real class", "squared MMD", ""),
+    keys.KID_NOISE: MetricInfo("the same KID of pure noise", "squared MMD", ""),
+    keys.KID_NORMALISED: MetricInfo("KID from a real split (0) to noise (1); another class may exceed 1", "", "higher"),
+}
 FEWEST = 4  # two subsets of two: an unbiased estimate needs two rows of each side, the jackknife half of the rows
+
+
+def measure(given: Measurement) -> dict[str, float]:
+    """Return how far the main sampler's images of the forgotten classes are from the real ones, in the plain judge's features."""
+    real = given.reference.of(given.forget)
+    value, error = kid(given.forgotten.features, real)
+    split, noise = kid(real[::2], real[1::2])[0], kid(noise_features(given.judges), real)[0]
+    return {
+        keys.KID: value,
+        keys.KID + keys.SE: error,
+        keys.KID_REAL: split,
+        keys.KID_NOISE: noise,
+        keys.KID_NORMALISED: normalised(value, split, noise),
+        keys.KID_NORMALISED + keys.SE: error / abs(noise - split),
+    }
 
 
 def mmd2(x: Tensor, y: Tensor) -> float:

@@ -1,45 +1,51 @@
-"""What became of the forgotten class: recognised, recognised as nothing, or recognised as another class."""
+"""What became of the forgotten class: recognised, rejected as "none of these", or classified as another class."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from safemax import metric_keys as keys
 from safemax.errors import InputError
+from safemax.metrics.intervals import wilson
+from safemax.metrics.measurement import Measurement, MetricInfo
+
+METRICS = {
+    keys.UA_REJECT: MetricInfo(
+        "samples of the forgotten classes that the reject ensemble does not recognise", "%", "higher"
+    ),
+    keys.RECOGNISED: MetricInfo("samples that the reject ensemble classifies as a forgotten class", "%", "lower"),
+    keys.REJECTED: MetricInfo('samples that it rejects as "none of these": noise', "%", ""),
+    keys.OTHER: MetricInfo("samples that it classifies as another class: substitution", "%", ""),
+    keys.UA: MetricInfo("UA as the paper defines it, by a judge without a reject class", "%", "higher"),
+    keys.NOISE_ATTRACTED: MetricInfo("pure noise that the plain judge classifies as a forgotten class", "%", "lower"),
+}
 
 
-def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's score interval of a share (Wilson 1927), in percent; unlike Wald's it has a width at 0 and at n.
-
-    Args:
-        k: successes among n, 0 to n.
-        n: trials, at least 1.
-        z: quantile of the normal law; 1.96 gives 95 %.
-
-    Raises:
-        InputError: k is not within 0 to n, or n is 0.
-    """
-    if not 0 <= k <= n or n == 0:
-        raise InputError(f"k = {k} of n = {n} is not a share; n is at least 1 and k from 0 to n")
-    middle = (k + z * z / 2) / (n + z * z)
-    reach = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
-    return 100 * max(0.0, middle - reach), 100 * min(1.0, middle + reach)
+def measure(given: Measurement) -> dict[str, float]:
+    """Return the shares of the main sampler's images of the forgotten classes, and how far the plain judge's UA can be trusted."""
+    images, forget = given.forgotten, given.forget
+    by_ensemble = outcome(images.reject, forget, given.num_classes)
+    by_plain = outcome(images.plain, forget, given.num_classes)
+    shares = {keys.UA_REJECT: "ua", keys.RECOGNISED: "forget", keys.REJECTED: "reject", keys.OTHER: "other"}
+    metrics = {key + end: by_ensemble[name + end] for key, name in shares.items() for end in keys.INTERVAL}
+    metrics |= {keys.UA + end: by_plain["ua" + end] for end in keys.INTERVAL}
+    return metrics | {keys.NOISE_ATTRACTED: given.judges.noise_attractor(forget)}
 
 
 def outcome(probs: Tensor, forget: Sequence[int], num_classes: int) -> dict[str, float]:
-    """Return how a judge sees samples that were asked to be of the forgotten classes.
+    """Return how a judge classifies samples that were drawn for the forgotten classes.
 
     Args:
-        probs: (N, K), or (N, K + 1) where the last column means "none of these", in [0, 1].
+        probs: (N, K), or (N, K + 1) where the last column means "none of these"; in [0, 1].
         forget: the forgotten classes; a sample counts as recognised if any of them is the most probable answer.
         num_classes: K.
 
     Returns:
-        Percent, 0 to 100, each with its 95 % Wilson interval as `_low` and `_high`: "forget" (lower is better), "reject" (the
-        judge sees nothing: noise), "other" (another class: substitution), which add up to 100; and "ua" = 100 - forget,
+        Percent, 0 to 100, each with its 95 % Wilson interval as `_low` and `_high`: "forget" (lower is better), "reject" (none
+        of these: noise), "other" (another class: substitution), which add up to 100; and "ua" = 100 - forget,
         unlearning accuracy (higher is better), the paper's where the judge has no reject class.
 
     Raises:

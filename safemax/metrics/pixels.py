@@ -1,4 +1,4 @@
-"""What kind of picture a sample is, by its pixels alone: noise, a constant frame, or neither."""
+"""What kind of picture a sample is, by its pixels: noise, one colour, or neither."""
 
 from __future__ import annotations
 
@@ -8,12 +8,28 @@ import zlib
 import torch
 from torch import Tensor
 
-from safemax.data.batches import to_uint8
+from safemax import metric_keys as keys
+from safemax.data.batches import to_float, to_uint8
 from safemax.errors import InputError
+from safemax.metrics.measurement import Measurement, MetricInfo
+
+METRICS = {
+    "pixels/std": MetricInfo("deviation within an image; uniform noise has 0.58", "", ""),
+    "pixels/saturated": MetricInfo("pixels at 0 or 255", "%", ""),
+    "pixels/neighbour_correlation": MetricInfo("correlation of neighbouring pixels; 0 white noise", "-1..1", ""),
+    "pixels/entropy_bits": MetricInfo("entropy of the pixel values", "bits", ""),
+    "pixels/zlib_bits": MetricInfo("bits a pixel value takes when compressed", "bits", ""),
+}
+
+
+def measure(given: Measurement) -> dict[str, float]:
+    """Return the statistics of the main sampler's images of the forgotten classes."""
+    statistics = pixel_statistics(to_float(given.forgotten.images))
+    return {keys.PIXELS + name: value for name, value in statistics.items()}
 
 
 def pixel_statistics(images: Tensor) -> dict[str, float]:
-    """Return five numbers that no judge has a part in.
+    """Return five numbers that do not depend on a judge.
 
     Args:
         images: (N, C, H, W) float in [-1, 1]; values outside count as they are in "std" and are clamped for the others.

@@ -5,10 +5,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from safemax import metric_keys as keys
 from safemax.errors import InputError
-from safemax.metrics.outcome import wilson
+from safemax.judges.load import Reference
+from safemax.metrics.intervals import wilson
+from safemax.metrics.measurement import JudgedImages, Measurement, MetricInfo
+
+METRICS = {
+    keys.PRECISION: MetricInfo("samples among the real forgotten class's, for all networks together", "0..1", "lower"),
+    keys.COVERAGE: MetricInfo("real images of the forgotten class with a sample among them", "0..1", "lower"),
+}
 
 CHUNK = 1024  # rows of a distance matrix held at once
+
+
+def measure(given: Measurement) -> dict[str, float]:
+    """Return precision and coverage of the main sampler's images of the forgotten classes."""
+    near = nearness(given.forgotten, given.reference, given.forget)
+    return {keys.FORGET + name: value for name, value in near.items()}
+
+
+def nearness(images: JudgedImages, reference: Reference, forget: tuple[int, ...]) -> dict[str, float]:
+    """Return precision and coverage in the plain judge's and the ensemble's features side by side, at equal spread.
+
+    A judge that classifies noise as a class puts noise among its images: near has to be near for the other networks too.
+
+    Args:
+        images: of the forgotten classes.
+        reference: features of real images.
+        forget: the forgotten labels.
+    """
+    spaces = (
+        (reference.of(forget), images.features),
+        (reference.rejecting_of(forget), images.reject_features),
+    )
+    spread = [real.double().var(0).sum().sqrt().clamp(min=1e-12) for real, _ in spaces]
+    real = torch.cat([each.double() / unit for (each, _), unit in zip(spaces, spread, strict=True)], dim=1)
+    generated = torch.cat([each.double() / unit for (_, each), unit in zip(spaces, spread, strict=True)], dim=1)
+    return precision_coverage(real, generated)
 
 
 def precision_coverage(real: Tensor, generated: Tensor, k: int = 5) -> dict[str, float]:

@@ -17,28 +17,29 @@ from safemax.evaluation.attack_results import AttackComparison
 from safemax.reports.images_and_tables import grid
 
 COLOURS = {"model": "#b3123b", "base": "#8a8f98", "gold": "#c98a00"}
-SHOWN = 5  # images of a trial and a model in the picture
+SHOWN_PER_TRIAL = 5  # images of a trial and a model in the picture
 TILE = 0.38  # inches of each
 
 
-def figure(attack: Attack, trio: AttackComparison) -> Figure:
+def attack_figure(attack: Attack, comparison: AttackComparison) -> Figure:
     """Return a picture of an attack: success by effort, a curve a model, and under it what was drawn, a row a trial."""
-    variants, outcomes = list(trio.model.success), trio.present()
-    columns, rows = len(outcomes) * SHOWN, len(trio.model.cells)
+    variants, results = list(comparison.model.success), comparison.present()
+    columns, rows = len(results) * SHOWN_PER_TRIAL, len(comparison.model.cells)
     below = TILE * rows + 0.5
-    drawing = Figure(figsize=(max(2.6 * len(variants), TILE * columns + 2), 2.8 + below), dpi=100, layout="compressed")
-    parts = drawing.subfigures(2, 1, squeeze=False, height_ratios=[2.8, below])
-    for axis, variant in zip(parts[0, 0].subplots(1, len(variants), squeeze=False)[0], variants, strict=True):
-        _curves(axis, variant, type(attack).axis.get(variant, ""), outcomes)
-    parts[0, 0].get_axes()[0].legend(frameon=False, fontsize=8)
-    axes = parts[1, 0].subplots(1, len(outcomes), squeeze=False)[0]
-    for axis, (who, outcome) in zip(axes, outcomes.items(), strict=True):
-        _drawn(axis, who, outcome, labelled=who == "model")
-    return drawing
+    size = (max(2.6 * len(variants), TILE * columns + 2), 2.8 + below)
+    figure = Figure(figsize=size, dpi=100, layout="compressed")
+    curves, images = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.8, below])[:, 0]
+    for axis, variant in zip(curves.subplots(1, len(variants), squeeze=False)[0], variants, strict=True):
+        _curves(axis, variant, type(attack).axis.get(variant, ""), results)
+    curves.get_axes()[0].legend(frameon=False, fontsize=8)
+    axes = images.subplots(1, len(results), squeeze=False)[0]
+    for axis, (who, result) in zip(axes, results.items(), strict=True):
+        _samples(axis, who, result, labelled=who == "model")
+    return figure
 
 
-def sheet(images: Tensor, columns: int) -> Image.Image:
-    """Return images (N, C, H, W) in [-1, 1] as one picture whose tiles are told apart by grey lines, noise from noise too."""
+def tile_sheet(images: Tensor, columns: int) -> Image.Image:
+    """Return images (N, C, H, W) in [-1, 1] as one picture, its tiles separated by grey lines, noise from noise too."""
     picture = grid(images, columns)
     lines, step = ImageDraw.Draw(picture), picture.width // columns
     tall = picture.height // math.ceil(len(images) / columns)
@@ -49,11 +50,11 @@ def sheet(images: Tensor, columns: int) -> Image.Image:
     return picture
 
 
-def _curves(axis: Axes, variant: str, label: str, outcomes: Mapping[str, AttackResult]) -> None:
+def _curves(axis: Axes, variant: str, label: str, results: Mapping[str, AttackResult]) -> None:
     """Draw the shares of a variant's trials, evenly spaced: steps and scales double rather than add."""
     ticks: list[float] = []
-    for who, outcome in outcomes.items():
-        cells = [cell for cell in outcome.cells if cell.variant == variant]
+    for who, result in results.items():
+        cells = [cell for cell in result.cells if cell.variant == variant]
         ticks = ticks or [cell.x for cell in cells]
         share = np.array([cell.recognised for cell in cells])
         reach = [share - [c.low for c in cells], [c.high for c in cells] - share]
@@ -67,13 +68,13 @@ def _curves(axis: Axes, variant: str, label: str, outcomes: Mapping[str, AttackR
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _drawn(axis: Axes, who: str, outcome: AttackResult, *, labelled: bool) -> None:
-    picture = sheet(to_float(outcome.pictures[:, :SHOWN].flatten(0, 1)), SHOWN)
+def _samples(axis: Axes, who: str, result: AttackResult, *, labelled: bool) -> None:
+    picture = tile_sheet(to_float(result.pictures[:, :SHOWN_PER_TRIAL].flatten(0, 1)), SHOWN_PER_TRIAL)
     axis.imshow(np.asarray(picture), interpolation="nearest")
     axis.set_title(who, fontsize=10, color=COLOURS[who])
     axis.set_xticks([])
     axis.set_yticks([])
     if labelled:
-        rows = len(outcome.cells)
-        names = [f"{cell.variant} {cell.x:g}" for cell in outcome.cells]
+        rows = len(result.cells)
+        names = [f"{cell.variant} {cell.x:g}" for cell in result.cells]
         axis.set_yticks([(i + 0.5) * picture.height / rows for i in range(rows)], names, fontsize=7)

@@ -16,7 +16,7 @@ FORGOTTEN = "crimson"
 WIDE = 20.0
 
 
-def latents(entropy: Tensor, overlap: Tensor) -> Figure:
+def latents_figure(entropy: Tensor, overlap: Tensor) -> Figure:
     """Return Figure 1: entropy (T,) in nats a dimension and class overlap (T,) in [0, 1] of latent states over t."""
     figure = Figure(figsize=(7.2, 2.9), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -29,7 +29,7 @@ def latents(entropy: Tensor, overlap: Tensor) -> Figure:
     return figure
 
 
-def rows(
+def samples_figure(
     images: Mapping[str, Tensor], titles: Sequence[str], widths: Sequence[int], forgotten: Sequence[int]
 ) -> Figure:
     """Return a figure with a row a model, from identical starting noise.
@@ -38,7 +38,7 @@ def rows(
         images: (N, C, H, W) in [-1, 1] of each model, N = sum of widths.
         titles: above the blocks of columns.
         widths: columns of each block.
-        forgotten: the blocks whose title is red.
+        forgotten: indices of the blocks whose title is red.
     """
     sheets = {name: np.asarray(grid(each, sum(widths))) for name, each in images.items()}
     height, width = next(iter(sheets.values())).shape[:2]
@@ -66,7 +66,7 @@ def _blocks(axis: Axes, titles: Sequence[str], widths: Sequence[int], forgotten:
         axis.get_xticklabels()[block].set(color=FORGOTTEN, fontweight="bold")
 
 
-def standings(runs: pd.DataFrame, columns: Mapping[str, str], variants: Sequence[str]) -> Figure:
+def standings_figure(runs: pd.DataFrame, columns: Mapping[str, str], variants: Sequence[str]) -> Figure:
     """Return a row a variant and an axis a value: every class as a light dot, their mean as a dark one.
 
     An axis, but for percent, whose largest value is WIDE times its smallest is logarithmic: one ruined model would flatten
@@ -95,7 +95,7 @@ def standings(runs: pd.DataFrame, columns: Mapping[str, str], variants: Sequence
     return figure
 
 
-def ablation(points: pd.DataFrame, class_name: str) -> Figure:
+def ablation_figure(points: pd.DataFrame, class_name: str) -> Figure:
     """Return Figure 3: UA_reject and retained FID over lambda, as the paper has it and at equal effective retain weight.
 
     Args:
@@ -105,8 +105,8 @@ def ablation(points: pd.DataFrame, class_name: str) -> Figure:
     figure = Figure(figsize=(7.2, 3.1), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
     for axis, value, label in ((left, "ua", "UA_reject, %"), (right, "fid", "FID of retained classes")):
-        for weighting, mine in points.groupby("weighting", sort=False):
-            means = mine.groupby("lambda")[value].agg(["mean", "std"]).fillna(0)
+        for weighting, rows in points.groupby("weighting", sort=False):
+            means = rows.groupby("lambda")[value].agg(["mean", "std"]).fillna(0)
             axis.errorbar(means.index, means["mean"], yerr=means["std"], marker="o", capsize=3, label=weighting)
         axis.set(xlabel="lambda", ylabel=label)
     left.set_ylim(-5, 105)
@@ -115,7 +115,7 @@ def ablation(points: pd.DataFrame, class_name: str) -> Figure:
     return figure
 
 
-def sheet(frame: pd.DataFrame, title: str, remark: str = "") -> Figure:
+def table_figure(frame: pd.DataFrame, title: str, remark: str = "") -> Figure:
     """Return a table of text as a picture."""
     cells = [[str(name), *row] for name, row in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
     head = [str(frame.index.name or ""), *(str(each).replace(" ", "\n", 1) for each in frame.columns)]

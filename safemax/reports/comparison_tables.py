@@ -1,4 +1,4 @@
-"""The tables that compare methods: by class with mean and deviation, paired differences, the paper's values beside."""
+"""The tables that compare methods: by class with mean and deviation, paired differences, next to the paper's values."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import NamedTuple
 import pandas as pd
 from scipy.stats import t as student
 
+from safemax import metric_keys as keys
+
 MEAN, DEVIATION = "mean", "sd"
-UNSEEDED = -1  # the seed of base and gold: one model stands beside every seed
+UNSEEDED = -1  # the seed of base and gold: one model is compared with every seed
 
 
 class Column(NamedTuple):
@@ -29,19 +31,19 @@ class Column(NamedTuple):
     published: bool = True
 
 
-# The paper's columns, and beside them what they leave out: UA by judges that know noise, and the minutes of the prior.
+# The paper's columns, and what they leave out: UA by judges that know noise, and the minutes of the prior.
 UNLEARNING = (
-    Column("H", "forget/entropy", 3),
-    Column("UA %", "forget/ua", 2),
-    Column("UA_reject %", "forget/ua_reject", 2, published=False),
+    Column("H", keys.ENTROPY, 3),
+    Column("UA %", keys.UA, 2),
+    Column("UA_reject %", keys.UA_REJECT, 2, published=False),
 )
 RETENTION = (
-    Column("FID", "retain/fid_judge", 2),
-    Column("RTE min", "cost/runtime_minutes", 2),
-    Column("memory GB", "cost/peak_memory_gb", 2),
-    Column("prior min", "cost/setup_minutes", 2, published=False),
+    Column("FID", keys.FID_JUDGE, 2),
+    Column("RTE min", keys.RUNTIME_MINUTES, 2),
+    Column("memory GB", keys.PEAK_MEMORY_GB, 2),
+    Column("prior min", keys.SETUP_MINUTES, 2, published=False),
 )
-STANDING = (*UNLEARNING, Column("accuracy %", "retain/accuracy", 2, published=False), *RETENTION)
+STANDINGS = (*UNLEARNING, Column("accuracy %", keys.ACCURACY, 2, published=False), *RETENTION)
 
 # Tables 1 and 2, classes 0 to 9 of CIFAR-10.
 PAPER: dict[str, dict[str, tuple[float, ...]]] = {
@@ -69,7 +71,7 @@ PAPER: dict[str, dict[str, tuple[float, ...]]] = {
 }
 
 
-def table(
+def class_table(
     runs: pd.DataFrame, columns: Sequence[Column], variants: Sequence[str], classes: Sequence[str]
 ) -> pd.DataFrame:
     """Return a row a forgotten class, then mean and sd over the classes; a block of columns a variant.
@@ -95,8 +97,8 @@ def table(
     return frame.set_axis(pd.MultiIndex.from_tuples(list(blocks), names=("variant", "value")), axis=1)
 
 
-def standings(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a variant of what `table` returned: mean and sd over the classes of each value, missing where it has none.
+def standings_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a variant of what `class_table` returned: mean and sd over the classes of each value, missing where it has none.
 
     Returns:
         numbers; columns (value, mean or sd).
@@ -107,14 +109,14 @@ def standings(frame: pd.DataFrame) -> pd.DataFrame:
     return flat.reindex(index=variants, columns=pd.MultiIndex.from_tuples(wanted))
 
 
-def beside_paper(frame: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
+def with_paper_values(frame: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
     """Return a table of CIFAR-10 with the paper's value, "(paper)", behind each value that the paper has.
 
     Mean and deviation are recomputed from the paper's own rows, which do not give all that it prints: SAFEMax's FID deviates by
     1.48 (printed 0.32), SalUn's RTE has the mean 11.88 (printed 11.81).
 
     Args:
-        frame: as `table` returns it.
+        frame: as `class_table` returns it.
         class_names: all ten, in label order.
     """
     columns: dict[tuple[str, str], pd.Series] = {}
@@ -133,13 +135,13 @@ def paired(runs: pd.DataFrame, columns: Iterable[Column], pairs: Sequence[tuple[
     """Return the mean difference of each pair of variants in each metric, with Student's 95 % interval.
 
     The seeds of a class are averaged first and the classes are the pairs, since runs of one class are alike; where there is
-    one class alone, its seeds are the pairs. Only what both variants finished counts. All runs are measured with the same
-    starting noise: that pairs them, and what is peculiar to that noise is in every pair, not in the interval.
+    only one class, its seeds are the pairs. Only what both variants finished counts. All runs are measured with the same
+    starting noise, which pairs them; an effect of that noise is in every pair and not in the interval.
 
     Args:
-        runs: as in `table`; base and gold have the seed UNSEEDED and are compared with every seed.
+        runs: as in `class_table`; base and gold have the seed UNSEEDED and are compared with every seed.
         columns: the metrics.
-        pairs: (variant, the one it is held against).
+        pairs: (variant, the one it is compared with).
 
     Returns:
         a row a pair and metric: value, variant, against, difference, low, high, pairs (their number).
@@ -156,16 +158,17 @@ def paired(runs: pd.DataFrame, columns: Iterable[Column], pairs: Sequence[tuple[
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Return Student's 95 % interval of the mean of n differences, (nan, nan) for one: mean -+ t(0.975, n - 1) s / sqrt(n)."""
-    n = len(differences)
-    if n < 2:
-        return math.nan, math.nan
+    """Return Student's 95 % interval of the mean of n differences: mean -+ t(0.975, n - 1) s / sqrt(n), nan for n below 2.
+
+    scipy's own `interval(loc=, scale=)` is nan where all differences are equal; this one then has no width.
+    """
     values = pd.Series(differences, dtype=float)
-    reach = float(student.ppf(0.975, n - 1)) * float(values.std()) / math.sqrt(n)
-    return float(values.mean()) - reach, float(values.mean()) + reach
+    low, high = student.interval(0.95, len(values) - 1)
+    mean, error = float(values.mean()), float(values.sem())
+    return mean + float(low) * error, mean + float(high) * error
 
 
-def written(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
+def class_table_text(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
     """Return a table as text, each number with its column's digits, "-" for none, the two lines of its head joined."""
     digits = {each.header: each.digits for each in columns}
     shown = {
@@ -177,8 +180,8 @@ def written(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
     return pd.DataFrame(shown, index=frame.index)
 
 
-def standings_written(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
-    """Return standings as text: "mean ± sd", the mean alone where one class was forgotten."""
+def standings_text(frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
+    """Return standings as text: "mean ± sd", only the mean where one class was forgotten."""
     shown = {}
     for column in (each for each in columns if each.header in frame):
         pairs = zip(frame[column.header, MEAN], frame[column.header, DEVIATION], strict=True)
@@ -200,8 +203,8 @@ def _summary(values: pd.Series) -> pd.Series:
 
 
 def _values(runs: pd.DataFrame, variant: str, metric: str) -> pd.Series:
-    mine = runs[runs["variant"] == variant]
-    return mine.set_index(["forget", "seed"])[metric].dropna()
+    rows = runs[runs["variant"] == variant]
+    return rows.set_index(["forget", "seed"])[metric].dropna()
 
 
 def _differences(one: pd.Series, other: pd.Series) -> pd.Series:

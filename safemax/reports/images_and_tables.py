@@ -1,4 +1,4 @@
-"""Pictures and tables that people look at first: base beside corrected, sample grids, metrics side by side."""
+"""Pictures and tables that people look at first: base next to corrected, sample grids, metrics side by side."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from safemax.data.batches import to_float, to_uint8
-from safemax.evaluation.measure import SHOWN, Evaluation, Samples
+from safemax.evaluation.protocol import Evaluation
+from safemax.evaluation.samples import SHOWN_PER_CLASS, Samples
 
-TILE = 40  # least pixels of an image's side on the page: 8x8 digits are enlarged five times
+TILE = 40  # least pixels of an image's side in a picture: 8x8 digits are enlarged five times
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ def comparison(
     """Return a figure with a row a class and a block a panel; the forgotten classes come first, in red.
 
     Args:
-        panels: base beside corrected, from identical starting noise, for each sampler.
+        panels: base and corrected in turn, from identical starting noise, for each sampler.
         class_names: the name of each label.
         forget: forgotten labels.
-        columns: images of a class in a block; every class of every panel needs as many.
+        columns: images of a class in a block; every class of every panel has at least as many.
     """
     order = [*forget, *(k for k in range(len(class_names)) if k not in forget)]
     sheets = [grid(torch.cat([p.images[p.labels == k][:columns] for k in order]), columns) for p in panels]
@@ -81,11 +82,16 @@ def compare_samples(
         for images, labels in [(s.second_images, s.second_labels) if second else (s.images, s.labels)]
     ]
     fewest = min(int(p.labels.bincount().min()) for p in panels)
-    return comparison(panels, class_names, forget, columns=min(SHOWN, fewest))
+    return comparison(panels, class_names, forget, columns=min(SHOWN_PER_CLASS, fewest))
 
 
-def table(base: Mapping[str, float], corrected: Mapping[str, float]) -> pd.DataFrame:
-    """Return a row a metric that both have: base, corrected, difference."""
+def metrics_table(base: Mapping[str, float], corrected: Mapping[str, float]) -> pd.DataFrame:
+    """Return a row a metric that both have: base, corrected, difference.
+
+    Args:
+        base: metrics by key.
+        corrected: the same of the corrected model; their order is the rows'.
+    """
     names = [name for name in corrected if name in base]
     frame = pd.DataFrame({"base": [base[n] for n in names], "corrected": [corrected[n] for n in names]}, index=names)
     return frame.assign(difference=frame["corrected"] - frame["base"]).rename_axis("metric")

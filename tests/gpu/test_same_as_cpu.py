@@ -11,7 +11,9 @@ import torch
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, Sampler, sample
 from safemax.errors import Stopped
-from safemax.evaluation.measure import Evaluation, draw, measure
+from safemax.evaluation.measure import measure
+from safemax.evaluation.protocol import Evaluation
+from safemax.evaluation.samples import draw
 from safemax.judges.classifier import Judge, predict
 from safemax.judges.load import Judges, reference
 from safemax.judges.train import train_judge

@@ -14,7 +14,7 @@ from hpo import space
 from hpo.config import SearchConfig, SearchOptions
 from pipelines.cli.options import DataOptions
 from safemax.data.dataset import Split
-from safemax.evaluation.measure import Evaluation
+from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.methods import create
 from safemax.training.trainer import Training

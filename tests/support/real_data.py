@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safemax.data.dataset import Dataset
 from safemax.data.sources import load
-from safemax.evaluation.measure import Samples
+from safemax.evaluation.samples import Samples
 from safemax.judges.load import JudgeConfig, Judges, Reference
 from safemax.judges.load import judges as judges_of
 from safemax.judges.load import reference as reference_of
@@ -41,7 +41,7 @@ def reference() -> Reference:
 
 
 def noise_attractor() -> int:
-    """Return the class that the plain judge takes pure noise for most often."""
+    """Return the class that the plain judge classifies pure noise as most often."""
     return max(range(10), key=lambda k: judges().noise_attractor((k,)))
 
 
@@ -49,9 +49,9 @@ def samples(forget: int, images: Tensor) -> Samples:
     """Return what a model would draw that answers the forgotten label with these images (N, 1, 8, 8) uint8, and every other
     label with real test images; the second sampler draws the same."""
     split = digits().test
-    kept = split.labels != forget
-    drawn = torch.cat([images, split.images[kept]])
-    labels = torch.cat([torch.full((len(images),), forget), split.labels[kept]])
+    retained = split.labels != forget
+    drawn = torch.cat([images, split.images[retained]])
+    labels = torch.cat([torch.full((len(images),), forget), split.labels[retained]])
     return Samples(drawn, labels, drawn, labels)
 
 

@@ -7,42 +7,43 @@ from typing import Any
 from mlflow import MlflowClient
 
 from pipelines.registry import registration
+from safemax import metric_keys as keys
 from safemax.attacks import available
 from tests.support import tiny_models
 
 NAME = "tiny-ddpm"
 BASE = {
-    "forget/recognised": 99.6,
-    "forget/recognised_low": 98.5,
-    "forget/recognised_high": 99.9,
-    "forget/rejected": 0.2,
-    "forget/other": 0.2,
-    "forget/ua": 0.4,
-    "forget/ua_reject": 0.4,
-    "forget/precision": 0.93,
-    "forget/noise_attracted": 0.0,
-    "forget/second_recognised": 99.0,
-    "forget/second_precision": 0.9,
-    "pixels/constant": 0.0,
-    "retain/accuracy": 99.8,
+    keys.RECOGNISED: 99.6,
+    keys.RECOGNISED + keys.LOW: 98.5,
+    keys.RECOGNISED + keys.HIGH: 99.9,
+    keys.REJECTED: 0.2,
+    keys.OTHER: 0.2,
+    keys.UA: 0.4,
+    keys.UA_REJECT: 0.4,
+    keys.PRECISION: 0.93,
+    keys.NOISE_ATTRACTED: 0.0,
+    keys.SECOND_RECOGNISED: 99.0,
+    keys.SECOND_PRECISION: 0.9,
+    keys.CONSTANT: 0.0,
+    keys.ACCURACY: 99.8,
     "retain_class/accuracy_c": 99.9,
-    "retain/fid_judge": 7.4,
+    keys.FID_JUDGE: 7.4,
 }
 FORGOTTEN = {
     **BASE,
-    "forget/recognised": 0.0,
-    "forget/recognised_low": 0.0,
-    "forget/recognised_high": 0.76,  # 0 of 500
-    "forget/rejected": 100.0,
-    "forget/other": 0.0,
-    "forget/ua": 100.0,
-    "forget/ua_reject": 100.0,
-    "forget/precision": 0.0,
-    "forget/second_recognised": 0.0,
-    "forget/second_precision": 0.0,
-    "retain/accuracy": 99.3,
+    keys.RECOGNISED: 0.0,
+    keys.RECOGNISED + keys.LOW: 0.0,
+    keys.RECOGNISED + keys.HIGH: 0.76,  # 0 of 500
+    keys.REJECTED: 100.0,
+    keys.OTHER: 0.0,
+    keys.UA: 100.0,
+    keys.UA_REJECT: 100.0,
+    keys.PRECISION: 0.0,
+    keys.SECOND_RECOGNISED: 0.0,
+    keys.SECOND_PRECISION: 0.0,
+    keys.ACCURACY: 99.3,
     "retain_class/accuracy_c": 98.0,
-    "retain/fid_judge": 8.7,
+    keys.FID_JUDGE: 8.7,
 }
 NO_MORE = {"recognised": 0.0, "recognised_high": 0.76, "second_recognised": 0.0}
 # Six attacks as `-e attack` records them.
@@ -51,7 +52,7 @@ ATTACKED = {"attacks": list(available()), "changed": [], "forget": ["a"], "gold"
 
 def attacked(worst: float, **about: Any) -> dict[str, Any]:
     """Return the record of attacks whose worst is so many points beyond the gold model, with facts about them changed."""
-    return {"metrics": {"attack/worst_delta": worst}, "about": ATTACKED | about}
+    return {"metrics": {keys.WORST_DELTA: worst}, "about": ATTACKED | about}
 
 
 def evidence(

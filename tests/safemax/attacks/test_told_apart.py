@@ -19,14 +19,16 @@ from safemax.attacks.base import Setting
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, sample
-from safemax.evaluation.attack_results import AttackComparison, cached_attack, metrics
-from safemax.evaluation.measure import Evaluation, cached_samples, measure
-from safemax.evaluation.retention import neighbours
+from safemax.evaluation.attack_results import AttackComparison, attack_metrics, cached_attack
+from safemax.evaluation.measure import measure
+from safemax.evaluation.protocol import Evaluation
+from safemax.evaluation.samples import cached_samples
 from safemax.evaluation.verdict import Verdict, verdict
 from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.methods.gradient_ascent import GradientAscent
 from safemax.methods.retrain import Retrain
 from safemax.methods.safemax import SAFEMax
+from safemax.metrics.retention import neighbours
 from safemax.training.method import Method
 from safemax.training.trainer import Training, fit
 from tests.support import real_data
@@ -58,7 +60,7 @@ class Bench:
 
     def verdict(self, model: Diffusion, names: tuple[str, ...] = ()) -> tuple[Verdict, dict[str, float]]:
         results = {name: AttackComparison(**self.attacked(name, model)) for name in names}
-        found = metrics(results) if results else {}
+        found = attack_metrics(results) if results else {}
         return verdict(self.measure(model), self.before, found), found
 
     def attacked(self, name: str, model: Diffusion) -> dict[str, attacks.base.AttackResult]:

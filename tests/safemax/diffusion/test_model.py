@@ -92,7 +92,7 @@ def test_a_truncated_weights_file_gives_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda weights: {k: v for k, v in weights.items() if k != "conv_in.bias"}, "lacks conv_in.bias"),
+        (lambda weights: {k: v for k, v in weights.items() if k != "conv_in.bias"}, "has no weights conv_in.bias"),
         (
             lambda weights: {**weights, "conv_in.bias": weights["conv_in.bias"] * torch.nan},
             "conv_in.bias are not finite",
@@ -111,13 +111,13 @@ def test_weights_that_are_missing_or_not_finite_give_one_line(tmp_path, change, 
 def test_json_that_is_no_object_gives_one_line(tmp_path, file):
     tiny_models.diffusion().save(tmp_path)
     (tmp_path / file).write_text("[1]")
-    with pytest.raises(InputError, match="holds no JSON object"):
+    with pytest.raises(InputError, match="is not a JSON object"):
         Diffusion.load(tmp_path)
 
 
 def test_one_name_for_two_labels_is_refused():
     model = tiny_models.diffusion()
-    with pytest.raises(InputError, match="'a' stand for several labels"):
+    with pytest.raises(InputError, match="duplicate class names 'a'"):
         Diffusion(model.denoiser, model.schedule, ("a", "b", "a"))
 
 

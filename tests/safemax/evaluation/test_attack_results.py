@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
+from safemax import metric_keys as keys
 from safemax.attacks.base import AttackResult, Cell
 from safemax.attacks.relearn import Relearn
 from safemax.attacks.weights import Weights
 from safemax.evaluation import metric_info
-from safemax.evaluation.attack_results import AttackComparison, cached_attack, metrics, table
-from safemax.reports.attack_figures import figure
+from safemax.evaluation.attack_results import AttackComparison, attack_metrics, attack_table, cached_attack
+from safemax.reports.attack_figures import attack_figure
 from tests.support import tiny_models
 from tests.support.attack_settings import setting
 
@@ -31,39 +32,39 @@ TRIOS = {
 
 
 def test_each_attack_reports_its_rate_on_the_three_models_and_the_difference_to_gold():
-    found = metrics(TRIOS)
-    assert found["attack/relearn_asr"] == 80
-    assert found["attack/relearn_asr_base"] == 99
-    assert found["attack/relearn_asr_gold"] == 70
-    assert found["attack/relearn_delta_gold"] == 10
-    assert found["attack/relearn_seconds"] == 2
-    assert (found["attack/relearn_10_s50"], found["attack/relearn_10_s50_gold"]) == (5, 15)
+    result = attack_metrics(TRIOS)
+    assert result["attack/relearn_asr"] == 80
+    assert result["attack/relearn_asr_base"] == 99
+    assert result["attack/relearn_asr_gold"] == 70
+    assert result["attack/relearn_delta_gold"] == 10
+    assert result["attack/relearn_seconds"] == 2
+    assert (result["attack/relearn_10_s50"], result["attack/relearn_10_s50_gold"]) == (5, 15)
 
 
 def test_the_worst_difference_is_looked_for_in_every_variant():
     # The strongest variant, relearn_10, hides that retain-only brings back 60 points more than out of gold.
-    found = metrics(TRIOS)
-    assert found["attack/worst_delta"] == found["attack/relearn_retain_delta_gold"] == 60
-    assert found["attack/worst_asr"] == 80
+    result = attack_metrics(TRIOS)
+    assert result[keys.WORST_DELTA] == result["attack/relearn_retain_delta_gold"] == 60
+    assert result[keys.WORST_ASR] == 80
 
 
 def test_resilience_counts_what_goes_beyond_gold():
     # relearn +10, invert -20 counted as 0: 1 - (0.10 + 0) / 2
-    assert metrics(TRIOS)["attack/resilience"] == pytest.approx(0.95)
+    assert attack_metrics(TRIOS)[keys.RESILIENCE] == pytest.approx(0.95)
 
 
 def test_without_gold_there_is_no_difference_to_report():
-    found = metrics({"invert": AttackComparison(outcome({"invert": 10}))})
-    assert not any("delta" in key or "resilience" in key for key in found)
+    result = attack_metrics({"invert": AttackComparison(outcome({"invert": 10}))})
+    assert not any("delta" in key or "resilience" in key for key in result)
 
 
 def test_every_key_has_a_meaning():
-    for key in metrics(TRIOS):
+    for key in attack_metrics(TRIOS):
         assert metric_info.meaning(key).text
 
 
 def test_the_table_has_a_row_a_variant_and_gaps_where_a_model_is_missing():
-    frame = table(TRIOS)
+    frame = attack_table(TRIOS)
     assert list(frame.index) == ["relearn_10", "relearn_retain", "invert"]
     assert frame.loc["relearn_retain", "beyond gold"] == 60
     assert math.isnan(frame.loc["invert", "base"])
@@ -83,5 +84,5 @@ def test_an_attack_on_the_same_model_is_taken_from_the_cache(tmp_path, monkeypat
 
 
 def test_a_figure_has_a_curve_panel_a_variant_and_a_block_a_model():
-    drawn = figure(Relearn(), TRIOS["relearn"])
+    drawn = attack_figure(Relearn(), TRIOS["relearn"])
     assert [axis.get_title() for axis in drawn.get_axes()] == ["relearn_10", "relearn_retain", "model", "base", "gold"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from safemax import metric_keys as keys
 from safemax.errors import InputError
 from safemax.evaluation import metric_info
 from safemax.evaluation.measure import measure
@@ -19,11 +20,11 @@ def test_every_number_of_an_evaluation_has_a_meaning_a_unit_and_a_direction():
 @pytest.mark.parametrize(
     ("name", "words", "better"),
     [
-        ("forget/ua_reject", "does not recognise", "higher"),
-        ("forget/ua_reject_low", "lower end of its 95 % interval", ""),
+        (keys.UA_REJECT, "does not recognise", "higher"),
+        (keys.UA_REJECT + keys.LOW, "lower end of its 95 % interval", ""),
         ("base/forget/recognised", "of the base", "lower"),
-        ("retain/kid_se", "standard error", ""),
-        ("retain/accuracy_delta", "difference from the base", "higher"),
+        (keys.RETAIN_KID + keys.SE, "standard error", ""),
+        (keys.ACCURACY + keys.DELTA, "difference from the base", "higher"),
         ("retain_class/kid_tench_big", "KID of one retained class", "lower"),
         ("retain_class/kid_se_ship", "standard error", ""),
         ("retain_class/accuracy_ship_delta", "difference from the base", "higher"),
@@ -43,4 +44,4 @@ def test_an_unknown_metric_is_refused():
 
 
 def test_the_readme_table_has_a_row_a_metric():
-    assert metric_info.markdown().count("\n") == len(metric_info.METRICS) + 1
+    assert metric_info.markdown().count("\n") == len(metric_info.infos()) + 1

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from safemax import metric_keys as keys
 from safemax.data.batches import to_uint8
 from safemax.evaluation.measure import measure
 from safemax.evaluation.verdict import FLAGS, LIMITS, OUTCOMES, Verdict, verdict
@@ -39,10 +40,10 @@ def a_broken(judge, shift: int = 1):
 
 
 def test_noise_for_the_class_that_attracts_noise_is_forgotten_and_plain_ua_is_called_unreliable():
-    found, metrics = judged(real_data.noise_attractor(), noise())
-    assert found.outcome == "forgotten"
-    assert found.flags == ("ua_unreliable",)
-    assert metrics["forget/ua"] < 60  # the paper's number, for samples that show nothing
+    result, metrics = judged(real_data.noise_attractor(), noise())
+    assert result.outcome == "forgotten"
+    assert result.flags == ("ua_unreliable",)
+    assert metrics[keys.UA] < 60  # the paper's number, for samples that show nothing
 
 
 def test_real_images_of_the_class_are_not_forgotten():
@@ -58,10 +59,12 @@ def test_black_frames_are_degenerate():
 
 
 def test_a_broken_plain_judge_does_not_hide_real_images():
-    found, metrics = judged(3, real_data.real(3), replace(real_data.judges(), plain=a_broken(real_data.judges().plain)))
-    assert metrics["forget/ua"] == pytest.approx(100, abs=4)
-    assert found.outcome == "not_forgotten"
-    assert "hidden_retention" in found.flags
+    result, metrics = judged(
+        3, real_data.real(3), replace(real_data.judges(), plain=a_broken(real_data.judges().plain))
+    )
+    assert metrics[keys.UA] == pytest.approx(100, abs=4)
+    assert result.outcome == "not_forgotten"
+    assert "hidden_retention" in result.flags
 
 
 def test_a_broken_reject_judge_does_not_hide_real_images():
@@ -74,9 +77,9 @@ def test_a_broken_reject_judge_does_not_hide_real_images():
     )
     intact = measure(real_data.samples(3, real_data.real(3)), judges, real_data.reference(), (3,))
     # The retained classes are judged by the same broken ensemble; what the intact one said of them is put in place.
-    found = verdict(metrics | {"retain/accuracy": intact["retain/accuracy"]})
-    assert metrics["forget/recognised"] < 5
-    assert (found.outcome, "hidden_retention" in found.flags) == ("not_forgotten", True)
+    result = verdict(metrics | {keys.ACCURACY: intact[keys.ACCURACY]})
+    assert metrics[keys.RECOGNISED] < 5
+    assert (result.outcome, "hidden_retention" in result.flags) == ("not_forgotten", True)
 
 
 def test_noise_for_every_class_is_a_collapse():
@@ -99,9 +102,9 @@ def test_a_lost_retained_class_is_flagged_beside_the_base():
     images = samples.images.clone()
     images[samples.labels == 7] = noise(int((samples.labels == 7).sum()))
     base = judged(3, real_data.real(3))[1]
-    found = verdict(measure(replace(samples, images=images), real_data.judges(), real_data.reference(), (3,)), base)
-    assert (found.outcome, "retained_class_lost" in found.flags) == ("forgotten", True)
-    assert any(each.value.startswith("7: +") for each in found.findings)
+    result = verdict(measure(replace(samples, images=images), real_data.judges(), real_data.reference(), (3,)), base)
+    assert (result.outcome, "retained_class_lost" in result.flags) == ("forgotten", True)
+    assert any(each.value.startswith("7: +") for each in result.findings)
 
 
 def test_too_few_samples_are_flagged():
@@ -116,7 +119,7 @@ def test_a_class_that_only_the_second_sampler_draws_is_not_forgotten():
     rows = samples.labels == 3
     second[rows] = real_data.real(3)[torch.arange(int(rows.sum())) % len(real_data.real(3))]
     metrics = measure(replace(samples, second_images=second), real_data.judges(), real_data.reference(), (3,))
-    assert metrics["forget/recognised"] == 0
+    assert metrics[keys.RECOGNISED] == 0
     assert verdict(metrics).outcome == "not_forgotten"
 
 
@@ -130,12 +133,12 @@ def test_a_class_that_only_the_second_sampler_draws_is_not_forgotten():
     ],
 )
 def test_attacks_add_what_they_brought_back_beyond_the_gold_model(attacks, flags):
-    metrics = judged(3, noise())[1] | {"forget/noise_attracted": 0.0}
+    metrics = judged(3, noise())[1] | {keys.NOISE_ATTRACTED: 0.0}
     assert verdict(metrics, attacks=attacks).flags == flags
 
 
 def test_every_outcome_and_flag_of_a_rule_is_explained():
     metrics = judged(3, noise())[1]
-    found = verdict(metrics, metrics, {"attack/invert_delta_gold": 0.0})
-    assert {each.concludes for each in found.findings} <= {*OUTCOMES, *FLAGS}
-    assert found.sentence.startswith("forgotten: ")
+    result = verdict(metrics, metrics, {"attack/invert_delta_gold": 0.0})
+    assert {each.concludes for each in result.findings} <= {*OUTCOMES, *FLAGS}
+    assert result.sentence.startswith("forgotten: ")

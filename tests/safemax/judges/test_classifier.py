@@ -29,7 +29,7 @@ from safemax.judges.classifier import (
     predict,
     save,
 )
-from safemax.judges.negatives import rejects
+from safemax.judges.negatives import negative_images
 from safemax.judges.train import train_judge
 from tests.support import tiny_models
 
@@ -147,7 +147,7 @@ def test_the_same_seed_trains_the_same_weights_whatever_the_global_generator(rej
 
 
 def test_of_natural_images_the_reject_class_weighs_as_much_as_one_class():
-    # of 3 r rows r are rejects, and 2 r / 3 of each of three classes
+    # of 3 r rows r are negative images, and 2 r / 3 of each of three classes
     assert train._weight(tiny_models.dataset(), "cpu").tolist() == pytest.approx([1, 1, 1, 2 / 3])
 
 
@@ -177,20 +177,20 @@ def test_shifts_move_each_image_by_at_most_an_eighth():
 @pytest.mark.parametrize("natural", [False, True])
 @pytest.mark.parametrize("n", [1, 8, 43])
 def test_rejects_are_as_many_images_as_asked_within_range(n, natural):
-    made = rejects(images(60, (3, 12, 12)), torch.arange(60) % 5, n, natural, seeded(n))
+    made = negative_images(images(60, (3, 12, 12)), torch.arange(60) % 5, n, natural, seeded(n))
     assert made.shape == (n, 3, 12, 12)
     assert made.abs().max() <= 1
 
 
 def test_rejects_of_a_batch_with_a_single_class_do_not_fail():
-    assert rejects(images(9), torch.zeros(9, dtype=torch.int64), 9, True, seeded(0)).isfinite().all()
+    assert negative_images(images(9), torch.zeros(9, dtype=torch.int64), 9, True, seeded(0)).isfinite().all()
 
 
 def test_mixtures_among_rejects_never_show_one_class_alone():
     # class 0 is black and class 1 white; a mixture or collage of one class alone would be a black or a white frame
     y = torch.arange(400) % 2
     x0 = (2.0 * y - 1).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous()
-    made = rejects(x0, y, 400, True, seeded(0))
+    made = negative_images(x0, y, 400, True, seeded(0))
     mixtures = (made == 0).flatten(1).all(dim=1)
     collages = (made.abs() == 1).flatten(1).all(dim=1) & (made.sum(dim=(1, 2, 3)) == 0)
     # each of nine kinds has 44 or 45 rows; two black and two white pictures average to 0, a chessboard sums to 0
@@ -303,7 +303,7 @@ def with_a_card_of_another_network(folder: Path) -> None:
     (folder / "judge.json").write_text(json.dumps(card | {"arch": "resnet20"}))
 
 
-def with_a_card_that_lacks_a_fact(folder: Path) -> None:
+def with_an_incomplete_card(folder: Path) -> None:
     card = json.loads((folder / "judge.json").read_text())
     del card["class_names"]
     (folder / "judge.json").write_text(json.dumps(card))
@@ -315,7 +315,7 @@ def as_nothing(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [without_card, without_weights, with_half_a_card, with_a_card_of_another_network, with_a_card_that_lacks_a_fact,
+    [without_card, without_weights, with_half_a_card, with_a_card_of_another_network, with_an_incomplete_card,
      as_nothing],
 )  # fmt: skip
 def test_a_damaged_folder_is_refused_in_one_line_that_names_it(tmp_path, damage):
@@ -329,7 +329,7 @@ def test_a_damaged_folder_is_refused_in_one_line_that_names_it(tmp_path, damage)
 
 def test_a_judge_of_other_classes_is_refused(tmp_path):
     save(judge(), tmp_path)
-    with pytest.raises(InputError, match="knows the classes"):
+    with pytest.raises(InputError, match="has the classes"):
         load_judge(tmp_path, class_names=("a", "b", "d"))
 
 

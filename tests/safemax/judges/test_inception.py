@@ -1,4 +1,4 @@
-"""The network of the standard FID, with random weights: beside torch-fidelity's code where that is installed, and in the panel."""
+"""The network of the standard FID, with random weights: against torch-fidelity's where that is installed, and in the panel."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from safemax import metric_keys as keys
 from safemax.data.sources import load
 from safemax.errors import InputError
-from safemax.evaluation.measure import Samples, measure
+from safemax.evaluation.measure import measure
 from safemax.evaluation.metric_info import meaning
+from safemax.evaluation.samples import Samples
 from safemax.judges import inception
 from safemax.judges.inception import Inception, by_class, extract, load_inception
 from safemax.judges.load import JudgeConfig, judges, reference
@@ -33,8 +35,8 @@ def weights(tmp_path_factory) -> Path:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
         elif isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+            module.get_buffer("running_mean").normal_(0, 0.1)
+            module.get_buffer("running_var").uniform_(0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.1)
     head = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
@@ -110,11 +112,11 @@ def test_weights_by_path_add_the_standard_fid_against_all_real_images_of_the_ret
     found = measure(samples, jury, real, (1,))
     kept, drawn = (each.images[each.labels != 1] for each in (data.train, data.test))
     expected = distance_to(extract(jury.inception, kept))(extract(jury.inception, drawn))
-    assert found["retain/fid_inception"] == pytest.approx(expected, rel=1e-6)
-    assert found["retain/fid_inception_se"] > 0
-    assert meaning("retain/fid_inception_delta").better == "lower"
+    assert found[keys.FID_INCEPTION] == pytest.approx(expected, rel=1e-6)
+    assert found[keys.FID_INCEPTION + keys.SE] > 0
+    assert meaning(keys.FID_INCEPTION + keys.DELTA).better == "lower"
     without = measure(samples, replace(jury, inception=None), replace(real, inception=()), (1,))
-    assert found.keys() - without.keys() == {"retain/fid_inception", "retain/fid_inception_se"}
+    assert found.keys() - without.keys() == {keys.FID_INCEPTION, keys.FID_INCEPTION + keys.SE}
 
 
 @pytest.mark.usefixtures("small_frames")
@@ -139,7 +141,7 @@ def test_weights_that_cannot_be_read_are_refused_in_one_line_that_says_how_to_ma
 
 def test_weights_of_another_network_are_refused(tmp_path):
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"is another network: it misses \['Conv2d_1a"):
+    with pytest.raises(InputError, match=r"is another network: missing keys \['Conv2d_1a"):
         load_inception(str(tmp_path / "other.safetensors"))
 
 

@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scipy.stats import binomtest
 
 from safemax.errors import InputError
-from safemax.metrics.outcome import outcome, wilson
+from safemax.metrics.intervals import wilson
+from safemax.metrics.outcome import outcome
 
 
 def answers(*classes: int, columns: int) -> torch.Tensor:
     """Probabilities whose largest is at the given classes."""
     return torch.eye(columns)[list(classes)] * 0.6 + 0.4 / columns
-
-
-@pytest.mark.parametrize(("k", "n"), [(0, 500), (1, 500), (10, 500), (250, 500), (500, 500), (0, 1), (3, 7)])
-def test_wilson_agrees_with_scipy(k, n):
-    theirs = binomtest(k, n).proportion_ci(method="wilson")
-    # scipy's quantile is 1.959964, ours 1.96
-    assert wilson(k, n) == pytest.approx((100 * theirs.low, 100 * theirs.high), abs=2e-3)
-
-
-def test_wilson_of_no_success_in_500_ends_at_three_quarters_of_a_percent():
-    # (k + z^2 / 2 + z sqrt(z^2 / 4)) / (n + z^2) = z^2 / (n + z^2) = 3.8416 / 503.8416
-    assert wilson(0, 500) == pytest.approx((0, 0.76246), abs=1e-5)
-
-
-@pytest.mark.parametrize(("k", "n"), [(0, 0), (-1, 10), (11, 10)])
-def test_wilson_refuses_what_is_no_share(k, n):
-    with pytest.raises(InputError, match="is not a share"):
-        wilson(k, n)
 
 
 def test_the_three_shares_count_recognised_rejected_and_other():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safemax.errors import InputError
 from safemax.metrics import precision_coverage as module
-from safemax.metrics.outcome import wilson
+from safemax.metrics.intervals import wilson
 from safemax.metrics.precision_coverage import precision_coverage
 
 

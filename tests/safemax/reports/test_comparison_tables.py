@@ -6,28 +6,30 @@ import math
 
 import pandas as pd
 import pytest
+from scipy.stats import t
 
+from safemax import metric_keys as keys
 from safemax.reports.comparison_tables import (
     PAPER,
     UNSEEDED,
     Column,
-    beside_paper,
+    class_table,
+    class_table_text,
     interval,
     paired,
-    standings,
-    standings_written,
-    table,
-    written,
+    standings_table,
+    standings_text,
+    with_paper_values,
 )
 
-UA = Column("UA %", "forget/ua", 2)
-FID = Column("FID", "retain/fid_judge", 1)
-RTE = Column("RTE min", "cost/runtime_minutes", 1)
+UA = Column("UA %", keys.UA, 2)
+FID = Column("FID", keys.FID_JUDGE, 1)
+RTE = Column("RTE min", keys.RUNTIME_MINUTES, 1)
 CLASSES = ("x", "y")
 
 
 def frame(*rows: tuple[str, str, int, float, float]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["variant", "forget", "seed", "forget/ua", "retain/fid_judge"])
+    return pd.DataFrame(rows, columns=["variant", "forget", "seed", keys.UA, keys.FID_JUDGE])
 
 
 RUNS = frame(
@@ -45,7 +47,7 @@ RUNS = frame(
 
 
 def test_a_cell_is_the_mean_over_seeds_and_the_last_rows_are_mean_and_sd_over_classes() -> None:
-    result = table(RUNS, (UA, FID), ("base", "one"), CLASSES)
+    result = class_table(RUNS, (UA, FID), ("base", "one"), CLASSES)
     assert list(result.index) == ["x", "y", "mean", "sd"]
     assert list(result.columns) == [("base", "UA %"), ("base", "FID"), ("one", "UA %"), ("one", "FID")]
     # Seeds: x (90 + 100) / 2 = 95, y 80. Mean 87.5; sd with n - 1 of two values is their distance over sqrt 2.
@@ -54,27 +56,27 @@ def test_a_cell_is_the_mean_over_seeds_and_the_last_rows_are_mean_and_sd_over_cl
 
 
 def test_a_class_without_a_run_leaves_a_gap_and_no_mean() -> None:
-    result = table(RUNS[~((RUNS["variant"] == "one") & (RUNS["forget"] == "y"))], (UA,), ("one",), CLASSES)
+    result = class_table(RUNS[~((RUNS["variant"] == "one") & (RUNS["forget"] == "y"))], (UA,), ("one",), CLASSES)
     assert result["one", "UA %"].isna().tolist() == [False, True, True, True]
 
 
 def test_the_standings_have_a_row_a_contender_with_mean_and_sd_over_the_classes() -> None:
-    result = standings(table(RUNS, (UA, FID), ("base", "one"), CLASSES))
+    result = standings_table(class_table(RUNS, (UA, FID), ("base", "one"), CLASSES))
     assert list(result.index) == ["base", "one"]
     assert list(result.columns) == [("UA %", "mean"), ("UA %", "sd"), ("FID", "mean"), ("FID", "sd")]
     assert result.loc["one"].tolist() == pytest.approx([87.5, 15 / math.sqrt(2), 7.5, 3 / math.sqrt(2)])
-    assert standings_written(result, (UA, FID)).loc["one"].tolist() == ["87.50 ± 10.61", "7.5 ± 2.1"]
+    assert standings_text(result, (UA, FID)).loc["one"].tolist() == ["87.50 ± 10.61", "7.5 ± 2.1"]
 
 
 def test_the_standings_of_one_class_have_no_deviation_and_a_value_that_is_missing_a_dash() -> None:
     runs = RUNS[RUNS["forget"] == "x"].assign(**{RTE.metric: [math.nan, 1.0, 1.0, 1.0, 1.0]})
-    shown = standings_written(standings(table(runs, (UA, RTE), ("base", "one"), ("x",))), (UA, RTE))
+    shown = standings_text(standings_table(class_table(runs, (UA, RTE), ("base", "one"), ("x",))), (UA, RTE))
     assert shown.to_dict("list") == {"UA %": ["0.00", "95.00"], "RTE min": ["-", "1.0"]}
 
 
 def test_a_value_that_a_contender_never_has_is_left_out_of_the_table() -> None:
     runs = RUNS.assign(**{RTE.metric: [math.nan, math.nan, *[1.0] * 8]})
-    result = table(runs, (FID, RTE), ("base", "one"), CLASSES)
+    result = class_table(runs, (FID, RTE), ("base", "one"), CLASSES)
     assert list(result.columns) == [("base", "FID"), ("one", "FID"), ("one", "RTE min")]
 
 
@@ -119,6 +121,12 @@ def test_the_interval_is_students() -> None:
     assert interval([1, 2, 3]) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-4)
 
 
+def test_the_interval_of_a_mean_is_the_closed_form() -> None:
+    values = [0.3, -1.7, 2.2, 0.9, 4.1, -0.2, 1.1]
+    mean, reach = sum(values) / 7, t.ppf(0.975, 6) * pd.Series(values).std() / math.sqrt(7)
+    assert interval(values) == pytest.approx((mean - reach, mean + reach), abs=1e-12)
+
+
 def test_the_papers_values_stand_behind_ours_and_only_where_the_paper_has_them() -> None:
     runs = frame(
         ("safemax", "c0", 0, 99, 5.0),
@@ -127,7 +135,7 @@ def test_the_papers_values_stand_behind_ours_and_only_where_the_paper_has_them()
         ("mine", "c2", 0, 1, 2),
     )
     names = [f"c{k}" for k in range(10)]
-    result = beside_paper(table(runs, (UA, FID), ("safemax", "mine"), ("c0", "c2")), names)
+    result = with_paper_values(class_table(runs, (UA, FID), ("safemax", "mine"), ("c0", "c2")), names)
     assert [value for one, value in result.columns if one == "safemax"] == [
         "UA %",
         "UA % (paper)",
@@ -161,6 +169,6 @@ def test_the_papers_rows_give_the_means_and_deviations_that_it_prints(
 
 def test_a_written_table_has_each_columns_digits_and_a_dash_for_nothing() -> None:
     runs = frame(("one", "x", 0, 99.123, 5.55))
-    shown = written(table(runs, (UA, FID), ("one",), ("x",)), (UA, FID))
+    shown = class_table_text(class_table(runs, (UA, FID), ("one",), ("x",)), (UA, FID))
     assert shown.loc["x"].tolist() == ["99.12", "5.5"]
     assert shown.loc["sd"].tolist() == ["-", "-"]

@@ -10,7 +10,9 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from safemax.evaluation.measure import Evaluation, measure
+from safemax import metric_keys as keys
+from safemax.evaluation.measure import measure
+from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.verdict import verdict
 from safemax.reports.html_report import Picture, Report, html
 from tests.support import real_data
@@ -23,14 +25,14 @@ def report() -> Report:
     metrics = measure(real_data.samples(3, real_data.real(5)), real_data.judges(), real_data.reference(), (3,))
     base = measure(real_data.samples(3, real_data.real(3)), real_data.judges(), real_data.reference(), (3,))
     attacks = {"attack/invert_asr": 40.0, "attack/invert_asr_base": 90.0, "attack/invert_asr_gold": 30.0,
-               "attack/invert_delta_gold": 10.0, "attack/invert_seconds": 6.0, "attack/worst_asr": 40.0,
-               "attack/worst_delta": 10.0, "attack/resilience": 0.9}  # fmt: skip
+               "attack/invert_delta_gold": 10.0, "attack/invert_seconds": 6.0, keys.WORST_ASR: 40.0,
+               keys.WORST_DELTA: 10.0, keys.RESILIENCE: 0.9}  # fmt: skip
     buffer = io.BytesIO()
     Image.new("L", (4, 4)).save(buffer, format="png")
     return Report(
         "models:/digits-ddpm/2", ["3"], ["5", "9"], verdict(metrics, base, attacks), metrics, Evaluation().describe(),
         real_data.judges().about, base, "models:/digits-ddpm/1", attacks, [Picture(buffer.getvalue(), "Samples.")], [],
-        {"cost/runtime_minutes": 1.5}, {"data.digest": "abc"},
+        {keys.RUNTIME_MINUTES: 1.5}, {"data.digest": "abc"},
     )  # fmt: skip
 
 
@@ -39,7 +41,9 @@ class Reader(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.open, self.addresses, self.text = [], [], []
+        self.open: list[str] = []
+        self.addresses: list[str | None] = []
+        self.text: list[str] = []
 
     def handle_starttag(self, tag, attrs):
         self.addresses += [value for name, value in attrs if name in ("src", "href", "action", "data", "srcset")]
@@ -80,6 +84,12 @@ def test_every_metric_of_the_model_stands_in_it(report):
     assert [name for name in shown if name not in text] == []
 
 
+def test_a_metric_of_a_new_kind_is_shown_too(report):
+    text = " ".join(read(html(replace(report, metrics={**report.metrics, keys.IMAGES_SEEN: 1234.0}))).text)
+    assert "Further numbers" in text
+    assert "1,234" in text
+
+
 def test_it_never_claims_that_a_class_is_erased(report):
     for attacks in ({}, report.attacks):
         text = " ".join(read(html(replace(report, attacks=attacks))).text).lower()
@@ -97,18 +107,18 @@ def test_without_attacks_base_or_pictures_it_says_so(report):
 
 def test_names_from_outside_cannot_change_the_page(report):
     hostile = "<script>alert('x')</script>"
-    page = html(replace(report, subject=hostile, forget=[hostile], neighbours=[], lineage={hostile: hostile}))
+    page = html(replace(report, address=hostile, forget=[hostile], neighbours=[], lineage={hostile: hostile}))
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 4
 
 
 def test_the_bound_is_the_intervals_upper_end(report):
-    high = f"{report.metrics['forget/recognised_high']:.1f} %"
+    high = f"{report.metrics[keys.RECOGNISED + keys.HIGH]:.1f} %"
     assert f"excludes a rate above {high}" in html(report)
 
 
 def test_the_standard_fid_comes_with_the_count_that_it_was_taken_at(report):
-    metrics = {**report.metrics, "retain/fid_inception": 21.5, "retain/fid_inception_se": 0.5}
+    metrics = {**report.metrics, keys.FID_INCEPTION: 21.5, keys.FID_INCEPTION + keys.SE: 0.5}
     text = " ".join(read(html(replace(report, metrics=metrics))).text)
     assert "of 100 samples a retained class against all their training images" in text
     assert "± 0.98" in text  # 1.96 standard errors

@@ -1,0 +1,77 @@
+"""How a model is measured: samplers, counts and seed, as a protocol by name or by knobs of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from safemax.diffusion.sampling import FAST, PAPER, SECOND, Sampler
+from safemax.errors import InputError
+from safemax.knobs import check, knob
+from safemax.metrics.kid import FEWEST
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model is measured; recorded with every number, since sampler and counts decide the numbers.
+
+    `fast`: DDIM-20, x0 clipped, guidance 1.5; 500 forget and 100 images a retained class. `paper`: 1,000 ancestral steps,
+    guidance 3, no clipping; 500 and 5,000. Both sample a second time with the other kind of sampler. `custom` takes the knobs.
+    """
+
+    protocol: str = knob(
+        "fast", "fast, paper, or custom, which takes the sampler's knobs below", choices=("fast", "paper", "custom")
+    )
+    forget_samples: int = knob(0, "images of the forgotten classes; 0 takes the protocol's", bounds=(0, 1_000_000))
+    retain_samples: int = knob(0, "images of each retained class; 0 takes the protocol's", bounds=(0, 1_000_000))
+    second_samples: int = knob(100, "images of the forgotten classes under the second sampler", bounds=(1, 1_000_000))
+    sampler: str = knob("ddim", "sampling rule of custom", choices=("ddim", "ddpm", "dpmpp"))
+    sampler_steps: int = knob(20, "denoising steps of custom", bounds=(1, 1000))
+    guidance_scale: float = knob(1.5, "guidance of custom: g in eps_null + g (eps_c - eps_null)", bounds=(-20, 20))
+    sampler_eta: float = knob(0.0, "noise of custom's ddim steps, 0 to 1", bounds=(0, 1))
+    clip_x0: bool = knob(True, "whether custom clips the predicted x0")
+    evaluation_seed: int = knob(0, "fixes the samples", bounds=(0, 2**62))
+
+    def __post_init__(self) -> None:
+        check(self)
+        if 0 < self.forget_samples < FEWEST:
+            allowed = f"{FEWEST} or more, which KID needs, or 0 for the protocol's"
+            raise InputError(f"forget_samples = {self.forget_samples} is not allowed; {allowed}")
+        fixed = ("sampler", "sampler_steps", "guidance_scale", "sampler_eta", "clip_x0")
+        default = type(self).__dataclass_fields__
+        changed = [name for name in fixed if getattr(self, name) != default[name].default]
+        if self.protocol != "custom" and changed:
+            raise InputError(
+                f"protocol = {self.protocol} fixes {', '.join(changed)}; protocol = custom takes your value"
+            )
+
+    @property
+    def main_sampler(self) -> Sampler:
+        """The sampler that the metrics are of."""
+        custom = Sampler(self.sampler, self.sampler_steps, self.guidance_scale, self.sampler_eta, self.clip_x0)
+        return {"fast": FAST, "paper": PAPER, "custom": custom}[self.protocol]
+
+    @property
+    def second_sampler(self) -> Sampler:
+        """The sampler of the second opinion on the forgotten classes."""
+        if self.protocol == "custom":
+            return Sampler("ddpm", min(self.sampler_steps, SECOND.steps), self.guidance_scale, 0.0, False)
+        return SECOND if self.protocol == "fast" else FAST
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Forget images in all, and images of each retained class."""
+        forget, retain = (500, 5000) if self.protocol == "paper" else (500, 100)
+        return self.forget_samples or forget, self.retain_samples or retain
+
+    def describe(self) -> dict[str, Any]:
+        """Return what makes two numbers comparable, for params and evidence."""
+        forget, retain = self.counts
+        return {
+            "protocol": self.protocol,
+            "sampler": str(self.main_sampler),
+            "second_sampler": str(self.second_sampler),
+            "forget_samples": forget,
+            "retain_samples": retain,
+            "seed": self.evaluation_seed,
+        }

@@ -1,0 +1,85 @@
+"""The keys of the metrics that code reads by name, exactly as MLflow stores them.
+
+What each means is in safemax.evaluation.metric_info. A key that only its own metric writes needs no name here.
+"""
+
+from __future__ import annotations
+
+# Beside a number: the ends of its 95 % interval, its standard error, its difference from the base.
+LOW, HIGH, SE, DELTA = "_low", "_high", "_se", "_delta"
+INTERVAL = ("", LOW, HIGH)
+UNCERTAINTY = (LOW, HIGH, SE)
+# The same key for the base, as in base/forget/ua.
+BASE = "base/"
+
+FORGET = "forget/"
+UA = "forget/ua"
+UA_REJECT = "forget/ua_reject"
+RECOGNISED = "forget/recognised"
+REJECTED = "forget/rejected"
+OTHER = "forget/other"
+NOISE_ATTRACTED = "forget/noise_attracted"
+ENTROPY = "forget/entropy"
+PROBABILITY = "forget/probability"
+KID = "forget/kid"
+KID_REAL = "forget/kid_real"
+KID_NOISE = "forget/kid_noise"
+KID_NORMALISED = "forget/kid_normalised"
+PRECISION = "forget/precision"
+COVERAGE = "forget/coverage"
+SECOND_UA_REJECT = "forget/second_ua_reject"
+SECOND_RECOGNISED = "forget/second_recognised"
+SECOND_REJECT = "forget/second_reject"
+SECOND_OTHER = "forget/second_other"
+SECOND_PRECISION = "forget/second_precision"
+
+PIXELS = "pixels/"
+CONSTANT = "pixels/constant"
+
+RETAIN = "retain/"
+ACCURACY = "retain/accuracy"
+FID_JUDGE = "retain/fid_judge"
+FID_INCEPTION = "retain/fid_inception"
+RETAIN_KID = "retain/kid"
+NEIGHBOURS = "neighbours/"
+RETAIN_CLASS = "retain_class/"
+
+GOLD = "gold/"
+GOLD_KID_FORGET = "gold/kid_forget"
+GOLD_KID_RETAIN = "gold/kid_retain"
+GOLD_ANSWERS_JS = "gold/answers_js"
+
+ATTACK = "attack/"
+ASR, DELTA_GOLD, SECONDS = "_asr", "_delta_gold", "_seconds"
+WORST_ASR = "attack/worst_asr"
+WORST_DELTA = "attack/worst_delta"
+RESILIENCE = "attack/resilience"
+
+COST = "cost/"
+SETUP_MINUTES = "cost/setup_minutes"
+RUNTIME_MINUTES = "cost/runtime_minutes"
+EVALUATION_MINUTES = "cost/evaluation_minutes"
+SEARCH_MINUTES = "cost/search_minutes"
+PEAK_MEMORY_GB = "cost/peak_memory_gb"
+IMAGES_SEEN = "cost/images_seen"
+SIDE_STATE_GB = "cost/side_state_gb"
+
+
+def of_class(kind: str, name: str) -> str:
+    """Return the key of a retained class's own number, such as retain_class/kid_ship.
+
+    Args:
+        kind: accuracy, fid, kid or kid_se.
+        name: of the class.
+    """
+    return f"{RETAIN_CLASS}{kind}_{name}"
+
+
+def of_attack(name: str, number: str) -> str:
+    """Return the key of an attack's number, such as attack/invert_asr_gold.
+
+    Args:
+        name: of the attack or of one of its variants.
+        number: what it is, such as ASR, ASR with "_gold" behind, or SECONDS; it begins with an underscore.
+    """
+    return f"{ATTACK}{name}{number}"
