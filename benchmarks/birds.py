@@ -21,6 +21,7 @@ from benchmarks import tables
 from benchmarks.corrections import base_of
 from benchmarks.examine import trained
 from pipelines.cli.parser import main, parse
+from safemax import metric_keys as keys
 from safemax.data.batches import to_uint8
 from safemax.data.dataset import Dataset
 from safemax.data.sources import load
@@ -178,15 +179,15 @@ def _row(dataset: Dataset, k: int, what: str, judge: str, judge_set: Judges, sam
         "class": dataset.class_names[k],
         "drawn for the class": what,
         "plain judge": judge,
-        "noise it takes for the class %": m["forget/noise_attracted"],
-        "UA %": m["forget/ua"],
-        "H": m["forget/entropy"],
-        "UA with reject %": m["forget/ua_reject"],
-        "rejected %": m["forget/rejected"],
-        "other %": m["forget/other"],
-        "precision": m["forget/precision"],
-        "coverage": m["forget/coverage"],
-        "KID, 0 real to 1 noise": m["forget/kid_normalised"],
+        "noise it takes for the class %": m[keys.NOISE_ATTRACTED],
+        "UA %": m[keys.UA],
+        "H": m[keys.ENTROPY],
+        "UA with reject %": m[keys.UA_REJECT],
+        "rejected %": m[keys.REJECTED],
+        "other %": m[keys.OTHER],
+        "precision": m[keys.PRECISION],
+        "coverage": m[keys.COVERAGE],
+        "KID, 0 real to 1 noise": m[keys.KID_NORMALISED],
         "verdict": result.outcome,
         "flags": " ".join(each for each in result.flags if each != "too_few_samples"),
     }

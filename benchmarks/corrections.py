@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import safemax
 from pipelines.correction.base_model import BaseTraining, NetworkOptions
+from safemax import metric_keys as keys
 from safemax.data.dataset import Dataset
 from safemax.data.sources import load
 from safemax.diffusion.model import Diffusion
@@ -99,10 +100,10 @@ def _row(correction: MeasuredCorrection) -> dict[str, Any]:
         "class": dataset.class_names[correction.forget],
         "seed": correction.seed,
         "steps": training.steps,
-        "recognised %": after["forget/recognised"],
-        "recognised, 2nd sampler %": after["forget/second_recognised"],
-        "accuracy": after["retain/accuracy"],
-        "FID": after["retain/fid_judge"],
+        "recognised %": after[keys.RECOGNISED],
+        "recognised, 2nd sampler %": after[keys.SECOND_RECOGNISED],
+        "accuracy": after[keys.ACCURACY],
+        "FID": after[keys.FID_JUDGE],
         "minutes": result.cost.runtime_minutes,
     }
     return row | _compared_with_base(after, metrics_of(base_of(dataset))) if correction.with_base else row
@@ -110,9 +111,9 @@ def _row(correction: MeasuredCorrection) -> dict[str, Any]:
 
 def _compared_with_base(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:
     return {
-        "accuracy base": before["retain/accuracy"],
-        "FID base": before["retain/fid_judge"],
-        "FID change %": 100 * (after["retain/fid_judge"] / before["retain/fid_judge"] - 1),
+        "accuracy base": before[keys.ACCURACY],
+        "FID base": before[keys.FID_JUDGE],
+        "FID change %": 100 * (after[keys.FID_JUDGE] / before[keys.FID_JUDGE] - 1),
     }
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.config import SearchConfig
+from safemax import metric_keys as keys
 
 _FRONT, _OTHER, _COSTLY = "#1f77b4", "lightsteelblue", "gainsboro"
 _X = "probability of the forgotten class (judges with a reject class)"
@@ -55,8 +56,8 @@ def _row(trial: FrozenTrial, names: Sequence[str]) -> dict[str, object]:
         "state": trial.state.name.lower(),
         **{name: trial.params.get(name, math.nan) for name in names},
         **{key: scores.get(key, math.nan) for key in _SCORES},
-        "ua_reject": metrics.get("forget/ua_reject", math.nan),
-        "accuracy": metrics.get("retain/accuracy", math.nan),
+        "ua_reject": metrics.get(keys.UA_REJECT, math.nan),
+        "accuracy": metrics.get(keys.ACCURACY, math.nan),
         "deaths": len(trial.user_attrs.get("deaths", [])) + len(trial.system_attrs.get("retry_history", [])),
     }
 

@@ -21,6 +21,7 @@ from pipelines.engine.signals import StopSignal
 from pipelines.engine.worker import Message
 from pipelines.engine.worker_pool import Job, WorkerPool
 from pipelines.registry import model_versions
+from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
@@ -86,10 +87,10 @@ def _register(
     weights = weights_of(config.trial_config(), trial.number, config.by_field(trial.params))
     diffusion.denoiser.load_state_dict(weights)
     metrics = trial.user_attrs["metrics"]
-    cost = {key: value for key, value in metrics.items() if key.startswith("cost/")}
+    cost = {key: value for key, value in metrics.items() if key.startswith(keys.COST)}
     return measure_and_register(
         config.correction(trial.params, evaluation), runner.run, diffusion, config.parent, stop,
-        cost=cost | {"cost/search_minutes": minutes}, provenance=provenance,
+        cost=cost | {keys.SEARCH_MINUTES: minutes}, provenance=provenance,
     )  # fmt: skip
 
 

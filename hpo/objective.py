@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-QUALITIES = {"fid": "retain/fid_judge", "kid": "retain/kid"}
+from safemax import metric_keys as keys
+
+QUALITIES = {"fid": keys.FID_JUDGE, "kid": keys.RETAIN_KID}
 # A smaller probability says more about the tails of the judges' softmax than about the images. Without a floor the front fills
 # with trials that differ in the tenth digit after the point, and each of them is measured again.
 FLOOR = 1e-6
@@ -28,16 +30,16 @@ def scores(metrics: Mapping[str, float], base: Mapping[str, float], quality: str
         minutes: of preparing the method and unlearning.
     """
     key = QUALITIES[quality]
-    unforgotten = (100 - metrics["forget/ua_reject"]) / 100
+    unforgotten = (100 - metrics[keys.UA_REJECT]) / 100
     damage = max(0.0, metrics[key] - base[key]) / unit(base, quality)
     return {
-        "forgetting": max(metrics["forget/probability"], FLOOR),
+        "forgetting": max(metrics[keys.PROBABILITY], FLOOR),
         "quality": metrics[key] - base[key],
         "joint": unforgotten + damage,
         "joint_forgetting": unforgotten,
         "joint_quality": damage,
-        "accuracy_drop": base["retain/accuracy"] - metrics["retain/accuracy"],
-        "minutes": metrics.get("cost/setup_minutes", 0.0) + metrics.get("cost/runtime_minutes", 0.0),
+        "accuracy_drop": base[keys.ACCURACY] - metrics[keys.ACCURACY],
+        "minutes": metrics.get(keys.SETUP_MINUTES, 0.0) + metrics.get(keys.RUNTIME_MINUTES, 0.0),
     }
 
 

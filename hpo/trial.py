@@ -19,6 +19,7 @@ from hpo.probe import Probe
 from pipelines.cli.options import DataOptions
 from pipelines.engine.signals import StopSignal
 from pipelines.engine.worker import REPORT, Message, Pruned, Send, main
+from safemax import metric_keys as keys
 from safemax.data.batches import derive_seed, to_float
 from safemax.data.class_split import ClassSplit
 from safemax.diffusion.model import Diffusion
@@ -136,7 +137,7 @@ class TrialContext:
         samples = draw(self.diffusion, self.classes.forget, self.evaluation, shown=1, progress=False)
         metrics = self._measure(samples) | cost
         _picture(samples, self.classes.forget).save(folder / "samples.png")
-        metrics["cost/evaluation_minutes"] = (time.perf_counter() - started) / 60
+        metrics[keys.EVALUATION_MINUTES] = (time.perf_counter() - started) / 60
         self._save_weights(folder)
         return metrics
 

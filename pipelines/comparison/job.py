@@ -22,6 +22,7 @@ from pipelines.correction.correction import Correction
 from pipelines.correction.retrained import GoldOptions
 from pipelines.engine.signals import StopSignal
 from pipelines.engine.worker import Message, Send, main
+from safemax import metric_keys as keys
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.measure import code_digest, measure
@@ -176,7 +177,7 @@ class ChildContext:
             run.dataset(self.dataset, "training")
             result = run_unregistered(correction, run, config.base, self.stop)
             _log_strips(run, {"base": result.base, "corrected": result.corrected}, job["forget"])
-        return {"run": run.id, "ua_reject": result.after["forget/ua_reject"], "fid": result.after["retain/fid_judge"]}
+        return {"run": run.id, "ua_reject": result.after[keys.UA_REJECT], "fid": result.after[keys.FID_JUDGE]}
 
     def _tags(self, job: Message, label: str) -> dict[str, str]:
         return {

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from pipelines import tracking
 from pipelines.comparison import image_strips
 from pipelines.comparison.plan import BASE, GOLD, Comparison
+from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
 from safemax.metrics import latents
 from safemax.reports import comparison_figures
@@ -43,17 +44,17 @@ TABLES = {
     "table2": ("Table 2. Evaluation of retention and efficiency", RETENTION),
 }
 _CHART_METRICS = (
-    "forget/ua_reject",
-    "forget/recognised",
-    "retain/accuracy",
-    "retain/fid_judge",
-    "cost/runtime_minutes",
+    keys.UA_REJECT,
+    keys.RECOGNISED,
+    keys.ACCURACY,
+    keys.FID_JUDGE,
+    keys.RUNTIME_MINUTES,
 )
 _STANDINGS_AXES = {
-    "UA_reject, %": "forget/ua_reject",
-    "FID of retained classes": "retain/fid_judge",
-    "accuracy on retained classes, %": "retain/accuracy",
-    "minutes of the optimisation": "cost/runtime_minutes",
+    "UA_reject, %": keys.UA_REJECT,
+    "FID of retained classes": keys.FID_JUDGE,
+    "accuracy on retained classes, %": keys.ACCURACY,
+    "minutes of the optimisation": keys.RUNTIME_MINUTES,
 }
 _MOST_COLUMNS = 6  # variants side by side, as in the paper; a table of more has one row per variant and value
 _NOTE_VALUES = ("UA_reject %", "FID")  # the paired differences that the note shows
@@ -211,8 +212,8 @@ def _pictures(files: ReportFiles, comparison: Comparison, labels: Sequence[str],
 def _points(comparison: Comparison, rows: pd.DataFrame) -> pd.DataFrame:
     first = rows[rows["forget"] == comparison.class_names[0]]
     points = [
-        {"weighting": weighting, "lambda": value, "seed": row["seed"], "ua": row["forget/ua_reject"],
-         "ua_paper": row["forget/ua"], "fid": row["retain/fid_judge"]}
+        {"weighting": weighting, "lambda": value, "seed": row["seed"], "ua": row[keys.UA_REJECT],
+         "ua_paper": row[keys.UA], "fid": row[keys.FID_JUDGE]}
         for weighting, value, variant in comparison.ablation
         for _, row in first[first["variant"] == variant.label].iterrows()
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from pipelines.cli.options import product_name
 from pipelines.cli.parameters import with_defaults
 from pipelines.engine.signals import is_follower_rank
 from pipelines.registry import model_versions, orphans, registration
+from safemax import metric_keys as keys
 from safemax.data.batches import derive_seed
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
@@ -125,7 +126,9 @@ def _register(
     params: dict[str, object],
 ) -> str:
     size = sum(p.numel() for p in diffusion.parameters()) / 1e6
-    note = f"Base model of {dataset.name}: {size:.2f} M parameters, {cost['cost/runtime_minutes']:.2f} minutes.\n\n{picture}"
+    note = (
+        f"Base model of {dataset.name}: {size:.2f} M parameters, {cost[keys.RUNTIME_MINUTES]:.2f} minutes.\n\n{picture}"
+    )
     run.note(note)
     run.flush()  # a version exists only if its run has its numbers
     environment = tracking.environment()

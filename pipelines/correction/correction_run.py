@@ -15,6 +15,7 @@ from pipelines.correction.correction import Correction, SearchProvenance
 from pipelines.correction.result import CorrectionResult
 from pipelines.engine.signals import StopSignal
 from pipelines.registry import lineage, model_versions, registration
+from safemax import metric_keys as keys
 from safemax.data.batches import to_float
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, sample
@@ -104,7 +105,7 @@ class CorrectionRun:
             names = self.correction.dataset.class_names
             earlier = {names[k]: recognised(corrected_samples, self.judges, k) for k in self.classes.forgotten_earlier}
             root = self._root_metrics() if lineage.forgotten(self.parent) else None
-        cost = cost | {"cost/evaluation_minutes": self._seconds / 60}
+        cost = cost | {keys.EVALUATION_MINUTES: self._seconds / 60}
         return CorrectionResult(before, after, cost, base_samples, corrected_samples, earlier, root)
 
     def _root_metrics(self) -> dict[str, float]:
@@ -182,7 +183,7 @@ class CorrectionRun:
         run.tag("version", address)
         run.note(f"{strip}\n\n{text}\n\nRegistered as {model_versions.link(address)}.")
         print(f"\n{correction.run_name}\n\n{as_text(result.shown)}\n")
-        print("  ".join(f"{name.removeprefix('cost/')} {value:.3g}" for name, value in result.cost.items()))
+        print("  ".join(f"{name.removeprefix(keys.COST)} {value:.3g}" for name, value in result.cost.items()))
         print(f"\nregistered as {address}, alias candidate\n{run.url}  (after `make ui`)")
         return address
 

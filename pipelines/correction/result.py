@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from safemax import metric_keys as keys
 from safemax.evaluation.samples import Samples
 from safemax.reports.images_and_tables import metrics_table
 
 # Shown first, in this order; all metrics are on the run's page.
 HEADLINE = (
-    *("forget/ua_reject", "forget/recognised", "forget/rejected", "forget/other", "forget/second_ua_reject"),
-    *("forget/ua", "forget/entropy", "forget/precision", "forget/coverage"),
-    *("retain/accuracy", "retain/fid_judge", "retain/kid"),
+    *(keys.UA_REJECT, keys.RECOGNISED, keys.REJECTED, keys.OTHER, keys.SECOND_UA_REJECT),
+    *(keys.UA, keys.ENTROPY, keys.PRECISION, keys.COVERAGE),
+    *(keys.ACCURACY, keys.FID_JUDGE, keys.RETAIN_KID),
 )
 
 
@@ -43,7 +44,7 @@ class CorrectionResult:
     @property
     def metrics(self) -> dict[str, float]:
         """The metrics of the corrected model, with what they changed and what they cost."""
-        compared = ("retain/accuracy", "retain/fid_judge", "retain/kid")
+        compared = (keys.ACCURACY, keys.FID_JUDGE, keys.RETAIN_KID)
         deltas = {f"{name}_delta": self.after[name] - self.before[name] for name in compared}
         earlier = {
             f"earlier/{key}_{name}": value for name, shares in self.earlier.items() for key, value in shares.items()
@@ -60,7 +61,7 @@ class CorrectionResult:
         """One line, for the registry's list of versions."""
         after, before = self.after, self.before
         return (
-            f"UA {after['forget/ua']:.3g} %, recognised at most {after['forget/recognised_high']:.2g} %, accuracy "
-            f"{after['retain/accuracy']:.3g} % (base {before['retain/accuracy']:.3g}), FID {after['retain/fid_judge']:.3g} "
-            f"(base {before['retain/fid_judge']:.3g}), {self.cost['cost/runtime_minutes']:.2g} minutes."
+            f"UA {after[keys.UA]:.3g} %, recognised at most {after[keys.RECOGNISED + keys.HIGH]:.2g} %, accuracy "
+            f"{after[keys.ACCURACY]:.3g} % (base {before[keys.ACCURACY]:.3g}), FID {after[keys.FID_JUDGE]:.3g} "
+            f"(base {before[keys.FID_JUDGE]:.3g}), {self.cost[keys.RUNTIME_MINUTES]:.2g} minutes."
         )

@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from pipelines import tracking
 from pipelines.registry import lineage
 from safemax import attacks
+from safemax import metric_keys as keys
 from safemax.errors import InputError
 from safemax.reports.html_report import Picture
 
@@ -46,7 +47,7 @@ class AttackRun:
             raise InputError(f"attack_run = {run_id} is not a run of this tracking store") from None
         if data.tags.get("version") != address:
             raise InputError(f"attack_run = {run_id} attacked {data.tags.get('version', 'no model')}, not {address}")
-        return cls(run_id, {key: value for key, value in data.metrics.items() if key.startswith("attack/")})
+        return cls(run_id, {key: value for key, value in data.metrics.items() if key.startswith(keys.ATTACK)})
 
     def pictures(self) -> list[Picture]:
         """Download the run's pictures, one per attack."""

@@ -54,7 +54,7 @@ def publish(
     comparison = _comparison(evaluator, before, after)
     picture = run.picture(comparison, "comparison")
     brief = frame.loc[
-        [n for n in frame.index if not n.startswith("retain_class/") and not n.endswith(keys.UNCERTAINTY)]
+        [n for n in frame.index if not n.startswith(keys.RETAIN_CLASS) and not n.endswith(keys.UNCERTAINTY)]
     ]
     title = _title(before, after)
     run.note(f"{title}\n\n**{result.sentence}**\n\n{picture}\n\n{as_markdown(brief)}")
@@ -78,7 +78,7 @@ def _log_metrics(
     deltas = {
         f"{key}_delta": value - base[key] for key, value in after.metrics.items() if key in base and _has_delta(key)
     }
-    run.log({**after.metrics, **deltas, "cost/evaluation_minutes": minutes})
+    run.log({**after.metrics, **deltas, keys.EVALUATION_MINUTES: minutes})
     run.log({f"base/{key}": value for key, value in base.items()})
     run.tag("verdict", result.outcome)
     run.tag("verdict.flags", ",".join(result.flags))
@@ -86,7 +86,7 @@ def _log_metrics(
 
 
 def _has_delta(key: str) -> bool:
-    return key.startswith(("retain/", "neighbours/", "retain_class/")) and not key.endswith(keys.UNCERTAINTY)
+    return key.startswith((keys.RETAIN, keys.NEIGHBOURS, keys.RETAIN_CLASS)) and not key.endswith(keys.UNCERTAINTY)
 
 
 def _report(
@@ -170,7 +170,7 @@ def _cost(address: str) -> dict[str, float]:
     if not model_versions.is_registry_address(address):
         return {}
     metrics = model_versions.evidence(address).get("metrics", {})
-    return {key: value for key, value in metrics.items() if key.startswith("cost/")}
+    return {key: value for key, value in metrics.items() if key.startswith(keys.COST)}
 
 
 def _lineage(evaluator: Evaluator, attack_run: AttackRun, run: tracking.Run) -> dict[str, str]:
