@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo import figures
 from hpo.figures import Captions, hypervolume
+from safemax import metric_keys as keys
 
 CAPTIONS = Captions("safemax, forget a", "FID of retained classes - base's")
 
@@ -22,7 +23,7 @@ def trial(number: int, forgetting: float, quality: float, drop: float = 0.0, **m
         values=[forgetting, quality],
         params={"lr": quality / 10 + 0.01},
         distributions={"lr": FloatDistribution(0, 2)},
-        user_attrs={"scores": scores, "metrics": {"forget/ua_reject": 90.0, "retain/accuracy": 98.0}, **more},
+        user_attrs={"scores": scores, "metrics": {keys.UA_REJECT: 90.0, keys.ACCURACY: 98.0}, **more},
         system_attrs={"constraints:accuracy": drop - 1},
     )
     made.number = number

@@ -26,6 +26,7 @@ from hpo.trial import weights_of
 from pipelines.cli.parameters import UsageError
 from pipelines.engine.signals import StopSignal
 from pipelines.registry import model_versions
+from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from tests.hpo.conftest import BuildSearch
@@ -151,8 +152,8 @@ def test_each_trial_has_one_finished_run_with_its_knobs_scores_cost_and_picture(
     for child in searched.children:
         assert child.info.status == "FINISHED"
         assert {"method.lambda", "train.lr", "train.steps", "model.source"} <= set(child.data.params)
-        wanted = {"search/forgetting", "search/quality", "forget/ua_reject", "retain/accuracy", "loss/forget"}
-        assert wanted | {"cost/runtime_minutes", "cost/peak_memory_gb"} <= set(child.data.metrics)
+        wanted = {"search/forgetting", "search/quality", keys.UA_REJECT, keys.ACCURACY, "loss/forget"}
+        assert wanted | {keys.RUNTIME_MINUTES, keys.PEAK_MEMORY_GB} <= set(child.data.metrics)
         assert "pictures/samples" in searched.artifacts(child.info.run_id)
 
 

@@ -14,6 +14,7 @@ import torch
 from hpo.config import SearchConfig
 from hpo.trial import TrialContext, final_evaluation, weights_of
 from pipelines.engine.worker import Message, Pruned
+from safemax import metric_keys as keys
 from safemax.errors import Stopped
 from safemax.storage import checkpoint
 from safemax.training.trainer import fit
@@ -32,7 +33,7 @@ def context_of(config: SearchConfig, folder: Path, stop: Callable[[], bool] = la
 
 
 def values_of(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if not name.startswith("cost/")}
+    return {name: value for name, value in metrics.items() if not name.startswith(keys.COST)}
 
 
 def test_a_trial_is_the_correction_that_the_pipeline_would_make(
@@ -89,7 +90,7 @@ def test_a_trial_whose_worker_was_killed_resumes_to_the_same_result(
         context_of(config, tmp_path / "killed", stop).trial(0, VALUES, ignore)
     again = context_of(config, tmp_path / "killed").trial(0, VALUES, ignore)
     assert values_of(again) == values_of(whole)
-    assert again["cost/images_seen"] == whole["cost/images_seen"]
+    assert again[keys.IMAGES_SEEN] == whole[keys.IMAGES_SEEN]
 
 
 def test_a_trial_keeps_its_weights_and_a_picture_and_drops_its_checkpoints(

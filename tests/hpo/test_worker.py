@@ -13,6 +13,7 @@ import pytest
 from hpo.trial import TrialConfig
 from pipelines.engine.worker import Message
 from pipelines.engine.worker_pool import Job, WorkerPool
+from safemax import metric_keys as keys
 from safemax.errors import InputError
 from safemax.judges.load import JudgeConfig
 from tests.hpo.conftest import BuildSearch
@@ -51,7 +52,7 @@ def test_jobs_are_done_and_a_failed_one_says_why_without_stopping_the_others(
     assert messages.last[0]["reason"] == "InputError: lr = 20.0 is not allowed; lr is a number from 0 to 10"
     assert messages.kinds[1] == ["started", "log", "done"]
     assert messages.kinds[2] == ["started", "done"]
-    assert messages.last[1]["metrics"]["retain/fid_judge"] > 0
+    assert messages.last[1]["metrics"][keys.FID_JUDGE] > 0
     assert set(pool.greeting["base"]) <= set(messages.last[2]["metrics"])
     assert not any(map(psutil.pid_exists, pids))
 

@@ -16,6 +16,7 @@ from pipelines import unlearn as unlearn_module
 from pipelines.cli.parameters import UsageError
 from pipelines.correction.retrained import GoldOptions, _as_base
 from pipelines.registry import lineage, model_versions
+from safemax import metric_keys as keys
 from safemax.data.sources import load
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError, Stopped
@@ -62,7 +63,7 @@ def test_six_attacks_report_their_success_on_the_model_the_base_and_gold(correct
         rates = [run.data.metrics[f"attack/{name}_{end}"] for end in ("asr", "asr_base", "asr_gold", "delta_gold")]
         assert rates[3] == pytest.approx(rates[0] - rates[2])
         assert run.data.metrics[f"attack/{name}_seconds"] > 0
-    assert run.data.metrics["attack/worst_delta"] >= run.data.metrics["attack/relearn_delta_gold"]
+    assert run.data.metrics[keys.WORST_DELTA] >= run.data.metrics["attack/relearn_delta_gold"]
 
 
 def test_pictures_tables_and_a_note_go_to_the_run_and_the_numbers_to_the_version(attacked):
@@ -72,7 +73,7 @@ def test_pictures_tables_and_a_note_go_to_the_run_and_the_numbers_to_the_version
     assert {"attacks.json", "seconds.json"} <= {each.path for each in attacked.list_artifacts(run.info.run_id)}
     assert "weights_merge" in run.data.tags["mlflow.note.content"]
     attached = json.loads(model_versions.attached(CANDIDATE, "attacks"))
-    assert attached["metrics"]["attack/worst_delta"] == pytest.approx(run.data.metrics["attack/worst_delta"])
+    assert attached["metrics"][keys.WORST_DELTA] == pytest.approx(run.data.metrics[keys.WORST_DELTA])
     assert (attached["about"]["forget"], attached["about"]["gold"]) == (["0"], "train")
     assert "invert_steps" in attached["about"]["changed"]  # the tests' attacks are short
 
@@ -107,7 +108,7 @@ def test_a_stopped_gold_training_leaves_no_gold_model(corrected):
 def test_without_gold_success_is_reported_and_no_difference(attacked):
     attack_module.attack([f"--model={CANDIDATE}", "--gold=none", "--base=none", "--attacks=invert", *ATTACK])
     metrics = newest(attacked, "attack").data.metrics
-    assert metrics.keys() == {"attack/invert_asr", "attack/invert_seconds", "attack/worst_asr"}
+    assert metrics.keys() == {"attack/invert_asr", "attack/invert_seconds", keys.WORST_ASR}
 
 
 def test_the_page_shows_panel_attacks_and_lineage_and_is_evidence_of_the_version(attacked):
@@ -117,10 +118,10 @@ def test_the_page_shows_panel_attacks_and_lineage_and_is_evidence_of_the_version
     assert run.data.params["model.beside"] == "models:/digits-ddpm/1"
     assert run.data.params["data.forget"] == "0"
     assert run.data.tags["verdict"] in run.data.tags["mlflow.note.content"]
-    assert {"gold/kid_retain", "base/retain/accuracy", "retain_class/fid_7_delta"} <= run.data.metrics.keys()
+    assert {keys.GOLD_KID_RETAIN, "base/retain/accuracy", "retain_class/fid_7_delta"} <= run.data.metrics.keys()
     page = model_versions.attached(CANDIDATE, "report").decode()
     assert Path(attacked.download_artifacts(run.info.run_id, "evidence/report.html")).read_text() == page
-    for words in (CANDIDATE, "models:/digits-ddpm/1", "cost/runtime_minutes", "invert", run_id, "method.lambda"):
+    for words in (CANDIDATE, "models:/digits-ddpm/1", keys.RUNTIME_MINUTES, "invert", run_id, "method.lambda"):
         assert words in page
     assert not re.search(r"(src|href)=.(?!data:)", page)
 

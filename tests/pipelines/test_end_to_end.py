@@ -24,6 +24,7 @@ from pipelines import unlearn as unlearn_module
 from pipelines.cli.parameters import UsageError
 from pipelines.correction import correction as correction_module
 from pipelines.registry import gates, model_versions
+from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError, NonFiniteError, Stopped
 
@@ -49,10 +50,10 @@ def test_the_demo_leaves_a_finished_run_with_metrics_pictures_and_a_version(demo
     assert correction.info.status == "FINISHED"
     assert correction.data.params["method.lambda"] == "1.0"
     for key in (
-        "forget/ua_reject",
-        "retain/fid_judge_delta",
+        keys.UA_REJECT,
+        keys.FID_JUDGE + keys.DELTA,
         "base/retain/accuracy",
-        "cost/runtime_minutes",
+        keys.RUNTIME_MINUTES,
         "loss/forget",
     ):
         assert key in correction.data.metrics
@@ -99,7 +100,7 @@ def test_a_second_correction_reuses_the_base_and_chains_from_the_candidate(demo_
     assert latest["earlier"].keys() == {"0"}
     assert 0 <= latest["earlier"]["0"]["recognised"] <= latest["earlier"]["0"]["recognised_high"] <= 100
     assert latest["root_metrics"].keys() == latest["base_metrics"].keys()
-    assert {"retain_class/accuracy_1", "forget/recognised"} <= latest["metrics"].keys()
+    assert {"retain_class/accuracy_1", keys.RECOGNISED} <= latest["metrics"].keys()
     assert not {"retain_class/accuracy_0", "retain_class/accuracy_7"} & latest["metrics"].keys()
 
 
@@ -107,8 +108,8 @@ def test_a_class_that_is_corrected_again_is_held_to_the_first_base(demo_store):
     unlearn_module.unlearn(["--model=models:/digits-ddpm/2", "--forget=0", "--steps=2", "--batch-size=8", *EVALUATION])
     latest = model_versions.evidence("models:/digits-ddpm@candidate")
     first = model_versions.evidence("models:/digits-ddpm/2")
-    assert latest["base_metrics"]["retain/fid_judge"] == first["metrics"]["retain/fid_judge"]
-    assert latest["root_metrics"]["retain/fid_judge"] == first["base_metrics"]["retain/fid_judge"]
+    assert latest["base_metrics"][keys.FID_JUDGE] == first["metrics"][keys.FID_JUDGE]
+    assert latest["root_metrics"][keys.FID_JUDGE] == first["base_metrics"][keys.FID_JUDGE]
     assert gates._root(latest) == latest["root_metrics"]
 
 
@@ -178,7 +179,7 @@ def test_evaluate_sets_two_models_side_by_side(demo_store, capsys):
 def test_an_evaluation_counts_no_class_that_was_forgotten_too_as_retained(demo_store):
     evaluate_module.evaluate(["--model=models:/digits-ddpm/3", "--forget=7", "--beside=none", *EVALUATION])
     metrics = runs(demo_store)[0].data.metrics
-    assert {"retain_class/accuracy_1", "forget/recognised"} <= metrics.keys()
+    assert {"retain_class/accuracy_1", keys.RECOGNISED} <= metrics.keys()
     assert "retain_class/accuracy_0" not in metrics
 
 
@@ -239,7 +240,7 @@ def test_a_stopped_run_is_killed_and_the_same_command_resumes_it(demo_store, tmp
     unlearn_module.unlearn(command)
     resumed = runs(demo_store)[0]
     assert resumed.data.tags["resumed_from"] == stopped.info.run_id
-    assert resumed.data.metrics["cost/images_seen"] == 400 * 8
+    assert resumed.data.metrics[keys.IMAGES_SEEN] == 400 * 8
     assert not list(folders.glob("*/*.safetensors"))
 
 

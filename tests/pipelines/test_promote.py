@@ -17,6 +17,7 @@ from pipelines.cli.parser import main
 from pipelines.promote import promote
 from pipelines.registry import aliases, gates, model_versions, orphans, registration
 from pipelines.rollback import rollback
+from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from tests.support import tiny_models
@@ -86,7 +87,7 @@ def test_a_refusal_ends_with_status_1_and_leaves_the_alias(
 def test_the_base_cannot_become_the_champion(mlflow_store: MlflowClient) -> None:
     run_id = mlflow_store.create_run("0").info.run_id
     diffusion = tiny_models.diffusion()
-    facts = {"forgotten": [], "metrics": {"cost/runtime_minutes": 1.0}, "model_digest": diffusion.digest()}
+    facts = {"forgotten": [], "metrics": {keys.RUNTIME_MINUTES: 1.0}, "model_digest": diffusion.digest()}
     registration.register(diffusion, NAME, run_id=run_id, evidence=facts, tags={}, description="", alias="base")
     with pytest.raises(InputError, match="refused by: .*classes forgotten"):
         promote([MODEL, "--version=base"])
@@ -105,7 +106,7 @@ def test_a_version_with_one_flipped_bit_cannot_become_the_champion(mlflow_store:
 
 def test_evidence_that_was_edited_in_the_registry_convinces_nobody(mlflow_store: MlflowClient) -> None:
     register(mlflow_store, forget_recognised_high=60.0)
-    mlflow_store.set_model_version_tag(NAME, "1", "forget/recognised_high", "0")
+    mlflow_store.set_model_version_tag(NAME, "1", keys.RECOGNISED + keys.HIGH, "0")
     with pytest.raises(InputError, match="recognised, a"):
         promote([MODEL, "--version=1"])
 

@@ -16,6 +16,7 @@ from PIL import Image
 from pipelines import compare as compare_module
 from pipelines.comparison import runner
 from pipelines.comparison.job import KIND
+from safemax import metric_keys as keys
 from safemax.data.dataset import Split
 from safemax.errors import InputError, Stopped
 from tests.support import tiny_models
@@ -97,11 +98,11 @@ def test_the_tables_are_the_childrens_numbers(first, mlflow_module_store, tmp_pa
     written = pd.read_csv(artifact(mlflow_module_store, first, "comparison/table2.csv", tmp_path), index_col=0)
     assert list(written.index) == ["a", "c", "mean", "sd"]
     mine = [each for each in children(mlflow_module_store) if each.info.run_name.startswith("salun-tiny-forgetc")]
-    values = [each.data.metrics["retain/fid_judge"] for each in mine]
+    values = [each.data.metrics[keys.FID_JUDGE] for each in mine]
     assert written.loc["c", "salun FID"] == pytest.approx(sum(values) / 2)
     assert written.loc["c", "base FID"] == pytest.approx(mine[0].data.metrics["base/retain/fid_judge"])
     gold = next(each for each in children(mlflow_module_store) if each.info.run_name == "gold-tiny-forgetc")
-    assert written.loc["c", "gold FID"] == pytest.approx(gold.data.metrics["retain/fid_judge"])
+    assert written.loc["c", "gold FID"] == pytest.approx(gold.data.metrics[keys.FID_JUDGE])
     assert "gold RTE min" not in written
 
 
@@ -232,7 +233,7 @@ def test_a_stopped_comparison_is_killed_and_resumes_where_it_stopped(first, plac
     # The killed comparison's finished child is now this one's; cost adds up over both runs: 120 steps of 8 rows.
     now = mlflow_module_store.get_run(done.info.run_id).data.tags["mlflow.parentRunId"]
     assert now == parent.info.run_id
-    assert resumed.data.metrics["cost/images_seen"] == 120 * 8
+    assert resumed.data.metrics[keys.IMAGES_SEEN] == 120 * 8
 
 
 def test_a_child_that_fails_leaves_the_others_their_table_and_the_run_failed(first, place, mlflow_module_store):
@@ -261,7 +262,7 @@ def test_two_workers_one_of_which_is_killed_give_the_numbers_of_one_process(firs
 
     def numbers() -> dict[str, float]:
         made = [each for each in children(mlflow_module_store)[before:] if each.info.status == "FINISHED"]
-        return {each.info.run_name: each.data.metrics["retain/fid_judge"] for each in made}
+        return {each.info.run_name: each.data.metrics[keys.FID_JUDGE] for each in made}
 
     threading.Thread(target=kill_one_that_has_a_checkpoint, daemon=True).start()
     compare(place, *command, "--workers=2")

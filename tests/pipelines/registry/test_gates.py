@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipelines.registry import gates, thresholds
 from pipelines.registry.gates import Case
+from safemax import metric_keys as keys
 from safemax.errors import InputError
 from tests.support.registered_versions import BASE, FORGOTTEN, attacked, evidence
 
@@ -40,7 +41,7 @@ def test_an_honest_correction_passes_and_every_gate_says_by_what() -> None:
 
 
 def test_the_base_cannot_be_promoted() -> None:
-    base = {"forgotten": [], "metrics": {"cost/runtime_minutes": 1.0}, "model_digest": "w"}
+    base = {"forgotten": [], "metrics": {keys.RUNTIME_MINUTES: 1.0}, "model_digest": "w"}
     assert {"classes forgotten", "verdict", "recognised, ?", "FID to base's"} <= set(refused(Case(base, "w")))
 
 
@@ -120,14 +121,14 @@ def test_a_retained_class_that_is_gone_refuses_whatever_the_mean() -> None:
 
 def test_a_chain_is_held_to_the_base_that_it_began_with_not_to_its_last_link() -> None:
     facts = evidence(forget="b", earlier=("a",), retain_fid_judge=12.0)
-    parent = {**BASE, "retain/fid_judge": 10.0}  # 12 is 1.2 times the parent's and 1.62 times the base's
+    parent = {**BASE, keys.FID_JUDGE: 10.0}  # 12 is 1.2 times the parent's and 1.62 times the base's
     assert refused(Case({**facts, "base_metrics": parent}, "w")) == ["FID to base's"]
     assert "FID to base's" in refused(Case({**facts, "root_metrics": {}}, "w"))
 
 
 def test_a_base_that_hardly_drew_the_class_proves_nothing() -> None:
     facts = evidence()
-    facts["base_metrics"] = {**BASE, "forget/recognised": 1.1}
+    facts["base_metrics"] = {**BASE, keys.RECOGNISED: 1.1}
     assert refused(Case(facts, "w")) == ["recognised, base"]
     assert refused(Case(facts, "w"), base_recognised=None) == []
 
@@ -192,7 +193,7 @@ def test_few_weak_or_ungauged_attacks_do_not_pass_for_attacks(about: dict[str, A
 )
 def test_no_evidence_beyond_a_limit_passes(recognised: float, accuracy: float, fid: float) -> None:
     found = refused(case(forget_recognised_high=recognised, retain_accuracy=accuracy, retain_fid_judge=fid))
-    within = recognised <= 5 and FORGOTTEN["retain/accuracy"] + 0.5 - accuracy <= 3 and fid / 7.4 <= 1.5
+    within = recognised <= 5 and FORGOTTEN[keys.ACCURACY] + 0.5 - accuracy <= 3 and fid / 7.4 <= 1.5
     assert (found == []) == within
 
 

@@ -22,13 +22,14 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from pipelines import tracking
 from pipelines.registry import model_versions, orphans, registration, served_model
+from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.storage import manifest
 from tests.support import tiny_models
 
 NAME = "tiny-ddpm"
-EVIDENCE = {"forgotten": ["a"], "metrics": {"forget/ua": 99.6, "cost/runtime_minutes": 1.25}}
+EVIDENCE = {"forgotten": ["a"], "metrics": {keys.UA: 99.6, keys.RUNTIME_MINUTES: 1.25}}
 
 
 def register(run_id: str, *, seed: int = 0, **changes: Any) -> str:
@@ -52,7 +53,7 @@ def test_a_version_carries_metrics_classes_tags_description_alias_and_its_run(ml
     number = register(run_id)
     made = mlflow_store.get_model_version_by_alias(NAME, "candidate")
     assert (str(made.version), made.run_id, made.description) == (number, run_id, "| UA |")
-    stated = {"forget/ua": "99.6", "cost/runtime_minutes": "1.25", "forgotten": "a", "method": "safemax"}
+    stated = {keys.UA: "99.6", keys.RUNTIME_MINUTES: "1.25", "forgotten": "a", "method": "safemax"}
     assert stated.items() <= made.tags.items()
     assert model_versions.evidence(f"models:/{NAME}/{number}") == EVIDENCE
 
@@ -83,7 +84,7 @@ def test_what_comes_back_is_the_model_that_went_in(mlflow_store: MlflowClient) -
 
 def test_a_retry_of_the_same_run_returns_the_version_that_is_there(mlflow_store: MlflowClient) -> None:
     run_id = new_run(mlflow_store)
-    again = {**EVIDENCE, "metrics": {"cost/runtime_minutes": 9.0}}  # a resumed run adds up another cost
+    again = {**EVIDENCE, "metrics": {keys.RUNTIME_MINUTES: 9.0}}  # a resumed run adds up another cost
     assert register(run_id) == register(run_id, evidence=again) == "1"
     assert len(versions(mlflow_store)) == 1
 
@@ -195,7 +196,7 @@ def test_an_alias_is_pinned_to_the_version_it_points_to_now(mlflow_store: Mlflow
 
 
 def test_few_metrics_become_tags_and_all_stay_in_the_evidence(mlflow_store: MlflowClient) -> None:
-    metrics = {"forget/ua": 99.6, "retain_class/accuracy_b": 98.0}
+    metrics = {keys.UA: 99.6, "retain_class/accuracy_b": 98.0}
     number = register(new_run(mlflow_store), evidence={"forgotten": ["a"], "metrics": metrics})
     assert "retain_class/accuracy_b" not in mlflow_store.get_model_version(NAME, number).tags
     assert model_versions.evidence(f"models:/{NAME}/{number}")["metrics"] == metrics

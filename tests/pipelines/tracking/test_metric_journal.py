@@ -10,6 +10,7 @@ from mlflow.entities import Metric
 
 from pipelines import tracking
 from pipelines.tracking.metric_journal import MetricJournal
+from safemax import metric_keys as keys
 from safemax.errors import Stopped
 
 
@@ -63,7 +64,7 @@ def test_a_run_that_goes_on_from_a_killed_one_has_the_metrics_of_both_each_step_
         second.start_journal(tmp_path / "job")
         for step in (30, 40):
             second.log({"loss/a": float(step)}, step)
-        second.log({"forget/ua": 99.0})
+        second.log({keys.UA: 99.0})
     history = mlflow_store.get_metric_history(second.id, "loss/a")
     assert [(each.step, each.value) for each in history] == [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.0)]
     assert mlflow_store.get_metric_history(first.id, "loss/a") == []
@@ -73,7 +74,7 @@ def test_a_run_that_goes_on_after_the_last_step_has_all_of_them(mlflow_store: Ml
     MetricJournal(tmp_path).append([Metric("loss/a", 1.0, 5, 10), Metric("loss/a", 2.0, 5, 20)])
     with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
         run.start_journal(tmp_path)
-        run.log({"forget/ua": 99.0})
+        run.log({keys.UA: 99.0})
         run.delete_journal()
     assert [each.step for each in mlflow_store.get_metric_history(run.id, "loss/a")] == [10, 20]
     assert list(tmp_path.glob("*.jsonl")) == []

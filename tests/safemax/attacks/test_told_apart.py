@@ -15,6 +15,7 @@ from benchmarks.corrections import base_of
 from benchmarks.examine import trained
 from pipelines.correction.base_model import BaseTraining, NetworkOptions
 from safemax import attacks
+from safemax import metric_keys as keys
 from safemax.attacks.base import Setting
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
@@ -99,7 +100,7 @@ def test_an_honest_correction_is_forgotten_and_no_attack_goes_far_beyond_gold(be
     found, rates = bench.verdict(bench.corrected(SAFEMax(), 300), tuple(attacks.available()))
     assert found.outcome == "forgotten"
     assert found.flags == ("ua_unreliable",)
-    assert rates["attack/worst_delta"] < 20
+    assert rates[keys.WORST_DELTA] < 20
 
 
 def test_the_untouched_base_is_not_forgotten_and_recoverable(bench):
@@ -149,7 +150,7 @@ def test_a_correction_stopped_between_10_and_50_percent_is_not_forgotten(bench):
 
 def test_a_collapsed_model_is_a_collapse_although_nothing_of_the_class_is_recognised(bench):
     model = bench.corrected(GradientAscent(), 60, lr=1e-3)
-    assert bench.measure(model)["forget/recognised"] < 5
+    assert bench.measure(model)[keys.RECOGNISED] < 5
     assert bench.verdict(model)[0].outcome == "retain_collapsed"
 
 
