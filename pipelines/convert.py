@@ -30,7 +30,7 @@ from pipelines.engine.signals import die_with_parent, stop_on_sigterm
 from pipelines.registry import registration
 from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
-from safemax.diffusion.convert_official import convert
+from safemax.diffusion.convert_official import from_official
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, sample
 from safemax.errors import InputError
@@ -127,7 +127,7 @@ def convert_checkpoint(argv: Sequence[str]) -> None:
     stop = stop_on_sigterm()
     die_with_parent()
     dataset = arguments["data"].load()
-    diffusion = convert(options.state_dict, dataset.class_names, size=dataset.image_shape[-1])
+    diffusion = from_official(options.state_dict, dataset.class_names, size=dataset.image_shape[-1])
     if diffusion.image_shape != dataset.image_shape:
         raise InputError(
             f"state_dict = {options.state_dict} makes {diffusion.image_shape} images, the data are {dataset.image_shape}"

@@ -19,9 +19,10 @@ from pipelines.cli.options import check_model_name
 from pipelines.cli.parser import main, parse
 from pipelines.registry import aliases
 from pipelines.registry.version_filter import conditions
-from pipelines.registry.version_table import NUMBERS, TEXTS, page, rows, table
+from pipelines.registry.version_table import NUMBERS, TEXTS, rows, table
 from safemax.errors import unknown
 from safemax.knobs import check, knob
+from safemax.reports.html import table_page
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def versions(argv: Sequence[str]) -> None:
     texts = {
         "text": frame.to_string(float_format=lambda value: f"{value:.4g}", na_rep="-"),
         "csv": frame.to_csv().rstrip("\n"),
-        "html": page(frame, f"Versions of {options.model}" + (f" where {options.where}" if options.where else "")),
+        "html": table_page(
+            frame, f"Versions of {options.model}" + (f" where {options.where}" if options.where else "")
+        ),
     }
     _log(options, frame, texts)
     print(texts[options.format])

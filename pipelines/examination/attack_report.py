@@ -13,8 +13,9 @@ import pandas as pd
 from pipelines import tracking
 from pipelines.examination.attack_suite import AttackSuite
 from pipelines.registry import model_versions, registration
-from safemax.evaluation.attack_results import AttackComparison, metrics, table
-from safemax.reports.attack_figures import figure
+from safemax import metric_keys as keys
+from safemax.evaluation.attack_results import AttackComparison, attack_metrics, attack_table
+from safemax.reports.attack_figures import attack_figure
 from safemax.reports.images_and_tables import as_markdown, as_text
 
 
@@ -36,10 +37,11 @@ def publish(
         seconds: by what they were spent on.
         run: of the attacks.
     """
-    rates, frame = metrics(results), table(results)
+    rates, frame = attack_metrics(results), attack_table(results)
     run.log(rates)
     pictures = [
-        run.picture(figure(suite.attacks[name], comparison), f"attack/{name}") for name, comparison in results.items()
+        run.picture(attack_figure(suite.attacks[name], comparison), f"attack/{name}")
+        for name, comparison in results.items()
     ]
     run.table(frame.reset_index(), "attacks")
     spending = pd.DataFrame({"seconds": seconds}).rename_axis("what")
@@ -54,9 +56,9 @@ def publish(
 
 
 def _summary(rates: Mapping[str, float]) -> str:
-    if "attack/worst_delta" not in rates:
+    if keys.WORST_DELTA not in rates:
         return "No gold model was attacked for comparison: success alone does not tell a hidden class from one that can be learned."
     return (
-        f"Success in percent of the samples. At most {rates['attack/worst_delta']:+.1f} points beyond the gold model, "
-        f"resilience {rates['attack/resilience']:.2f}."
+        f"Success in percent of the samples. At most {rates[keys.WORST_DELTA]:+.1f} points beyond the gold model, "
+        f"resilience {rates[keys.RESILIENCE]:.2f}."
     )

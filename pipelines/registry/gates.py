@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from pipelines.registry.thresholds import GateThresholds
+from safemax import metric_keys as keys
 from safemax.attacks import available
 from safemax.evaluation.verdict import verdict
 
@@ -113,7 +114,7 @@ def _outcome(case: Case, limits: GateThresholds) -> Gate:
 
 def _recognised_by_base(base: Reference, limits: GateThresholds) -> Gate:
     """Return the gate on what there was to forget: a base that never drew the class proves no method."""
-    name, limit, value = "recognised, base", limits.base_recognised, base.metrics.get("forget/recognised")
+    name, limit, value = "recognised, base", limits.base_recognised, base.metrics.get(keys.RECOGNISED)
     shown = "not measured" if value is None else f"{value:.4g} %"
     if limit is None:
         return Gate(name, shown, "-", OFF)
@@ -151,9 +152,9 @@ def _retained(reference: Reference, case: Case, limits: GateThresholds) -> Itera
     if reference.absent:
         yield from (_absent(*each, reference) for each in zip(names, (loss_limit, ratio_limit), strict=True))
         return
-    loss = _combined(old.get("retain/accuracy"), new.get("retain/accuracy"), lambda before, now: before - now)
+    loss = _combined(old.get(keys.ACCURACY), new.get(keys.ACCURACY), lambda before, now: before - now)
     yield _at_most(names[0], loss, loss_limit, " points")
-    key = "retain/fid_inception" if {"retain/fid_inception"} <= old.keys() & new.keys() else "retain/fid_judge"
+    key = keys.FID_INCEPTION if {keys.FID_INCEPTION} <= old.keys() & new.keys() else keys.FID_JUDGE
     ratio = _combined(old.get(key), new.get(key), lambda before, now: now / before if before > 0 else math.nan)
     yield _at_most(names[1], ratio, ratio_limit, " times")
 
@@ -180,7 +181,7 @@ def _attacked(case: Case, limits: GateThresholds) -> Iterator[Gate]:
     required, attacks = limits.evidence == "panel+attacks", case.attacks or {}
     yield _attacks_made(case, attacks.get("about", {}), limits.attack_samples or 0.0, required)
     limit = limits.attack_delta if required else None
-    yield _at_most("worst attack", attacks.get("metrics", {}).get("attack/worst_delta"), limit, " points")
+    yield _at_most("worst attack", attacks.get("metrics", {}).get(keys.WORST_DELTA), limit, " points")
 
 
 def _attacks_made(case: Case, about: Evidence, samples: float, required: bool) -> Gate:

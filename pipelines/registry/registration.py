@@ -24,13 +24,14 @@ from pipelines import tracking
 from pipelines.registry import served_model
 from pipelines.registry.locks import lock
 from pipelines.registry.model_versions import MANIFEST, WEIGHTS, download, version_of
+from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
 from safemax.storage import manifest
 
 # The metrics that become tags of a version. The registry's pages list every tag of every version, so there are few.
 TAGGED = (
-    *("forget/ua", "forget/recognised", "forget/recognised_high", "retain/accuracy", "retain/fid_inception"),
-    *("retain/fid_judge", "cost/runtime_minutes", "cost/peak_memory_gb"),
+    *(keys.UA, keys.RECOGNISED, keys.RECOGNISED + keys.HIGH, keys.ACCURACY, keys.FID_INCEPTION),
+    *(keys.FID_JUDGE, keys.RUNTIME_MINUTES, keys.PEAK_MEMORY_GB),
 )
 _SERVING_NEEDS = (
     *("accelerate", "diffusers", "huggingface_hub", "mlflow", "numpy", "pandas", "pillow", "safetensors", "scipy"),

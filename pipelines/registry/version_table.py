@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,23 +11,20 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipelines import tracking
+from safemax import metric_keys as keys
 
 # Columns of the table, and the metrics that they show: the first of each that a version has.
 TEXTS = ("method", "forgotten", "verdict", "aliases", "parent")
 NUMBERS: dict[str, tuple[str, ...]] = {
-    "ua": ("forget/ua",),
-    "recognised": ("forget/recognised",),
-    "recognised_high": ("forget/recognised_high",),
-    "accuracy": ("retain/accuracy",),
-    "fid": ("retain/fid_inception", "retain/fid_judge"),
-    "minutes": ("cost/runtime_minutes",),
-    "gb": ("cost/peak_memory_gb",),
+    "ua": (keys.UA,),
+    "recognised": (keys.RECOGNISED,),
+    "recognised_high": (keys.RECOGNISED + keys.HIGH,),
+    "accuracy": (keys.ACCURACY,),
+    "fid": (keys.FID_INCEPTION, keys.FID_JUDGE),
+    "minutes": (keys.RUNTIME_MINUTES,),
+    "gb": (keys.PEAK_MEMORY_GB,),
 }
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_STYLE = (
-    "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
-    "td,th{padding:.3em .8em;text-align:right;border-bottom:1px solid #ddd}"
-)
 
 
 def rows(name: str) -> list[dict[str, object]]:
@@ -48,18 +44,13 @@ def table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     return pd.DataFrame([[row[name] for name in columns] for row in rows], columns=columns).set_index("version")
 
 
-def page(frame: pd.DataFrame, title: str) -> str:
-    """Return a table as an HTML page, every cell escaped."""
-    body = frame.to_html(float_format=lambda value: f"{value:.4g}", na_rep="-", border=0, escape=True)
-    name = html.escape(title)
-    return f'<!doctype html><meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style><h1>{name}</h1>{body}\n'
-
-
 def _row(version: ModelVersion, aliases: Sequence[str]) -> dict[str, object]:
     tags = version.tags
     tagged = {key: float(text) for key, text in tags.items() if "/" in key and NUMBER.fullmatch(text)}
     metrics: dict[str, object] = {**_metrics_of_run(version.run_id), **tagged}
-    short = {name: next((metrics[key] for key in keys if key in metrics), math.nan) for name, keys in NUMBERS.items()}
+    short = {
+        name: next((metrics[key] for key in choices if key in metrics), math.nan) for name, choices in NUMBERS.items()
+    }
     texts = {
         "method": tags.get("unlearning.method", tags.get("kind", "")),
         "forgotten": tags.get("forgotten", ""),

@@ -15,12 +15,14 @@ from mlflow import MlflowClient
 from pipelines import tracking
 from pipelines.registry import aliases
 from pipelines.registry.version_filter import conditions
-from pipelines.registry.version_table import TEXTS, page, rows, table
+from pipelines.registry.version_table import TEXTS, rows, table
 from pipelines.versions import versions
+from safemax import metric_keys as keys
 from safemax.errors import InputError
+from safemax.reports.html import table_page
 
 NAME = "tiny-ddpm"
-KNOWN = ("ua", "fid", "forget/ua", "method", "aliases")
+KNOWN = ("ua", "fid", keys.UA, "method", "aliases")
 
 
 @pytest.fixture
@@ -29,9 +31,9 @@ def store(mlflow_store: MlflowClient) -> MlflowClient:
     mlflow_store.create_registered_model(NAME)
     corrected = {"kind": "correction", "forgotten": "0", "parent": "models:/tiny-ddpm/1", "verdict": "forgotten"}
     tags = [
-        {"kind": "base", "cost/runtime_minutes": "1.25"},
-        {**corrected, "unlearning.method": "safemax", "forget/ua": "100", "retain/fid_judge": "9.5"},
-        {**corrected, "unlearning.method": "salun", "forget/ua": "99.2", "retain/fid_judge": "20"},
+        {"kind": "base", keys.RUNTIME_MINUTES: "1.25"},
+        {**corrected, "unlearning.method": "safemax", keys.UA: "100", keys.FID_JUDGE: "9.5"},
+        {**corrected, "unlearning.method": "salun", keys.UA: "99.2", keys.FID_JUDGE: "20"},
     ]
     run_id = mlflow_store.create_run("0").info.run_id
     mlflow_store.log_metric(run_id, "retain_class/accuracy_3", 97.0)
@@ -124,7 +126,7 @@ def test_the_table_is_an_artifact_in_three_forms(store: MlflowClient) -> None:
 
 def test_a_page_escapes_what_users_wrote(store: MlflowClient) -> None:
     store.set_model_version_tag(NAME, "3", "unlearning.method", "<script>alert(1)</script>")
-    text = page(table(rows(NAME)), "<b>")
+    text = table_page(table(rows(NAME)), "<b>")
     assert "<script>" not in text
     assert "<b>" not in text
 

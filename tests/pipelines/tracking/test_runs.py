@@ -24,6 +24,7 @@ from sqlalchemy.exc import OperationalError
 
 from pipelines import tracking
 from pipelines.tracking import runs
+from safemax import metric_keys as keys
 from safemax.errors import InputError, Stopped
 from tests.support import tiny_models
 
@@ -146,14 +147,14 @@ def test_metrics_do_not_wait_for_the_end_of_the_run(
 ) -> None:
     monkeypatch.setattr(runs, "FLUSH_SECONDS", 0.0)
     with opened() as run:
-        run.log({"forget/ua": 99.0})
-        assert mlflow_store.get_run(run.id).data.metrics == {"forget/ua": 99.0}
+        run.log({keys.UA: 99.0})
+        assert mlflow_store.get_run(run.id).data.metrics == {keys.UA: 99.0}
 
 
 def test_a_metric_that_is_not_finite_is_kept_as_it_is(mlflow_store: MlflowClient) -> None:
     with opened() as run:
-        run.log({"retain/fid_judge": math.nan})
-    assert math.isnan(mlflow_store.get_run(run.id).data.metrics["retain/fid_judge"])
+        run.log({keys.FID_JUDGE: math.nan})
+    assert math.isnan(mlflow_store.get_run(run.id).data.metrics[keys.FID_JUDGE])
 
 
 def test_training_goes_on_while_the_store_is_away_and_every_metric_arrives_once(
@@ -240,10 +241,10 @@ def test_json_tables_and_files_are_artifacts(mlflow_store: MlflowClient, tmp_pat
     (tmp_path / "report.html").write_text("<p>")
     with opened() as run:
         run.json({"steps": 20}, "protocol")
-        run.table(pd.DataFrame({"metric": ["forget/ua"], "base": [1.0]}), "summary")
+        run.table(pd.DataFrame({"metric": [keys.UA], "base": [1.0]}), "summary")
         run.artifact(tmp_path / "report.html", "report")
     assert mlflow.artifacts.load_dict(f"runs:/{run.id}/protocol.json") == {"steps": 20}
-    assert mlflow.artifacts.load_dict(f"runs:/{run.id}/summary.json")["data"] == [["forget/ua", 1.0]]
+    assert mlflow.artifacts.load_dict(f"runs:/{run.id}/summary.json")["data"] == [[keys.UA, 1.0]]
     assert mlflow.artifacts.load_text(f"runs:/{run.id}/report/report.html") == "<p>"
 
 
