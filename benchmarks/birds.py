@@ -36,7 +36,7 @@ from safemax.judges.load import JudgeConfig, Judges, judges, reference
 from safemax.knobs import check, knob
 from safemax.methods import create
 from safemax.storage import cache
-from safemax.training.trainer import Training
+from safemax.training.settings import Training
 
 BIRD = 2
 COUNT = 500  # samples of the forgotten class, as in the paper

@@ -28,7 +28,9 @@ from safemax.judges.load import JudgeConfig, Judges, Reference, judges, referenc
 from safemax.methods import create
 from safemax.methods.finetune import Finetune
 from safemax.storage import cache
-from safemax.training.trainer import Training, fit
+from safemax.training.hooks import Hooks
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def base_of(dataset: Dataset) -> Diffusion:
     diffusion = NetworkOptions().create(dataset, training.seed)
     folder = cache.folder("bases") / cache.key({"start": diffusion.digest(), "training": str(training)})
     if not folder.exists():
-        fit(diffusion, Finetune(), dataset.train, (), training)
+        Trainer(diffusion, Finetune(), dataset.train, (), training).fit()
         diffusion.save(folder)
     return Diffusion.load(folder)
 
@@ -93,7 +95,9 @@ def _row(correction: MeasuredCorrection) -> dict[str, Any]:
     diffusion = base_of(dataset)
     training = Training(seed=correction.seed, device="cpu", checkpoint_every=0, **correction.training)
     method = create(correction.method, **correction.knobs)
-    result = fit(diffusion, method, dataset.train, (correction.forget,), training, progress=False)
+    result = Trainer(
+        diffusion, method, dataset.train, (correction.forget,), training, hooks=Hooks(progress=False)
+    ).fit()
     after = metrics_of(diffusion)
     row = {
         "variant": correction.variant,

@@ -27,7 +27,8 @@ from safemax.methods import create
 from safemax.metrics.retention import neighbours
 from safemax.storage import cache
 from safemax.training.method import Method
-from safemax.training.trainer import Training, fit
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 FORGET = 8
 PANEL = Evaluation(forget_samples=300, retain_samples=50)
@@ -39,7 +40,7 @@ def trained(start: Diffusion, method: Method, dataset: Dataset, forget: int, tra
     """Return a model after a training without or against a class, cached; `start` may be changed."""
     folder = cache.folder("examined") / cache.key({"start": start.digest(), "how": f"{method} {forget} {training}"})
     if not folder.exists():
-        fit(start, method, dataset.train, (forget,), training)
+        Trainer(start, method, dataset.train, (forget,), training).fit()
         start.save(folder)
     return Diffusion.load(folder)
 

@@ -28,7 +28,8 @@ from safemax.data.dataset import Split
 from safemax.diffusion.model import Diffusion
 from safemax.knobs import check, knob
 from safemax.methods import create
-from safemax.training.trainer import Training, steps_of
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 Step = Callable[[], Any]
 SIZES = {"digits": ("small", (1, 8, 8)), "cifar": ("ddpm", (3, 32, 32))}
@@ -136,7 +137,9 @@ def ours(name: str, options: BenchmarkOptions, rows: int) -> tuple[Diffusion, St
     """Return a model and the trainer's own step of a method on `rows` rows in all; its prior is as cheap as possible."""
     diffusion = options.diffusion()
     training = Training(batch_size=rows, device=diffusion.device.type)
-    return diffusion, steps_of(diffusion, create(name, **CHEAP.get(name, {})), options.split(), (0,), training)
+    trainer = Trainer(diffusion, create(name, **CHEAP.get(name, {})), options.split(), (0,), training)
+    trainer.prepare()
+    return diffusion, trainer.step
 
 
 def entries(options: BenchmarkOptions) -> dict[str, tuple[Callable[[], tuple[Diffusion, Step]], str]]:

@@ -41,7 +41,7 @@ from pipelines.registry import model_versions
 from safemax.data.sources import load
 from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.knobs import check, knob
-from safemax.storage import cache
+from safemax.storage import atomic, cache
 
 SPACE = "lr=1e-5:1e-3:log,lambda=0:5"
 TRIALS = {"digits": 40, "hypervolume": 20, "overhead": 12, "workers": 12}
@@ -153,9 +153,7 @@ def base(options: BenchmarkOptions) -> Path:
     diffusion = base_of(load("digits"))
     folder = cache.folder("bases") / f"demo-{diffusion.digest()[:16]}"
     if not folder.exists():
-        temporary = folder.with_suffix(f".{os.getpid()}.tmp")
-        diffusion.save(temporary)
-        temporary.rename(folder)
+        atomic.create_folder(folder, diffusion.save)
     return folder
 
 

@@ -17,7 +17,8 @@ from safemax.data.dataset import Split
 from safemax.diffusion.model import Diffusion
 from safemax.methods import create
 from safemax.training.method import Method
-from safemax.training.trainer import Training, steps_of
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 ROUNDS = 15
 
@@ -43,7 +44,9 @@ def ours(diffusion: Diffusion, method: Method, rows: int) -> Callable[[], object
     labels = torch.arange(1000) % diffusion.num_classes
     split = Split(torch.randint(0, 256, (1000, channels, side, side)).to(torch.uint8), labels)
     training = Training(batch_size=rows, lr=1e-6, device=diffusion.device.type)
-    return steps_of(diffusion, method, split, (0,), training)
+    trainer = Trainer(diffusion, method, split, (0,), training)
+    trainer.prepare()
+    return trainer.step
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

@@ -26,7 +26,7 @@ from safemax.knobs import check, knob, knobs
 from safemax.methods import create
 from safemax.storage import cache
 from safemax.training.method import Method
-from safemax.training.trainer import Training
+from safemax.training.settings import Training
 
 PREFERENCES = {"knee": "", "forgetting": "forgetting", "quality": "quality", "cost": "minutes"}
 

@@ -14,7 +14,7 @@ from pipelines.cli.parameters import Parameter, Value, parameters
 from safemax.errors import InputError, unknown
 from safemax.knobs import knobs
 from safemax.training.method import Method
-from safemax.training.trainer import Training
+from safemax.training.settings import Training
 
 Number = int | float
 Owner = TypeVar("Owner", Method, Training)

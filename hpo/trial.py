@@ -31,7 +31,10 @@ from safemax.methods import create
 from safemax.reports.images_and_tables import grid
 from safemax.storage import cache, checkpoint
 from safemax.storage.checkpoint import Checkpoint
-from safemax.training.trainer import Training, accelerate, fit
+from safemax.training.devices import accelerator_for
+from safemax.training.hooks import Folders, Hooks
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 CHECKS = (50, 75)  # percent of a trial's steps at which it may be pruned; earlier, a large lr has not settled
 
@@ -48,7 +51,7 @@ class TrialConfig:
         forgotten: names of all classes that the model to correct has forgotten so far.
         method: name of the method.
         knobs: the values of the method's knobs, by field; a trial changes those that are searched.
-        training: likewise, of safemax.training.trainer.Training.
+        training: likewise, of safemax.training.settings.Training.
         evaluation: of safemax.evaluation.Evaluation; the same seeds for every trial (common random numbers).
         judging: of safemax.judges.load.JudgeConfig.
         folder: where trials keep their checkpoints, weights and pictures.
@@ -82,7 +85,7 @@ class TrialContext:
         self.classes = ClassSplit.of(dataset.class_names, config.forget, config.forgotten)
         self.dataset = replace(dataset, train=self.classes.counted(dataset.train))
         self.evaluation = Evaluation(**config.evaluation)
-        device = accelerate(Training(**config.training)).device
+        device = accelerator_for(Training(**config.training)).device
         self.diffusion = Diffusion.load(config.base).to(device)
         self.start = {name: value.clone() for name, value in self.diffusion.denoiser.state_dict().items()}
         self.judges = judges(dataset, JudgeConfig(**config.judging), device=str(device), progress=False)
@@ -129,7 +132,7 @@ class TrialContext:
 
         Raises:
             Pruned: a report was answered with yes.
-            InputError, NonFiniteError, Stopped: as safemax.training.trainer.fit.
+            InputError, NonFiniteError, Stopped: as safemax.training.trainer.Trainer.fit.
         """
         folder = self.config.trial_folder(number, values)
         cost = self._unlearn(folder, values, send)
@@ -162,11 +165,12 @@ class TrialContext:
                 send({"kind": "log", "metrics": metrics, "step": step})
 
         self._load(self.start)
-        result = fit(
+        checks = self._checks(training.steps, send) if send and self.probe else None
+        result = Trainer(
             self.diffusion, method, self.dataset.train, self.classes.forget, training,
-            flip=self.dataset.natural, log=log, folder=folder / "steps", priors=cache.folder("priors"), stop=self.stop,
-            each=self._checks(training.steps, send) if send and self.probe else None, progress=False,
-        )  # fmt: skip
+            flip=self.dataset.natural, hooks=Hooks(log, checks, self.stop, progress=False),
+            folders=Folders(folder / "steps", cache.folder("priors")),
+        ).fit()  # fmt: skip
         return result.cost.metrics() | {f"prior/{name}": value for name, value in method.facts().items()}
 
     def _checks(self, steps: int, send: Send) -> Callable[[int], None]:

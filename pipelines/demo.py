@@ -26,7 +26,7 @@ from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
 from safemax.methods.safemax import SAFEMax
-from safemax.training.trainer import Training
+from safemax.training.settings import Training
 
 
 @dataclass(frozen=True)

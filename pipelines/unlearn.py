@@ -24,7 +24,7 @@ from safemax.data.batches import parse_classes
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import knob
-from safemax.training.trainer import Training
+from safemax.training.settings import Training
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ _HOMES = {
     "safemax.judges.load": ("JudgeConfig",),
     "safemax.reports.images_and_tables": ("grid",),
     "safemax.training.method": ("Method",),
-    "safemax.training.trainer": ("Training",),
+    "safemax.training.settings": ("Training",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

@@ -17,6 +17,6 @@ from safemax.evaluation.protocol import Evaluation as Evaluation
 from safemax.judges.load import JudgeConfig as JudgeConfig
 from safemax.reports.images_and_tables import grid as grid
 from safemax.training.method import Method as Method
-from safemax.training.trainer import Training as Training
+from safemax.training.settings import Training as Training
 
 def __dir__() -> list[str]: ...

@@ -28,8 +28,10 @@ from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.methods import create
 from safemax.methods.finetune import Finetune
 from safemax.storage import cache
+from safemax.training.hooks import Folders, Hooks, Log
 from safemax.training.method import Method
-from safemax.training.trainer import Log, Training, fit
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 Classes = str | int | Sequence[str | int]
 Settings = TypeVar("Settings")
@@ -137,10 +139,10 @@ def pretrain(
     diffusion = Diffusion.create(
         fitting if architecture == "auto" else architecture, data.image_shape, data.class_names
     )
-    fit(
+    Trainer(
         diffusion, Finetune(null_drop=null_drop), data.train, (), settings,
-        flip=data.natural, log=log, progress=progress,
-    )  # fmt: skip
+        flip=data.natural, hooks=Hooks(log, progress=progress),
+    ).fit()  # fmt: skip
     return diffusion
 
 
@@ -183,10 +185,10 @@ def unlearn(
     chosen = create(method) if isinstance(method, str) else copy.deepcopy(method)
     settings = _settings(Training, chosen.training, training)
     corrected = copy.deepcopy(diffusion)
-    result = fit(
+    result = Trainer(
         corrected, chosen, data.train, _labels(forget, data), settings,
-        flip=data.natural, log=log, priors=cache.folder("priors"), progress=progress,
-    )  # fmt: skip
+        flip=data.natural, hooks=Hooks(log, progress=progress), folders=Folders(priors=cache.folder("priors")),
+    ).fit()  # fmt: skip
     if log is not None:
         log(result.cost.metrics(), settings.steps)
     return corrected

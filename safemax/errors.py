@@ -1,4 +1,4 @@
-"""The two ways a request ends early: the caller asked for something impossible, or a running job was told to stop."""
+"""The errors that callers are meant to catch: an impossible request, numbers that are not finite, a requested stop."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """A request that cannot be served; its message is one line that names the parameter, the value and what is allowed."""
+    """A request that cannot be served; its message is one line with the parameter, its value and what is allowed."""
 
 
 class NonFiniteError(ArithmeticError):
-    """Training met a loss or a gradient that is not finite; the weights of the last good step are untouched."""
+    """A loss or gradient was not finite; the weights are those after the last good step."""
 
 
 class Stopped(Exception):
-    """The job was told to stop (SIGTERM); its checkpoint is whole, so the same command resumes it."""
+    """The run was asked to stop (SIGTERM); it wrote a checkpoint, so the same command resumes it."""
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception, what it was raised from, and so on."""
+    """Yield an exception, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> InputError:
-    """Return the error for a name nobody knows, with the known ones and the nearest of them."""
+    """Return the error for an unknown name; its message lists the known names and suggests the nearest."""
     names = [str(each) for each in known]
-    near = get_close_matches(str(name), names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    nearest = get_close_matches(str(name), names, n=1)
+    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     return InputError(f"unknown {kind} {str(name)!r}{hint}; known: {', '.join(names) or 'none'}")

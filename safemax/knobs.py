@@ -1,6 +1,6 @@
-"""A knob is a dataclass field that states its default, bounds, search range and meaning once, for every reader of it.
+"""Knobs: dataclass fields that state default, bounds, search range and meaning of a hyperparameter in one place.
 
-The command line, the MLproject, MLflow's params, Optuna's space and the README's tables are all derived from these fields.
+The command line, MLproject, MLflow's parameters, Optuna's search space and the README's table are derived from them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ INFINITY = math.inf
 
 @dataclass(frozen=True)
 class Knob:
-    """What is known about a hyperparameter beside its default.
+    """What a hyperparameter states besides its default.
 
     Args:
-        doc: meaning, unit and source, one line.
-        bounds: inclusive limits of a number that makes sense; a value outside is refused.
-        search: the range that a search may draw from, inside bounds; None keeps it out of searches.
-        log: whether the search draws on a logarithmic scale.
+        doc: meaning, unit and source, in one line.
+        bounds: inclusive limits of a number; other values raise InputError.
+        search: range that a search samples from, within bounds; None excludes the knob from searches.
+        log: whether a search samples on a logarithmic scale.
         choices: the allowed names of a str knob.
+        without_null: the only value allowed with a model that has no null label; None where any is.
     """
 
     doc: str
@@ -32,6 +33,7 @@ class Knob:
     search: tuple[float, float] | None = None
     log: bool = False
     choices: tuple[str, ...] = ()
+    without_null: float | None = None
 
 
 def knob(
@@ -42,9 +44,10 @@ def knob(
     search: tuple[float, float] | None = None,
     log: bool = False,
     choices: tuple[str, ...] = (),
+    without_null: float | None = None,
 ) -> Any:
-    """Declare a dataclass field as a knob (see Knob); the field's type is bool, int, float or str."""
-    return dataclasses.field(default=default, metadata={"knob": Knob(doc, bounds, search, log, choices)})
+    """Return a dataclass field that is a knob (see Knob); its type must be bool, int, float or str."""
+    return dataclasses.field(default=default, metadata={"knob": Knob(doc, bounds, search, log, choices, without_null)})
 
 
 def knobs(owner: Any) -> dict[str, tuple[dataclasses.Field[Any], Knob]]:
@@ -53,12 +56,12 @@ def knobs(owner: Any) -> dict[str, tuple[dataclasses.Field[Any], Knob]]:
 
 
 def external(name: str) -> str:
-    """Return the name that users write: Python reserves `lambda`, so the field is `lmbda` and nothing else differs."""
+    """Return the name that users write for a field: `lambda` for `lmbda`, since Python reserves it; else the same."""
     return "lambda" if name == "lmbda" else name
 
 
 def check(owner: Any) -> None:
-    """Raise InputError for the first knob of a dataclass instance whose value is not allowed."""
+    """Raise InputError if a knob of a dataclass instance has a value that is not allowed."""
     for name, (_, about) in knobs(owner).items():
         _check_value(external(name), getattr(owner, name), about)
 

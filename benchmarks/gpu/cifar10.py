@@ -28,7 +28,8 @@ from safemax.data.sources import load
 from safemax.methods import create
 from safemax.methods.finetune import Finetune
 from safemax.training.method import Method
-from safemax.training.trainer import Training, steps_of
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 NAME = "cifar10-ddpm"
 METHODS = ("safemax", "expected_targets", "salun", "selective_amnesia")
@@ -135,12 +136,13 @@ def seconds_a_step(
     dataset: Dataset, method: Method, forget: tuple[int, ...], training: Training, count: int = 20
 ) -> float:
     """Return the seconds of a step of training a network for a data set, mean of `count` after three."""
-    step = steps_of(NetworkOptions().create(dataset, 0), method, dataset.train, forget, training)
+    trainer = Trainer(NetworkOptions().create(dataset, 0), method, dataset.train, forget, training)
+    trainer.prepare()
     for turn in range(count + 3):
         if turn == 3:
             _wait()
             started = time.perf_counter()
-        step()
+        trainer.step()
     _wait()
     return (time.perf_counter() - started) / count
 

@@ -92,7 +92,7 @@ def samples_of(run_id: str) -> Samples | None:
     with tempfile.TemporaryDirectory() as scratch:
         strip = np.asarray(Image.open(tracking.store().download_artifacts(run_id, "strips/corrected.png", scratch)))
     for path in cache.folder("samples").glob("*.safetensors"):
-        tensors = cache.read_tensors(path)
+        tensors = cache.load_tensors(path)
         if tensors is not None and _starts(strip, Samples(**tensors)):
             return Samples(**tensors)
     return None

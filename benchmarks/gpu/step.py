@@ -24,7 +24,8 @@ from benchmarks.step import bare
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, sample
 from safemax.methods import create
-from safemax.training.trainer import Training, steps_of
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 Build = Callable[[], tuple[Diffusion, Callable[[], Any]]]
 METHODS = {
@@ -195,7 +196,9 @@ def _tuned(options: BenchmarkOptions) -> tuple[Diffusion, Callable[[], Any]]:
 def _ours(method: str, options: BenchmarkOptions, precision: str) -> tuple[Diffusion, Callable[[], Any]]:
     model = options.diffusion()
     training = Training(batch_size=2 * options.rows, precision=precision, device=model.device.type)
-    return model, steps_of(model, create(method, **CHEAPEST.get(method, {})), options.split(), (0,), training)
+    trainer = Trainer(model, create(method, **CHEAPEST.get(method, {})), options.split(), (0,), training)
+    trainer.prepare()
+    return model, trainer.step
 
 
 def _flops(step: Callable[[], Any]) -> float:

@@ -18,7 +18,7 @@ from pipelines.engine.signals import LAUNCHER
 from safemax.knobs import external, knobs
 from safemax.methods import available
 from safemax.training.method import Method
-from safemax.training.trainer import Training
+from safemax.training.settings import Training
 
 TABLE_BEGIN, TABLE_END = "<!-- methods: written by make project -->", "<!-- end of methods -->"
 UNLEARN = "pipelines.unlearn"

@@ -31,7 +31,10 @@ from safemax.evaluation.samples import Samples, cached_samples
 from safemax.judges.load import JudgeConfig, identity, judges, reference
 from safemax.methods import create
 from safemax.storage import cache, source_digest
-from safemax.training.trainer import Training, accelerate, fit
+from safemax.training.devices import accelerator_for
+from safemax.training.hooks import Folders, Hooks
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 STRIP, OTHERS = 5, 2  # images in a strip of the forgotten class, and then of each other class
 KIND, DIGEST = "comparison.child", "comparison.digest"  # tags
@@ -52,7 +55,7 @@ class ChildConfig:
         evaluation: fields of safemax.evaluation.Evaluation.
         judging: fields of safemax.judges.load.JudgeConfig.
         gold_steps: of pipelines.correction.retrained.GoldOptions.
-        device: of safemax.training.trainer.Training.
+        device: of safemax.training.settings.Training.
     """
 
     data: str
@@ -105,7 +108,7 @@ class ChildContext:
         self.config, self.stop = config, stop
         self.dataset = DataOptions(config.data, config.size).load()
         self.evaluation, judging = Evaluation(**config.evaluation), JudgeConfig(**config.judging)
-        self.device = str(accelerate(Training(device=config.device)).device)
+        self.device = str(accelerator_for(Training(device=config.device)).device)
         with stop.interruptible():
             self.judges = judges(self.dataset, judging, device=self.device)
             self.reference = reference(self.dataset, self.judges)
@@ -137,11 +140,11 @@ class ChildContext:
         """Prepare, into the cache, the prior of a method that is the same for every forget class."""
         correction = self.config.correction(self.dataset, job)
         with self.stop.interruptible():
-            result = fit(
+            result = Trainer(
                 Diffusion.load(self.config.base), correction.method, self.dataset.train, correction.forget,
-                replace(correction.training, steps=0), flip=self.dataset.natural, priors=cache.folder("priors"),
-                progress=False,
-            )  # fmt: skip
+                replace(correction.training, steps=0), flip=self.dataset.natural,
+                hooks=Hooks(progress=False), folders=Folders(priors=cache.folder("priors")),
+            ).fit()  # fmt: skip
         return {"setup_minutes": result.cost.setup_minutes}
 
     def _gold(self, job: Message) -> Message:

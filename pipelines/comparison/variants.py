@@ -13,7 +13,7 @@ from safemax.errors import unknown
 from safemax.knobs import knobs
 from safemax.methods import available, create, preset_of
 from safemax.training.method import Method
-from safemax.training.trainer import Training
+from safemax.training.settings import Training
 
 ALL, GOLD_STANDARD = "all", "retrain"
 _LABEL = re.compile(r"(?P<name>[a-z_0-9]+)(@[A-Za-z0-9_.+-]{1,40})?")
@@ -49,7 +49,7 @@ def read(methods: str, overrides: str, common: Mapping[str, Value]) -> tuple[Met
             named, except `retrain`, which the gold column shows: safemax,all has SAFEMax first.
         overrides: LABEL.KNOB=VALUE, separated by commas, of the method's knobs, its training's, or its preset:
             safemax@zero.target=zero,selective_amnesia.fisher_images=200,salun.preset=paper.
-        common: knobs of safemax.training.trainer.Training for all variants; an override of one takes precedence.
+        common: knobs of safemax.training.settings.Training for all variants; an override of one takes precedence.
 
     Raises:
         UsageError: an unknown or repeated method or knob, or a value that is not allowed.

@@ -24,7 +24,9 @@ from safemax.knobs import check, knob
 from safemax.methods.finetune import Finetune
 from safemax.reports.images_and_tables import grid
 from safemax.storage import cache, checkpoint
-from safemax.training.trainer import Training, fit
+from safemax.training.hooks import Folders, Hooks
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -85,26 +87,20 @@ def train_base(
     params: dict[str, object] = {f"train.{key}": value for key, value in asdict(training).items()}
     params |= {"data.name": dataset.name, "model.null_drop": network.null_drop}
     if is_follower_rank():
-        fit(
-            diffusion,
-            Finetune(null_drop=network.null_drop),
-            dataset.train,
-            (),
-            training,
-            flip=dataset.natural,
-            folder=folder,
-            stop=stop,
-        )
+        Trainer(
+            diffusion, Finetune(null_drop=network.null_drop), dataset.train, (), training,
+            flip=dataset.natural, hooks=Hooks(should_stop=stop), folders=Folders(folder),
+        ).fit()  # fmt: skip
         return ""
     orphans.remove_orphans(network.name_for(dataset))
     name = f"pretrain-{dataset.name}-seed{training.seed}"
     with tracking.run(name, experiment=network.name_for(dataset), params=params, tags={"kind": "base"}) as run:
         run.dataset(dataset, "training")
         run.start_journal(folder)
-        result = fit(
-            diffusion, Finetune(null_drop=network.null_drop), dataset.train, (), training,
-            flip=dataset.natural, log=run.log, folder=folder, origin=run.id, stop=stop,
-        )  # fmt: skip
+        result = Trainer(
+            diffusion, Finetune(null_drop=network.null_drop), dataset.train, (), training, flip=dataset.natural,
+            hooks=Hooks(log=run.log, should_stop=stop), folders=Folders(folder, origin=run.id),
+        ).fit()  # fmt: skip
         if result.resumed_from:
             run.tag("resumed_from", result.resumed_from)
         run.log(result.cost.metrics())

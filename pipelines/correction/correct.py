@@ -11,6 +11,7 @@ from pipelines.correction.result import CorrectionResult
 from pipelines.engine.signals import StopSignal, is_follower_rank
 from pipelines.registry import lineage, model_versions, orphans
 from safemax.diffusion.model import Diffusion
+from safemax.training.hooks import Hooks
 
 
 def correct(correction: Correction, stop: StopSignal, make_base: Callable[[], str] | None = None) -> str:
@@ -25,7 +26,7 @@ def correct(correction: Correction, stop: StopSignal, make_base: Callable[[], st
         diffusion = Diffusion.load(model_versions.resolve(correction.source))
         correction.method.validate(diffusion)
         classes = lineage.class_split(correction.source, correction.forget, correction.dataset)
-        correction.unlearn(diffusion, classes, stop)
+        correction.unlearn(diffusion, classes, Hooks(should_stop=stop))
         return ""
     for line in orphans.remove_orphans(correction.name):
         print(f"removed what a killed run left behind: {line}")

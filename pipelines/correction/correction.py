@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.methods import knobs_of
 from safemax.storage import cache
+from safemax.training.hooks import Folders, Hooks
 from safemax.training.method import Method
-from safemax.training.trainer import Log, Result, Training, fit
+from safemax.training.result import FitResult
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -73,22 +76,13 @@ class Correction:
         """Return where this correction of this very model keeps its checkpoints: the same command finds them again."""
         return cache.folder("checkpoints") / cache.key({"model": model_digest, "forget": self.forget, **self.params()})
 
-    def unlearn(
-        self,
-        diffusion: Diffusion,
-        classes: ClassSplit,
-        stop: Callable[[], bool],
-        *,
-        log: Log | None = None,
-        origin: str = "",
-        each: Callable[[int], None] | None = None,
-    ) -> Result:
-        """Change the model's weights, without the images of classes forgotten earlier; parameters as of `fit`."""
-        return fit(
+    def unlearn(self, diffusion: Diffusion, classes: ClassSplit, hooks: Hooks, origin: str = "") -> FitResult:
+        """Change the model's weights, without the images of classes forgotten earlier; errors as of `Trainer.fit`."""
+        folders = Folders(self.checkpoints(diffusion.digest()), cache.folder("priors"), origin)
+        return Trainer(
             diffusion, self.method, classes.counted(self.dataset.train), self.forget, self.training,
-            flip=self.dataset.natural, log=log, folder=self.checkpoints(diffusion.digest()),
-            priors=cache.folder("priors"), origin=origin, stop=stop, each=each,
-        )  # fmt: skip
+            flip=self.dataset.natural, hooks=hooks, folders=folders,
+        ).fit()  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from safemax.evaluation.verdict import verdict
 from safemax.judges.load import judges, reference
 from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, grid, metrics_table
 from safemax.storage import checkpoint
-from safemax.training.trainer import accelerate
+from safemax.training.devices import accelerator_for
+from safemax.training.hooks import Hooks
 
 PREVIEW = Sampler("ddim", 10)
 UNGUIDED_PREVIEW = Sampler("ddim", 10, 1.0)
@@ -62,7 +63,7 @@ class CorrectionRun:
         lineage.agree_on_classes(diffusion, correction.dataset)
         correction.method.validate(diffusion)
         self.correction, self.run, self.parent = correction, run, parent
-        self.diffusion = diffusion.to(accelerate(correction.training).device)  # the judges run there too
+        self.diffusion = diffusion.to(accelerator_for(correction.training).device)  # the judges run there too
         self.provenance = provenance or SearchProvenance()
         self.classes = lineage.class_split(parent, correction.forget, correction.dataset)
         self.parent_digest = ""
@@ -78,9 +79,8 @@ class CorrectionRun:
         self.parent_digest = self.diffusion.digest()
         self.load_judges(stop)
         self.run.start_journal(self.correction.checkpoints(self.parent_digest))
-        result = self.correction.unlearn(
-            self.diffusion, self.classes, stop, log=self.run.log, origin=self.run.id, each=self._preview
-        )
+        hooks = Hooks(self.run.log, self._preview, stop)
+        result = self.correction.unlearn(self.diffusion, self.classes, hooks, origin=self.run.id)
         if result.resumed_from and result.resumed_from != self.run.id:
             self.run.tag("resumed_from", result.resumed_from)
         prior = {f"prior/{name}": value for name, value in self.correction.method.facts().items()}

@@ -14,8 +14,10 @@ from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.knobs import check, knob
 from safemax.methods.retrain import Retrain
-from safemax.storage import cache, checkpoint
-from safemax.training.trainer import Training, fit
+from safemax.storage import atomic, cache, checkpoint
+from safemax.training.hooks import Folders, Hooks
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 # Fields of a training that depend on the machine and do not name another gold model.
 MACHINE = ("device", "precision", "checkpoint_every", "accumulate")
@@ -103,6 +105,9 @@ def _train(
         type(template.denoiser).from_config(template.denoiser.config), template.schedule, template.class_names
     )
     checkpoints = cache.folder("checkpoints") / f"gold-{folder.name}"
-    fit(gold, method, dataset.train, forget, training, flip=dataset.natural, folder=checkpoints, stop=stop)
-    cache.publish(folder, gold.save)
+    Trainer(
+        gold, method, dataset.train, forget, training,
+        flip=dataset.natural, hooks=Hooks(should_stop=stop), folders=Folders(checkpoints),
+    ).fit()  # fmt: skip
+    atomic.create_folder(folder, gold.save)
     checkpoint.clear(checkpoints)

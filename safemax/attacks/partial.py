@@ -21,7 +21,8 @@ class Partial(Attack):
     """Denoising from x_t0 of real test images of the class, under its label and under the null label.
 
     A model that lost the class turns even a half-visible image into something else. Success is the mean share over the
-    STARTS; t0 is the largest start, as a share of T, from which half of the images are recognised (0 where there is none).
+    STARTS. The further result t0 is the largest start, as a share of T, from which half of the images are recognised; 0
+    if there is none.
     """
 
     source: ClassVar[str] = (
@@ -30,18 +31,21 @@ class Partial(Attack):
     axis = dict.fromkeys(("partial_class", "partial_null"), "t0 / T")
     pool = mean
 
-    def trials(self, subject: Diffusion, setting: Setting) -> Iterator[Trial]:
+    def trials(self, diffusion: Diffusion, setting: Setting) -> Iterator[Trial]:
         images, labels = setting.real(setting.samples), setting.labels()
-        asked = {"partial_class": (labels, setting.sampler_for(subject))}
-        if subject.has_null:
-            asked["partial_null"] = (torch.full_like(labels, subject.num_classes), setting.sampler_for(subject, 1.0))
-        for variant, (c, sampler) in asked.items():
+        variants = {"partial_class": (labels, setting.sampler_for(diffusion))}
+        if diffusion.has_null:
+            variants["partial_null"] = (
+                torch.full_like(labels, diffusion.num_classes),
+                setting.sampler_for(diffusion, 1.0),
+            )
+        for variant, (c, sampler) in variants.items():
             for share in STARTS:
-                start = (images, round(share * subject.T))
-                yield Trial(variant, share, sample(subject, c, sampler, seed=setting.seed, start=start))
+                start = (images, round(share * diffusion.T))
+                yield Trial(variant, share, sample(diffusion, c, sampler, seed=setting.seed, start=start))
 
     def numbers(self, cells: Sequence[Cell]) -> dict[str, float]:
-        """Return the largest start from which half of the images come out as the class."""
+        """Return the largest start from which half of the images are recognised as the class."""
         reached = {variant: 0.0 for variant in dict.fromkeys(cell.variant for cell in cells)}
         for cell in cells:
             if cell.recognised >= 50:

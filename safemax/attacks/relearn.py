@@ -1,4 +1,4 @@
-"""Relearn: fine-tune on a few images of the class, or on none of it, and see how soon it is back."""
+"""Relearn: fine-tune on a few images of the class, or on none of it, and measure how soon it returns."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from safemax.attacks.base import Attack, Cell, Setting, Trial, mean
 from safemax.data.dataset import Split
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import sample
-from safemax.knobs import check, knob
+from safemax.knobs import knob
 from safemax.methods.finetune import Finetune
-from safemax.training.trainer import Training, fit
+from safemax.training.hooks import Hooks
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 FEW = (10, 100)
-# Of all steps: where the model is looked at. Halving shows the early steps, where hidden and absent differ.
-LOOKS = (1 / 8, 1 / 4, 1 / 2, 1)
+# Shares of all steps after which the model is sampled. Halving resolves the early steps, where hidden and absent differ.
+CHECKS = (1 / 8, 1 / 4, 1 / 2, 1)
 
 
 @dataclass(frozen=True)
 class Relearn(Attack):
     """Fine-tuning on 10 and on 100 images of the class, and on the retained classes alone.
 
-    A class that was only suppressed comes back in a few steps or even without an image of it (DiMRA); one that is absent
-    must be learned. Success is the mean share over the start and the LOOKS, so that soon counts more than late; s50 is the
-    step at which half of the samples are recognised, interpolated, and missing where that is never reached.
+    A class that was only suppressed returns in a few steps or even without an image of it (DiMRA); an absent one must be
+    learned. Success is the mean share over the start and the CHECKS, so an early return counts more than a late one. The
+    further result s50 is the step at which half of the samples are recognised, interpolated; missing if never reached.
     """
 
     source: ClassVar[str] = "arXiv:2410.08074 (few images), arXiv:2512.03564 (retained classes alone)"
@@ -40,55 +42,52 @@ class Relearn(Attack):
     relearn_lr: float = knob(1e-4, "learning rate of Adam", bounds=(0, 1))
     relearn_batch_size: int = knob(32, "rows of a step", bounds=(1, 100_000))
 
-    def __post_init__(self) -> None:
-        check(self)
-
-    def trials(self, subject: Diffusion, setting: Setting) -> Iterator[Trial]:
-        start = _draw(subject, setting)
+    def trials(self, diffusion: Diffusion, setting: Setting) -> Iterator[Trial]:
+        start = _draw(diffusion, setting)
         for count in FEW:
-            yield from self._course(f"relearn_{count}", subject, setting, setting.known(count), (), start)
-        yield from self._course("relearn_retain", subject, setting, setting.dataset.train, setting.forget, start)
+            yield from self._relearn(f"relearn_{count}", diffusion, setting, setting.known(count), (), start)
+        yield from self._relearn("relearn_retain", diffusion, setting, setting.dataset.train, setting.forget, start)
 
-    def _course(
-        self, variant: str, subject: Diffusion, setting: Setting, split: Split, forget: tuple[int, ...], start: Tensor
+    def _relearn(
+        self, variant: str, diffusion: Diffusion, setting: Setting, split: Split, forget: tuple[int, ...], start: Tensor
     ) -> Iterator[Trial]:
-        looks = {round(share * self.relearn_steps) for share in LOOKS}
-        drawn: dict[int, Tensor] = {0: start}
-        student = copy.deepcopy(subject)
+        checks = {round(share * self.relearn_steps) for share in CHECKS}
+        images_at: dict[int, Tensor] = {0: start}
+        student = copy.deepcopy(diffusion)
 
-        def look(step: int) -> None:
-            if step in looks:
-                drawn[step] = _draw(student, setting)
+        def draw_at_checks(step: int) -> None:
+            if step in checks:
+                images_at[step] = _draw(student, setting)
 
         training = Training(
             steps=self.relearn_steps, batch_size=self.relearn_batch_size, lr=self.relearn_lr, forget_share=0.0,
             seed=setting.seed, checkpoint_every=0,
         )  # fmt: skip
-        null_drop = 0.1 if subject.has_null else 0.0
-        fit(
+        null_drop = 0.1 if diffusion.has_null else 0.0
+        Trainer(
             student, Finetune(null_drop=null_drop), split, forget, training,
-            flip=setting.dataset.natural, each=look, progress=False,
-        )  # fmt: skip
-        yield from (Trial(variant, step, images) for step, images in drawn.items())
+            flip=setting.dataset.natural, hooks=Hooks(on_step_end=draw_at_checks, progress=False),
+        ).fit()  # fmt: skip
+        yield from (Trial(variant, step, images) for step, images in images_at.items())
 
     def numbers(self, cells: Sequence[Cell]) -> dict[str, float]:
-        """Return the steps to half recognised of each variant that reaches it."""
-        found = {
+        """Return s50 of each variant that reaches it."""
+        steps = {
             variant: half_way([c for c in cells if c.variant == variant]) for variant in {c.variant for c in cells}
         }
-        return {f"{variant}_s50": step for variant, step in found.items() if step is not None}
+        return {f"{variant}_s50": step for variant, step in steps.items() if step is not None}
 
 
-def half_way(course: Sequence[Cell]) -> float | None:
-    """Return where a course of cells first reaches 50 %, on straight lines between them; None where it does not."""
-    if course[0].recognised >= 50:
-        return course[0].x
-    for before, after in pairwise(course):
+def half_way(curve: Sequence[Cell]) -> float | None:
+    """Return the x at which a curve of cells first reaches 50 %, by linear interpolation; None if it never does."""
+    if curve[0].recognised >= 50:
+        return curve[0].x
+    for before, after in pairwise(curve):
         if after.recognised >= 50:
             share = (50 - before.recognised) / (after.recognised - before.recognised)
             return before.x + share * (after.x - before.x)
     return None
 
 
-def _draw(model: Diffusion, setting: Setting) -> Tensor:
-    return sample(model, setting.labels(), setting.sampler_for(model), seed=setting.seed)
+def _draw(diffusion: Diffusion, setting: Setting) -> Tensor:
+    return sample(diffusion, setting.labels(), setting.sampler_for(diffusion), seed=setting.seed)

@@ -1,4 +1,4 @@
-"""Weights: round them to few bits, or derive_seed in a share of the base's, and see whether the class comes back."""
+"""Weights: round them to a few bits, or mix in a share of the base's weights, and see whether the class returns."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SHARES = (0.1, 0.25, 0.5)
 
 @dataclass(frozen=True)
 class Weights(Attack):
-    """Quantisation, as a deployment would do it, and merging with the base, as a leak of it would allow.
+    """Quantisation, as in a deployment, and merging with the base, as possible if the base leaks.
 
-    A correction that moved the weights by less than a rounding step is undone by rounding; half of the base's weights
-    bring back what was only shifted. A base of another network is not merged.
+    Rounding undoes a correction that moved the weights by less than a rounding step; mixing in the base restores what was
+    only shifted. A base with another network is not merged.
     """
 
     source: ClassVar[str] = (
@@ -31,18 +31,18 @@ class Weights(Attack):
     axis = {"weights_bits": "bits", "weights_merge": "share of the base"}
     needs_base: ClassVar[bool] = True
 
-    def trials(self, subject: Diffusion, setting: Setting) -> Iterator[Trial]:
+    def trials(self, diffusion: Diffusion, setting: Setting) -> Iterator[Trial]:
         for bits in BITS:
-            yield Trial("weights_bits", bits, _draw(quantised(subject, bits), setting))
-        if setting.base is not None and _shapes(setting.base) == _shapes(subject):
+            yield Trial("weights_bits", bits, _draw(quantised(diffusion, bits), setting))
+        if setting.base is not None and _shapes(setting.base) == _shapes(diffusion):
             for share in SHARES:
-                yield Trial("weights_merge", share, _draw(merged(subject, setting.base, share), setting))
+                yield Trial("weights_merge", share, _draw(merged(diffusion, setting.base, share), setting))
 
 
 @torch.no_grad()
-def quantised(model: Diffusion, bits: int) -> Diffusion:
-    """Return a copy whose matrices and kernels are rounded to 2^bits - 1 levels, symmetric, one scale an output channel."""
-    copied, levels = copy.deepcopy(model), 2 ** (bits - 1) - 1
+def quantised(diffusion: Diffusion, bits: int) -> Diffusion:
+    """Return a copy whose matrices and kernels are rounded to 2^bits - 1 symmetric levels, one scale per output channel."""
+    copied, levels = copy.deepcopy(diffusion), 2 ** (bits - 1) - 1
     for p in copied.parameters():
         if p.ndim > 1:
             scale = p.abs().flatten(1).amax(1).clamp(min=1e-12).view(-1, *[1] * (p.ndim - 1)) / levels
@@ -51,17 +51,17 @@ def quantised(model: Diffusion, bits: int) -> Diffusion:
 
 
 @torch.no_grad()
-def merged(model: Diffusion, base: Diffusion, share: float) -> Diffusion:
-    """Return a copy with weights (1 - share) model + share base."""
-    copied = copy.deepcopy(model)
+def merged(diffusion: Diffusion, base: Diffusion, share: float) -> Diffusion:
+    """Return a copy with weights (1 - share) * model + share * base."""
+    copied = copy.deepcopy(diffusion)
     for p, other in zip(copied.parameters(), base.parameters(), strict=True):
         p.lerp_(other.to(p.device), share)
     return copied
 
 
-def _shapes(model: Diffusion) -> list[torch.Size]:
-    return [p.shape for p in model.parameters()]
+def _shapes(diffusion: Diffusion) -> list[torch.Size]:
+    return [p.shape for p in diffusion.parameters()]
 
 
-def _draw(model: Diffusion, setting: Setting) -> torch.Tensor:
-    return sample(model, setting.labels(), setting.sampler_for(model), seed=setting.seed)
+def _draw(diffusion: Diffusion, setting: Setting) -> torch.Tensor:
+    return sample(diffusion, setting.labels(), setting.sampler_for(diffusion), seed=setting.seed)

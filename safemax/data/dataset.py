@@ -90,11 +90,11 @@ class Dataset:
 
 def load_cached(path: Path, name: str) -> Dataset | None:
     """Read what `save_cached` wrote; None where there is no file or where it is damaged."""
-    tensors = cache.read_tensors(path)
+    tensors = cache.load_tensors(path)
     if tensors is None:
         return None
     train, test = (Split(tensors[f"{split}.images"], tensors[f"{split}.labels"]) for split in ("train", "test"))
-    return Dataset.of(name, train, test, tuple(cache.from_tensor(tensors["class_names"])))
+    return Dataset.of(name, train, test, tuple(cache.tensor_to_json(tensors["class_names"])))
 
 
 def save_cached(dataset: Dataset, path: Path) -> Dataset:
@@ -105,7 +105,7 @@ def save_cached(dataset: Dataset, path: Path) -> Dataset:
         for field in ("images", "labels")
     }
     try:
-        cache.write_tensors(path, {**tensors, "class_names": cache.as_tensor(dataset.class_names)})
+        cache.save_tensors(path, {**tensors, "class_names": cache.json_to_tensor(dataset.class_names)})
     except OSError as error:
         raise InputError(f"cannot write the cache {path} ({error.strerror}); set SAFEMAX_CACHE to a folder") from error
     return dataset

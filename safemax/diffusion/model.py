@@ -166,7 +166,7 @@ class Diffusion(nn.Module):
 
     def digest(self) -> str:
         """Return the sha256 of the weights, their names and shapes, as hex; equal bytes give equal digests."""
-        return cache.weights_digest(self.denoiser.state_dict())
+        return cache.tensors_digest(self.denoiser.state_dict())
 
     def identity(self) -> str:
         """Return a digest of all that decides what the model draws from given noise: weights and schedule."""

@@ -47,10 +47,10 @@ def cached_attack(name: str, attack: Attack, diffusion: Diffusion, setting: Sett
         result = attack.run(diffusion, setting)
         about: dict[str, Any] = {"cells": [asdict(cell) for cell in result.cells], "success": result.success}
         about |= {"numbers": result.numbers, "seconds": result.seconds}
-        return {"pictures": result.pictures, "about": cache.as_tensor(about)}
+        return {"pictures": result.pictures, "about": cache.json_to_tensor(about)}
 
-    cached = cache.tensors(path, make)
-    about = cache.from_tensor(cached["about"])
+    cached = cache.load_or_create(path, make)
+    about = cache.tensor_to_json(cached["about"])
     about["cells"] = tuple(Cell(**cell) for cell in about["cells"])
     return AttackResult(**about | {"pictures": cached["pictures"]})
 

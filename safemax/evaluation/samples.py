@@ -72,7 +72,7 @@ def cached_samples(
         **evaluation.describe(),
     }
     path = cache.folder("samples") / f"{cache.key(facts)}.safetensors"
-    return Samples(**cache.tensors(path, lambda: asdict(draw(diffusion, forget, evaluation, progress=progress))))
+    return Samples(**cache.load_or_create(path, lambda: asdict(draw(diffusion, forget, evaluation, progress=progress))))
 
 
 def _labels(num_classes: int, forget: tuple[int, ...], forget_count: int, retain_count: int) -> Tensor:

@@ -207,7 +207,7 @@ def by_class(network: Inception, split: Split, data: str, class_names: Sequence[
     for k, name in enumerate(class_names):
         facts = {"data": data, "inception": network.digest, "class": k}
         path = cache.folder("references") / f"inception-{cache.key(facts)}.safetensors"
-        features.append(cache.tensors(path, partial(_of_class, network, split, k, name))["features"])
+        features.append(cache.load_or_create(path, partial(_of_class, network, split, k, name))["features"])
     return tuple(features)
 
 

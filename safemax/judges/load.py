@@ -19,7 +19,7 @@ from safemax.judges.classifier import Ensemble, Judge, accuracy, load_judge, noi
 from safemax.judges.inception import Inception, by_class, load_inception
 from safemax.judges.train import train_judge
 from safemax.knobs import check, knob
-from safemax.storage import cache
+from safemax.storage import atomic, cache
 
 NOISE = 500  # images of pure noise, the far end of the normalised KID
 # Part of every cached judge's key, by Dataset.natural: a change of how judges are trained must change it.
@@ -127,7 +127,7 @@ def judges(dataset: Dataset, config: JudgeConfig, *, device: str = "cpu", progre
     plain = _plain(dataset, config, device, progress).to(device)
     reject = _reject(dataset, config, plain, device, progress).to(device)
     about = {"plain": _about(plain, dataset), "reject": _about(reject, dataset)}
-    facts = {"plain": cache.weights_digest(plain.state_dict()), "reject": cache.weights_digest(reject.state_dict())}
+    facts = {"plain": cache.tensors_digest(plain.state_dict()), "reject": cache.tensors_digest(reject.state_dict())}
     return Judges(plain, reject, about, cache.key(facts), inception)
 
 
@@ -171,7 +171,7 @@ def noise_features(judges: Judges) -> Tensor:
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
         return {"features": predict(judges.plain, noise)[1]}
 
-    return cache.tensors(path, make)["features"]
+    return cache.load_or_create(path, make)["features"]
 
 
 def _reference(dataset: Dataset, judges: Judges, per_class: int) -> dict[str, Tensor]:
@@ -186,7 +186,7 @@ def _reference(dataset: Dataset, judges: Judges, per_class: int) -> dict[str, Te
         features, rejecting = (predict(judge, images)[1] for judge in (judges.plain, judges.reject))
         return {"features": features, "labels": dataset.train.labels[rows], "rejecting": rejecting}
 
-    return cache.tensors(path, make)
+    return cache.load_or_create(path, make)
 
 
 def _plain(dataset: Dataset, config: JudgeConfig, device: str, progress: bool) -> Judge:
@@ -248,7 +248,7 @@ def _cached(
     judge = train_judge(
         dataset, arch, reject=reject, seed=seed, device=device, progress=progress, pretrained=pretrained, **steps
     )
-    cache.publish(folder, lambda place: save(judge, place))
+    atomic.create_folder(folder, lambda place: save(judge, place))
     return judge
 
 
@@ -259,7 +259,7 @@ def _facts(dataset: Dataset, arch: str, config: JudgeConfig, reject: bool, seed:
 
 
 def _about(judge: Judge, dataset: Dataset) -> dict[str, Any]:
-    facts = {"judge": cache.weights_digest(judge.state_dict()), "data": dataset.digest}
+    facts = {"judge": cache.tensors_digest(judge.state_dict()), "data": dataset.digest}
     path = cache.folder("judges") / f"about-{cache.key(facts)}.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -269,5 +269,5 @@ def _about(judge: Judge, dataset: Dataset) -> dict[str, Any]:
         "test_accuracy": accuracy(judge, dataset.test),
         "noise": noise_histogram(judge, images=images),
     }
-    cache.write(path, f"{json.dumps(about, indent=2)}\n".encode())
+    atomic.write_bytes(path, f"{json.dumps(about, indent=2)}\n".encode())
     return about

@@ -15,7 +15,7 @@ from safemax.errors import InputError, NonFiniteError
 from safemax.judges.classifier import Ensemble, Judge, load_judge, save
 from safemax.judges.networks import CIFAR_BLOCKS, CifarResNet, Network
 from safemax.judges.train import REJECT_SHARE, draw
-from safemax.storage import cache
+from safemax.storage import atomic, cache
 
 NAME = "none_head"  # of JudgeConfig.reject_judge: on the plain judge, or none_head:PATH,PATH on other networks
 RECIPE = 1  # part of every saved head's key: a change of how heads are trained must change it
@@ -126,11 +126,11 @@ def ensemble(
 
 def _cached(plain: Judge, dataset: Dataset, seed: int, draws: int, progress: bool) -> Judge:
     facts: dict[str, object] = {"data": dataset.digest, "seed": seed, "draws": draws}
-    facts |= {"backbone": cache.weights_digest(plain.state_dict())}
+    facts |= {"backbone": cache.tensors_digest(plain.state_dict())}
     folder = cache.folder("judges") / f"none-{cache.key({**facts, 'recipe': RECIPE, 'torch': torch.__version__})}"
     if not folder.exists():
         judge = train_none_head(plain, dataset, seed=seed, draws=draws, progress=progress)
-        cache.publish(folder, lambda place: save(judge, place))
+        atomic.create_folder(folder, lambda place: save(judge, place))
     return load_judge(folder, class_names=dataset.class_names)
 
 

@@ -1,35 +1,45 @@
-"""One file per unlearning method; the folder is the registry, and a file's name is the method's name."""
+"""Unlearning methods, one a file. A new file here is a new method; safemax/training/method.py says what it must hold.
+
+>>> from safemax.methods import available, create
+>>> "salun" in available()
+True
+>>> create("salun", mask_ratio=0.3).mask_ratio
+0.3
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
 from safemax.errors import unknown
 from safemax.knobs import external, knobs
+from safemax.plugins import classes_in
 from safemax.training.method import Method
-from safemax.training.trainer import Training
+from safemax.training.settings import Training
 
 
 @cache
 def available() -> dict[str, type[Method]]:
-    """Return every method by name: the one Method subclass that each file of this folder defines."""
-    names = sorted(each.name for each in iter_modules(__path__) if each.name not in ("base",))
-    return {name: _defined_in(name) for name in names}
+    """Return every method class by name: the file's name."""
+    return classes_in(__name__, __path__, Method)  # type: ignore[type-abstract]  # an interface, never constructed
 
 
 def find(name: str) -> type[Method]:
-    """Return the method of that name; raise InputError, listing the known ones, where there is none."""
+    """Return the method class of a name; raise InputError, listing the known names, if there is none."""
     if name not in available():
         raise unknown("method", name, available())
     return available()[name]
 
 
 def create(name: str, *, preset: str = "", **values: Any) -> Method:
-    """Build a method from its defaults, the knobs that a preset of its own sets and the knobs given, in rising priority.
+    """Create a method; given values override the preset's, which override the defaults.
+
+    Args:
+        name: one of `available()`.
+        preset: a name in the method's `presets`, of which only the knobs count here; "" for none.
+        values: knobs by field name (`lmbda` for lambda).
 
     Raises:
         InputError: unknown method, preset or knob, or a value that is not allowed.
@@ -60,15 +70,5 @@ def preset_of(name: str, preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def knobs_of(method: Method) -> Mapping[str, Any]:
-    """Return the values of a method's knobs by the names that users write."""
+    """Return the values of a method's knobs by the names that users write (`lambda`)."""
     return {external(name): getattr(method, name) for name in knobs(method)}
-
-
-def _defined_in(name: str) -> type[Method]:
-    module = import_module(f"{__name__}.{name}")
-    (method,) = (
-        each
-        for each in vars(module).values()
-        if isinstance(each, type) and issubclass(each, Method) and each.__module__ == module.__name__
-    )
-    return method

@@ -1,74 +1,73 @@
-"""Ablating concepts: on images of an anchor class, the forgotten label learns what the anchor's label predicts."""
+"""Ablating concepts: on images of an anchor class, train the forgotten label to predict what the anchor predicts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from safemax.data.batches import Batch, parse_classes, to_float, to_uint8
+from safemax.data.batches import Batch, Batches, parse_classes, to_float, to_uint8
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.knobs import knob
-from safemax.training import target_labels
 from safemax.training.method import Method, Terms
+from safemax.training.target_labels import next_retained
 
 
 @dataclass
 class AblatingConcepts(Method):
-    """Concept ablation (Kumari et al., ICCV 2023) by class label: p(x | forgotten) becomes the anchor's distribution.
+    """Concept ablation (Kumari et al., ICCV 2023) for a class label: p(x | forgotten) becomes the anchor's distribution.
 
-    x_t is noised from images of the anchor class. `model` regresses eps(x_t, forgotten) on the present weights'
-    prediction for the anchor, no gradient through it; `noise` regresses it on the noise itself. All means over pixels,
-    as in the official code, which draws its anchor images from the model (here they are real), trains cross-attention,
-    of which this network has none (here all weights, at the lr of the DDPM family), and has as optional prior term,
-    weight 1, the denoising of anchor images (here of all retained classes).
+    x_t is a noised image of the anchor class. Variant `model` regresses eps(x_t, forgotten) on the current prediction for
+    the anchor, without a gradient through it; `noise` regresses it on the noise itself. Losses are means over pixels, as
+    in the official code. That code differs in three points: it draws its anchor images from the model (here they are
+    real); it trains cross-attention, which this network lacks (here all weights, at the lr of the DDPM family); and its
+    optional prior term, of weight 1, denoises anchor images (here images of all retained classes).
     """
 
     paper: ClassVar[str] = "Kumari et al., arXiv:2303.13516"
     training: ClassVar[dict[str, object]] = {"steps": 1000, "batch_size": 256, "lr": 1e-4}
 
     anchor: str = knob(
-        "next", "class, by name or index, that the forgotten label is mapped to; next takes the next retained one"
+        "next", "class that the forgotten label is mapped to, by name or index; next means the next retained one"
     )
     variant: str = knob(
-        "model", "target on the anchor's images: the anchor's prediction, or the noise", choices=("model", "noise")
+        "model", "target on anchor images: the prediction for the anchor, or the noise", choices=("model", "noise")
     )
-    anchor_images: int = knob(500, "images of the anchor class that are kept", bounds=(1, 1_000_000))
+    anchor_images: int = knob(500, "images of the anchor class to train on", bounds=(1, 1_000_000))
     retain_weight: float = knob(
         1.0, "weight of the prior term (official: 1)", bounds=(0, 1e6), search=(0.1, 10), log=True
     )
-    retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1))
+    retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1), without_null=0)
 
     _label: Tensor = field(init=False, repr=False, compare=False)
     _images: Tensor = field(init=False, repr=False, compare=False)
 
-    def validate(self, model: Diffusion) -> None:
-        """The anchor must be a class of the model; dropping labels needs a null label."""
-        if self.retain_null_drop:
-            model.null(torch.zeros(1, dtype=torch.int64))
-        if self.anchor != "next" and len(parse_classes(self.anchor, model.class_names)) != 1:
-            raise InputError(f"anchor = {self.anchor!r} names several classes; anchor is one class or next")
+    def validate(self, diffusion: Diffusion) -> None:
+        """Check that the anchor is a class of the model, too."""
+        super().validate(diffusion)
+        if self.anchor != "next" and len(parse_classes(self.anchor, diffusion.class_names)) != 1:
+            raise InputError(f"anchor = {self.anchor!r} names several classes; anchor must be one class or next")
 
-    def prepare(self, model: Diffusion, batches: Callable[[int], Batch]) -> None:
-        """Choose the anchor and keep images of it, taken from the retain rows of successive batches."""
-        label = self._choose(model, *target_labels.classes(batches))
-        kept: list[Tensor] = []
+    def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
+        """Choose the anchor and collect images of it from the retain rows of successive batches."""
+        label = self._choose(diffusion, batches.forget_classes, batches.retain_classes)
+        images: list[Tensor] = []
         step = 0
-        while sum(len(each) for each in kept) < self.anchor_images:
+        while sum(len(each) for each in images) < self.anchor_images:
             rows = batches(step).retain
-            kept.append(to_uint8(rows.x0[rows.c == label]))
+            images.append(to_uint8(rows.x0[rows.c == label]))
             step += 1
-        self._images = torch.cat(kept)[: self.anchor_images]
+        self._images = torch.cat(images)[: self.anchor_images]
         self._label = torch.tensor(label, device=self._images.device)
 
-    def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
-        """As many anchor images as forget rows, under the forget rows' labels; then the prior term."""
-        yield {"forget": self._ablation_loss(model, batch.forget.c)}
-        retain = model.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)
+    def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
+        """Train on as many anchor images as there are forget rows, under the forget rows' labels; then the prior term."""
+        yield {"forget": self._ablation_loss(diffusion, batch.forget.c)}
+        retain = diffusion.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)
         yield {"retain": self.retain_weight * retain}
 
     def state(self) -> dict[str, Tensor]:
@@ -77,24 +76,24 @@ class AblatingConcepts(Method):
     def load_state(self, state: dict[str, Tensor]) -> None:
         self._label, self._images = state["label"], state["images"]
 
-    def _choose(self, model: Diffusion, forgotten: tuple[int, ...], retained: tuple[int, ...]) -> int:
+    def _choose(self, diffusion: Diffusion, forgotten: tuple[int, ...], retained: tuple[int, ...]) -> int:
         if self.anchor == "next":
-            return int(target_labels.next_retained(model.num_classes, retained)[forgotten[0]])
-        (label,) = parse_classes(self.anchor, model.class_names)
+            return int(next_retained(diffusion.num_classes, retained)[forgotten[0]])
+        (label,) = parse_classes(self.anchor, diffusion.class_names)
         if label not in retained:
-            names = ", ".join(model.class_names[k] for k in retained)
-            raise InputError(f"anchor = {self.anchor!r} is not retained in this job; retained: {names}")
+            names = ", ".join(diffusion.class_names[k] for k in retained)
+            raise InputError(f"anchor = {self.anchor!r} is not retained in this run; retained: {names}")
         return label
 
-    def _ablation_loss(self, model: Diffusion, c: Tensor) -> Tensor:
+    def _ablation_loss(self, diffusion: Diffusion, c: Tensor) -> Tensor:
         chosen = torch.randint(len(self._images), c.shape, device=c.device)
-        x0, t = to_float(self._images[chosen]), model.times(len(c))
+        x0, t = to_float(self._images[chosen]), diffusion.times(len(c))
         eps = torch.randn_like(x0)
-        x_t = model.diffuse(x0, t, eps)
-        target = eps if self.variant == "noise" else self._anchor_prediction(model, x_t, t)
-        return (model(x_t, t, c) - target).square().mean()
+        x_t = diffusion.diffuse(x0, t, eps)
+        target = eps if self.variant == "noise" else self._anchor_prediction(diffusion, x_t, t)
+        return (diffusion(x_t, t, c) - target).square().mean()
 
     @torch.no_grad()
-    def _anchor_prediction(self, model: Diffusion, x_t: Tensor, t: Tensor) -> Tensor:
-        with model.without_dropout():
-            return model(x_t, t, self._label.expand(len(t)))
+    def _anchor_prediction(self, diffusion: Diffusion, x_t: Tensor, t: Tensor) -> Tensor:
+        with diffusion.without_dropout():
+            return diffusion(x_t, t, self._label.expand(len(t)))

@@ -1,4 +1,4 @@
-"""Fine-tuning on the retained classes alone; over all classes, from random weights, it is pretraining."""
+"""Fine-tuning on the retained classes only; on all classes, from random weights, it is pretraining."""
 
 from __future__ import annotations
 
@@ -14,22 +14,19 @@ from safemax.training.method import Method, Terms
 
 @dataclass
 class Finetune(Method):
-    """The ordinary denoising loss on the rows that are not forgotten: the weakest baseline, and the loop that trains a base.
+    """The ordinary denoising loss on the retain rows: the weakest baseline, and how a base model is trained.
 
-    Equation 2 of the SAFEMax paper, label drop 0.1 as in the DDPM pretraining of SA and SalUn.
+    Equation 2 of the SAFEMax paper, with label drop 0.1 as in the DDPM pretraining of SA and SalUn.
     """
 
     paper: ClassVar[str] = "Ho et al., arXiv:2006.11239; label drop of Ho and Salimans, arXiv:2207.12598"
     training: ClassVar[dict[str, object]] = {"forget_share": 0.0}
     needs_forget: ClassVar[bool] = False
 
-    null_drop: float = knob(0.1, "share of rows given the null label, which guidance needs", bounds=(0, 1))
+    null_drop: float = knob(
+        0.1, "share of rows given the null label, which guidance needs", bounds=(0, 1), without_null=0
+    )
 
-    def validate(self, model: Diffusion) -> None:
-        """Dropping labels needs a null label to drop them to."""
-        if self.null_drop and not model.has_null:
-            model.null(model.alpha_bar.long())
-
-    def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
+    def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
         """Denoise the retain rows."""
-        yield {"retain": model.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.null_drop)}
+        yield {"retain": diffusion.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.null_drop)}

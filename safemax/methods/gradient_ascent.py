@@ -1,4 +1,4 @@
-"""Gradient ascent: climb the denoising loss of the forget class."""
+"""Gradient ascent: maximise the denoising loss of the forget class."""
 
 from __future__ import annotations
 
@@ -15,23 +15,29 @@ from safemax.knobs import knob
 from safemax.training.method import Method, Terms
 
 
-def ascent_loss(model: Diffusion, rows: Rows, *, cap: float, null_drop: float = 0.0) -> Tensor:
-    """Return minus the mean over rows of min(l, cap), l being a row's denoising loss, a mean over pixels.
+def ascent_loss(diffusion: Diffusion, rows: Rows, *, cap: float, null_drop: float = 0.0) -> Tensor:
+    """Return minus the mean over rows of min(l, cap), where l is a row's denoising loss, a mean over pixels.
 
-    Minus a loss has no lower bound: a row beyond the cap gives no gradient. At a cap of 1 a row is left alone once it
-    is denoised no better than by predicting eps = 0, whose loss is E eps^2 = 1.
+    Minus a loss has no lower bound, so rows beyond the cap give no gradient. With a cap of 1 a row stops counting once
+    the model does no better on it than the prediction eps = 0, whose loss is E eps^2 = 1.
+
+    Args:
+        diffusion: the model.
+        rows: images and labels to forget.
+        cap: largest loss of a row that still counts.
+        null_drop: share of rows given the null label.
     """
-    eps, t = torch.randn_like(rows.x0), model.times(len(rows))
-    eps_pred = model(model.diffuse(rows.x0, t, eps), t, model.drop_labels(rows.c, null_drop))
+    eps, t = torch.randn_like(rows.x0), diffusion.times(len(rows))
+    eps_pred = diffusion(diffusion.diffuse(rows.x0, t, eps), t, diffusion.drop_labels(rows.c, null_drop))
     return -(eps_pred - eps).square().mean((1, 2, 3)).clamp_max(cap).mean()
 
 
 @dataclass
 class GradientAscent(Method):
-    """Gradient ascent on the forget rows alone (NegGrad of Golatkar et al., 2020; Thudi et al., 2022).
+    """Gradient ascent on forget rows only (NegGrad of Golatkar et al., 2020; Thudi et al., 2022).
 
-    Nothing holds the retained classes, so it takes few steps and only forget rows. The sources have no bound on the
-    loss (preset `paper`); the cap of 1 by default stops at ignorance.
+    Nothing protects the retained classes, so it takes few steps. The sources do not bound the loss (preset `paper`); the
+    default cap of 1 stops where the model knows nothing about a row.
     """
 
     paper: ClassVar[str] = "Thudi et al., arXiv:2109.13398; Golatkar et al., arXiv:1911.04933"
@@ -40,15 +46,12 @@ class GradientAscent(Method):
     needs_retain: ClassVar[bool] = False
 
     cap: float = knob(
-        1.0, "loss of a row beyond which it is left alone; 1 is that of eps = 0", bounds=(0, 1e6), search=(0.3, 3)
+        1.0, "loss of a row beyond which it stops counting; 1 is that of eps = 0", bounds=(0, 1e6), search=(0.3, 3)
     )
-    forget_null_drop: float = knob(0.0, "share of forget rows given the null label (SalUn: 0.1)", bounds=(0, 1))
+    forget_null_drop: float = knob(
+        0.0, "share of forget rows given the null label (SalUn: 0.1)", bounds=(0, 1), without_null=0
+    )
 
-    def validate(self, model: Diffusion) -> None:
-        """Dropping labels needs a null label to drop them to."""
-        if self.forget_null_drop:
-            model.null(torch.zeros(1, dtype=torch.int64))
-
-    def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
-        """Climb the forget rows' loss."""
-        yield {"forget": ascent_loss(model, batch.forget, cap=self.cap, null_drop=self.forget_null_drop)}
+    def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
+        """Ascend the loss of the forget rows."""
+        yield {"forget": ascent_loss(diffusion, batch.forget, cap=self.cap, null_drop=self.forget_null_drop)}

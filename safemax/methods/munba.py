@@ -9,14 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax.data.batches import Batch
+from safemax.data.batches import Batch, Batches
 from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
 from safemax.methods.random_label import imitation_loss
-from safemax.training import gradients, target_labels
+from safemax.training import gradients
 from safemax.training.method import Method, Terms
+from safemax.training.target_labels import next_retained
 
-# Weights of the retain and forget gradients where no bargain is possible (official code for Stable Diffusion).
+# Weights of the retain and forget gradients where the bargain has no solution (official code for Stable Diffusion).
 FALLBACK = (1.0, 0.5)
 
 
@@ -24,9 +25,9 @@ def nash(retain_square: Tensor, cross: Tensor, forget_square: Tensor) -> tuple[T
     """Return the weights (a_r, a_f) of the Nash bargaining solution of two players.
 
     They solve a_r (g_r.g_r a_r + g_r.g_f a_f) = 1 and a_f (g_f.g_f a_f + g_r.g_f a_r) = 1. With n = ||g|| and cos the
-    cosine between the two, a = 1 / (n sqrt(1 + cos)): inserted in the first, (1 + cos) / (1 + cos) = 1, and so in the
-    second. The step a_r g_r + a_f g_f then has norm sqrt(2) whatever the losses' scales. Opposite or vanishing
-    gradients have no solution; 1 and 0.5 are returned there.
+    cosine between the two, a = 1 / (n sqrt(1 + cos)): inserted in the first equation it gives (1 + cos) / (1 + cos) = 1,
+    likewise in the second. The step a_r g_r + a_f g_f has norm sqrt(2) whatever the scales of the losses. For opposite
+    or vanishing gradients there is no solution, and FALLBACK is returned.
 
     Args:
         retain_square: g_r.g_r, a scalar.
@@ -42,44 +43,41 @@ def nash(retain_square: Tensor, cross: Tensor, forget_square: Tensor) -> tuple[T
 
 @dataclass
 class MUNBa(Method):
-    """Machine unlearning via Nash bargaining (Wu and Harandi, ICCV 2025) over the two losses' gradients.
+    """Machine unlearning via Nash bargaining (Wu and Harandi, ICCV 2025) between the gradients of the two losses.
 
-    The official code has Stable Diffusion and classifiers, no DDPM. Its losses for the former are taken over: denoising
-    of retain rows, and on forget rows the prediction for the next class; both are means over pixels there too, and the
-    solution does not depend on their scales. Its expression for a_f cancels for nearly orthogonal gradients and adds
-    1e-8 to products of six gradient norms; the closed form used here does neither. Two backwards a step instead of
-    three, and the two gradients stored. The official lr of 1e-5 fine-tunes Stable Diffusion; the lr of the DDPM family (SA,
-    SalUn) is the default here.
+    The official code covers Stable Diffusion and classifiers, not DDPM. The losses are those for Stable Diffusion:
+    denoising of retain rows, and on forget rows the prediction for the next class; both are means over pixels there too,
+    and the solution does not depend on their scales. The official expression for a_f loses precision for nearly
+    orthogonal gradients and adds 1e-8 to products of six gradient norms; the closed form used here does neither. It
+    needs two backward passes a step instead of three, and stores two gradients. The official lr of 1e-5 fine-tunes
+    Stable Diffusion; the default here is the lr of the DDPM family (SA, SalUn).
     """
 
     paper: ClassVar[str] = "Wu and Harandi, arXiv:2411.15537"
     per_part: ClassVar[bool] = False
     training: ClassVar[dict[str, object]] = {"steps": 1000, "batch_size": 256, "lr": 1e-4}
 
-    forget_null_drop: float = knob(0.0, "share of forget rows and targets given the null label", bounds=(0, 1))
-    retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1))
+    forget_null_drop: float = knob(
+        0.0, "share of forget rows and targets given the null label", bounds=(0, 1), without_null=0
+    )
+    retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1), without_null=0)
 
     _anchor: Tensor = field(init=False, repr=False, compare=False)
 
-    def validate(self, model: Diffusion) -> None:
-        """Dropping labels needs a null label to drop them to."""
-        if self.forget_null_drop or self.retain_null_drop:
-            model.null(torch.zeros(1, dtype=torch.int64))
+    def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
+        """Map each label to the next retained one."""
+        anchor = next_retained(diffusion.num_classes, batches.retain_classes)
+        self._anchor = anchor.to(diffusion.device)
 
-    def prepare(self, model: Diffusion, batches: Callable[[int], Batch]) -> None:
-        """Map each label to the next one that is retained."""
-        _, retained = target_labels.classes(batches)
-        self._anchor = target_labels.next_retained(model.num_classes, retained).to(model.device)
-
-    def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
-        """Denoise the retain rows; predict on forget rows what the model predicts for their anchor."""
-        yield {"retain": model.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)}
+    def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
+        """Denoise the retain rows; on forget rows, predict what the model predicts for their anchor."""
+        yield {"retain": diffusion.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)}
         anchor = self._anchor[batch.forget.c]
-        yield {"forget": imitation_loss(model, batch.forget, anchor, null_drop=self.forget_null_drop)}
+        yield {"forget": imitation_loss(diffusion, batch.forget, anchor, null_drop=self.forget_null_drop)}
 
-    def backward(self, groups: Iterable[Terms], model: Diffusion, accumulate: Callable[[Tensor], None]) -> Terms:
-        """Weigh the two gradients by the bargain."""
-        weights = gradients.trained(model)
+    def backward(self, groups: Iterable[Terms], diffusion: Diffusion, accumulate: Callable[[Tensor], None]) -> Terms:
+        """Weigh the two gradients by the Nash solution."""
+        weights = gradients.trained(diffusion)
         terms, (retain, forget) = gradients.separate(groups, weights, accumulate)
         share = nash(*(gradients.dot(a, b) for a, b in ((retain, retain), (retain, forget), (forget, forget))))
         gradients.add(weights, gradients.combine(retain, forget, *share))

@@ -1,12 +1,10 @@
-"""NegGrad+: descend on the retained classes while climbing on the forgotten one."""
+"""NegGrad+: gradient descent on the retained classes and ascent on the forgotten one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
-
-import torch
 
 from safemax.data.batches import Batch
 from safemax.diffusion.model import Diffusion
@@ -19,8 +17,8 @@ from safemax.training.method import Method, Terms
 class NegGradPlus(Method):
     """NegGrad+ (Kurmanji et al., NeurIPS 2023): beta L_retain - (1 - beta) L_forget, both means over pixels and batch.
 
-    The source leaves L_forget without a bound and picks beta so near 1 (0.95 to 0.9999) that training ends before it
-    diverges (preset `paper`); by default a forget row that is denoised no better than by eps = 0 is left alone.
+    The source does not bound L_forget and chooses beta so close to 1 (0.95 to 0.9999) that training ends before it
+    diverges (preset `paper`); by default a forget row stops counting once the model does no better than eps = 0 on it.
     """
 
     paper: ClassVar[str] = "Kurmanji et al. (SCRUB), arXiv:2302.09880"
@@ -35,21 +33,16 @@ class NegGradPlus(Method):
     )
     cap: float = knob(
         1.0,
-        "loss of a forget row beyond which it is left alone; 1 is that of eps = 0",
+        "loss of a forget row beyond which it stops counting; 1 is that of eps = 0",
         bounds=(0, 1e6),
         search=(0.3, 3),
     )
-    forget_null_drop: float = knob(0.0, "share of forget rows given the null label", bounds=(0, 1))
-    retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1))
+    forget_null_drop: float = knob(0.0, "share of forget rows given the null label", bounds=(0, 1), without_null=0)
+    retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1), without_null=0)
 
-    def validate(self, model: Diffusion) -> None:
-        """Dropping labels needs a null label to drop them to."""
-        if self.forget_null_drop or self.retain_null_drop:
-            model.null(torch.zeros(1, dtype=torch.int64))
-
-    def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
-        """OptimizerStep on the retain rows, then climb on the forget rows; one graph at a time."""
-        retain = model.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)
+    def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
+        """Descend on the retain rows, then ascend on the forget rows; one graph at a time."""
+        retain = diffusion.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)
         yield {"retain": self.beta * retain}
-        forget = ascent_loss(model, batch.forget, cap=self.cap, null_drop=self.forget_null_drop)
+        forget = ascent_loss(diffusion, batch.forget, cap=self.cap, null_drop=self.forget_null_drop)
         yield {"forget": (1 - self.beta) * forget}

@@ -16,7 +16,7 @@ from safemax.training.method import Method, Terms
 
 
 def psi(t: Tensor, T: int, lmbda: float) -> Tensor:  # noqa: N803 - the paper's letter
-    """Return exp(-lambda t / T), (N,), in [exp(-lambda), 1] (equation 5); lambda = 0 switches the schedule off."""
+    """Return exp(-lambda t / T), (N,), in [exp(-lambda), 1] (equation 5); lambda = 0 weighs all t alike."""
     return torch.exp(-lmbda * t / T)
 
 
@@ -33,11 +33,12 @@ def rho(alpha_bar: Tensor, t: Tensor) -> Tensor:
 class SAFEMax(Method):
     """SAFEMax (Spartalis et al., ICML workshop 2025): equation 3 with psi of equation 5, plus denoising of retained classes.
 
-    The paper gives no code. Its eps_T is read as noise independent of x_t: with the noise of x_t itself, equation 3 would be
-    the ordinary training loss. "The same hyperparameters as SalUn": its retain weight 1e-3 multiplies a loss summed over the
-    3 * 32 * 32 values of an image, 1e-3 * 3072 = 3.072 of our mean; Adam 1e-4, clip 1, 1,000 steps. The published memory and
-    time fit one pass over 128 rows, so half of the 128 are forget rows. No label is dropped on forget rows by default: SalUn's
-    0.1 there would train the null label towards noise, and guidance would over-denoise the retained classes.
+    The paper has no code. Its eps_T is read as noise independent of x_t: with the noise of x_t itself, equation 3 would be
+    the ordinary training loss. "The same hyperparameters as SalUn": SalUn's retain weight of 1e-3 multiplies a loss summed
+    over the 3 * 32 * 32 values of an image, so it is 1e-3 * 3072 = 3.072 for our mean; Adam 1e-4, clip 1, 1,000 steps. The
+    published memory and time fit one pass over 128 rows, so half of the 128 are forget rows. Labels of forget rows are not
+    dropped by default: SalUn's 0.1 would train the null label towards noise, and guidance would then over-denoise the
+    retained classes.
     """
 
     paper: ClassVar[str] = "Spartalis et al., Unleashing Uncertainty, ICML 2025 Workshop on MU for Generative AI"
@@ -48,7 +49,7 @@ class SAFEMax(Method):
     )
     target: str = knob(
         "independent",
-        "what the forget rows denoise to: fresh noise (the paper), its mean 0, the chain's own x_T noise, or a Gaussian image",
+        "target of the forget rows: fresh noise (the paper), its mean 0, the chain's own x_T noise, or a Gaussian image",
         choices=("independent", "zero", "chain", "gaussian_x0"),
     )
     retain_weight: float = knob(
@@ -58,42 +59,42 @@ class SAFEMax(Method):
         search=(0.3, 30),
         log=True,
     )
-    forget_null_drop: float = knob(0.0, "share of forget rows given the null label (SalUn: 0.1)", bounds=(0, 1))
-    retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1))
-    normalize_psi: bool = knob(False, "divide psi by its mean, so that lambda changes its shape alone (paper: false)")
+    forget_null_drop: float = knob(
+        0.0, "share of forget rows given the null label (SalUn: 0.1)", bounds=(0, 1), without_null=0
+    )
+    retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1), without_null=0)
+    normalize_psi: bool = knob(False, "divide psi by its mean, so that lambda changes only its shape (paper: false)")
 
-    def validate(self, model: Diffusion) -> None:
-        """Dropping labels needs a null label to drop them to."""
-        if self.forget_null_drop or self.retain_null_drop:
-            model.null(torch.zeros(1, dtype=torch.int64))
-
-    def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
+    def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
         """One pass over forget and retain rows together; psi weighs each forget row before the mean (equation 3)."""
         forget, retain = batch.forget, batch.retain
-        t_forget, t_retain = model.times(len(forget)), model.times(len(retain))
+        t_forget, t_retain = diffusion.times(len(forget)), diffusion.times(len(retain))
         x0_forget = torch.randn_like(forget.x0) if self.target == "gaussian_x0" else forget.x0
         x0, t = torch.cat([x0_forget, retain.x0]), torch.cat([t_forget, t_retain])
-        c = [model.drop_labels(forget.c, self.forget_null_drop), model.drop_labels(retain.c, self.retain_null_drop)]
+        c = [
+            diffusion.drop_labels(forget.c, self.forget_null_drop),
+            diffusion.drop_labels(retain.c, self.retain_null_drop),
+        ]
         eps = torch.randn_like(x0)
-        target = torch.cat([self._forget_target(model, eps[: len(forget)], t_forget), eps[len(forget) :]])
-        error = (model(model.diffuse(x0, t, eps), t, torch.cat(c)) - target).square().mean((1, 2, 3))
-        weight = psi(t_forget, model.T, self.lmbda) / self._psi_scale(model)
+        target = torch.cat([self._forget_target(diffusion, eps[: len(forget)], t_forget), eps[len(forget) :]])
+        error = (diffusion(diffusion.diffuse(x0, t, eps), t, torch.cat(c)) - target).square().mean((1, 2, 3))
+        weight = psi(t_forget, diffusion.T, self.lmbda) / self._psi_scale(diffusion)
         yield {
             "forget": (weight * error[: len(forget)]).mean(),
             "retain": self.retain_weight * error[len(forget) :].mean(),
         }
 
-    def _forget_target(self, model: Diffusion, eps: Tensor, t: Tensor) -> Tensor:
+    def _forget_target(self, diffusion: Diffusion, eps: Tensor, t: Tensor) -> Tensor:
         if self.target == "independent":
             return torch.randn_like(eps)
         if self.target == "zero":
             return torch.zeros_like(eps)
         if self.target == "chain":
-            share = rho(model.alpha_bar, t).view(-1, 1, 1, 1)
+            share = rho(diffusion.alpha_bar, t).view(-1, 1, 1, 1)
             return share * eps + (1 - share.square()).clamp_min(0).sqrt() * torch.randn_like(eps)
         return eps
 
-    def _psi_scale(self, model: Diffusion) -> float:
+    def _psi_scale(self, diffusion: Diffusion) -> float:
         if not self.normalize_psi:
             return 1.0
-        return psi(torch.arange(model.T), model.T, self.lmbda).mean().item()
+        return psi(torch.arange(diffusion.T), diffusion.T, self.lmbda).mean().item()

@@ -1,4 +1,4 @@
-"""SFR-on: for every batch a masked, adaptively weighted ascent on the forget rows, then a descent on the rest."""
+"""SFR-on: for every batch a masked, adaptively weighted ascent on the forget rows, then a descent on the retain rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
-from safemax.data.batches import Batch, Rows
+from safemax.data.batches import Batch, Batches, Rows
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import predict
 from safemax.knobs import knob
@@ -25,27 +25,28 @@ EPSILON = 1e-15  # added to both Fisher informations, so that a weight that matt
 
 
 def adaptive_weights(loss: Tensor, power: float) -> Tensor:
-    """Return a weight per row, (N,), proportional to 1 / (loss^power + 1e-8) and of mean 1, without a graph."""
+    """Return a weight for each row, (N,), proportional to 1 / (loss^power + 1e-8), with mean 1 and without a graph."""
     weight = 1 / (loss.detach().pow(power) + 1e-8)
     return weight / weight.mean()
 
 
 @dataclass
 class SFRon(Method):
-    """SFR-on (Huang et al., NeurIPS 2024): saliency by Fisher ratio, adaptive coefficients, repair in between.
+    """SFR-on (Huang et al., NeurIPS 2024): saliency by Fisher ratio, adaptive coefficients, a repair step after each.
 
-    Prior: F = mean over batches of the squared gradient, each clipped to norm 1, of the guided prediction's loss summed
-    over pixels; a weight may move in forget steps where (F_forget + 1e-15) / (F_retain + 1e-15) >= `threshold`. The
-    official F takes 40 forget and 352 retain batches of 128. Forget step k: minus the adaptively weighted loss, times a
+    Prior: F is the mean over batches of the squared gradient, each clipped to norm 1, of the guided prediction's loss
+    summed over pixels. A weight may move in forget steps if (F_forget + 1e-15) / (F_retain + 1e-15) >= `threshold`. The
+    official F uses 40 forget and 352 retain batches of 128. Forget step k: minus the adaptively weighted loss, times a
     coefficient that falls as (1 + cos(pi k / decay_steps)) / 2; its gradient is masked, then clipped. Retain step: the
     ordinary loss, all weights.
 
     Units: both official losses are sums over the 3 * 32 * 32 values of an image, so the coefficients of 10 and 1 are
-    30,720 and 3,072 of our means. They make the clip of 1 bind, which leaves a gradient's direction and little else.
+    30,720 and 3,072 for our means. With them the clip of 1 is active in nearly every step and leaves little more than the
+    gradient's direction.
 
-    One Adam takes both steps, as there, so in a forget step the moments of earlier retain steps move masked weights
-    too, which have no gradient. Preset `paper` keeps this fault; by default those weights are put back. The official
-    label drop of 0.1 on forget rows, which trains the null label to be wrong on them, is in `paper` alone too.
+    One Adam takes both steps, as in the official code. In a forget step its moments from earlier retain steps move masked
+    weights too, although they have no gradient. Preset `paper` keeps this fault; by default those weights are restored.
+    The official label drop of 0.1 on forget rows trains the null label to be wrong on them; only `paper` does so.
     """
 
     paper: ClassVar[str] = "Huang et al., arXiv:2409.19732"
@@ -63,69 +64,66 @@ class SFRon(Method):
     retain_weight: float = knob(3072.0, "coefficient of the retain loss (official: 1 x 3072)", bounds=(0, 1e9))
     decay_steps: int = knob(
         0,
-        "steps after which the forget coefficient is 0; 0 takes the run's (official: all 150)",
+        "steps after which the forget coefficient is 0; 0 means all steps of the run (official: all 150)",
         bounds=(0, 10_000_000),
     )
     power: float = knob(0.5, "a row of loss l is weighted by 1 / l^power (official: 0.5)", bounds=(0, 10))
     threshold: float = knob(
-        1.0, "least Fisher ratio of a weight that may move in forget steps (official: 1)", bounds=(0, 1e15)
+        1.0, "least Fisher ratio of the weights that may move in forget steps (official: 1)", bounds=(0, 1e15)
     )
     fisher_batches: int = knob(40, "batches in each Fisher information", bounds=(1, 1_000_000))
     fisher_guidance_scale: float = knob(
-        3.0, "guidance of the prediction in F (official: 3); 1 is unguided", bounds=(-20, 20)
+        3.0, "guidance of the prediction in F (official: 3); 1 is unguided", bounds=(-20, 20), without_null=1
     )
-    hold: bool = knob(True, "put masked weights back after a forget step, where momentum moved them (official: false)")
-    forget_null_drop: float = knob(0.0, "share of forget rows given the null label (official: 0.1)", bounds=(0, 1))
-    retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1))
+    hold: bool = knob(True, "restore masked weights after a forget step, since momentum moves them (official: false)")
+    forget_null_drop: float = knob(
+        0.0, "share of forget rows given the null label (official: 0.1)", bounds=(0, 1), without_null=0
+    )
+    retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1), without_null=0)
 
     _mask: Tensor = field(init=False, repr=False, compare=False)
     _done: int = field(init=False, repr=False, compare=False, default=0)
     _forgetting: bool = field(init=False, repr=False, compare=False, default=False)
 
-    def validate(self, model: Diffusion) -> None:
-        """Label drop and guidance need a null label."""
-        if self.forget_null_drop or self.retain_null_drop or self.fisher_guidance_scale != 1:
-            model.null(torch.zeros(1, dtype=torch.int64))
-
-    def prepare(self, model: Diffusion, batches: Callable[[int], Batch]) -> None:
-        """Estimate both Fisher informations and keep the mask."""
-        model.eval()
+    def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
+        """Estimate both Fisher informations and make the mask."""
+        diffusion.eval()
         self._done = 0
         steps = range(self.fisher_batches)
-        forget = self._fisher(model, (batches(step).forget for step in steps))
-        retain = self._fisher(model, (batches(step).retain for step in steps))
+        forget = self._fisher(diffusion, (batches(step).forget for step in steps))
+        retain = self._fisher(diffusion, (batches(step).retain for step in steps))
         ratio = [(f + EPSILON) / (r + EPSILON) for f, r in zip(forget, retain, strict=True)]
         self._mask = torch.cat([each.flatten() for each in ratio]) >= self.threshold
 
-    def step(self, model: Diffusion, batch: Batch, optimizer_step: OptimizerStep) -> Terms:
-        """Forget, then retain; each with its own backward, clipping and optimizer step."""
-        before = [p.detach().clone() for p in model.parameters()] if self.hold else []
+    def step(self, diffusion: Diffusion, batch: Batch, optimizer_step: OptimizerStep) -> Terms:
+        """Take a forget step, then a retain step, each with its own backward, clipping and optimizer step."""
+        before = [p.detach().clone() for p in diffusion.parameters()] if self.hold else []
         self._forgetting = True
         terms = optimizer_step(self._forget_loss, batch)
         self._forgetting = False
-        self._put_back(model, before)
+        self._restore(diffusion, before)
         self._done += 1
         return terms | optimizer_step(self.losses, batch)
 
-    def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
-        """The retain step's loss."""
-        loss = model.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)
+    def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
+        """Yield the loss of the retain step."""
+        loss = diffusion.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)
         yield {"retain": self.retain_weight * loss}
 
-    def backward(self, groups: Iterable[Terms], model: Diffusion, accumulate: Callable[[Tensor], None]) -> Terms:
-        """Mask the forget gradient here, since it is clipped after masking."""
-        terms = super().backward(groups, model, accumulate)
+    def backward(self, groups: Iterable[Terms], diffusion: Diffusion, accumulate: Callable[[Tensor], None]) -> Terms:
+        """Mask the forget gradient here, because it must be clipped after masking."""
+        terms = super().backward(groups, diffusion, accumulate)
         if self._forgetting:
-            for p, kept in self._masked(model):
-                p.grad.mul_(kept)  # type: ignore[union-attr]  # every weight had a gradient
+            for p, mask in self._masked(diffusion):
+                p.grad.mul_(mask)  # type: ignore[union-attr]  # every weight had a gradient
         return terms
 
     def prior(self) -> dict[str, object]:
-        """The mask follows its own knobs."""
+        """Return the knobs of the mask."""
         return {name: getattr(self, name) for name in ("threshold", "fisher_batches", "fisher_guidance_scale")}
 
     def state(self) -> dict[str, Tensor]:
-        """The mask as bits, and the steps done."""
+        """Return the mask as bits, and the number of steps done."""
         bits = torch.from_numpy(np.packbits(self._mask.cpu().numpy()))
         return {"mask": bits, "size": torch.tensor(len(self._mask)), "done": torch.tensor(self._done)}
 
@@ -134,35 +132,37 @@ class SFRon(Method):
         self._mask = torch.from_numpy(bits).bool().to(state["mask"].device)
         self._done = int(state["done"])
 
-    def _masked(self, model: Diffusion) -> Iterator[tuple[Parameter, Tensor]]:
-        """Yield each weight with where it may move in forget steps."""
-        weights = list(model.parameters())
+    def _masked(self, diffusion: Diffusion) -> Iterator[tuple[Parameter, Tensor]]:
+        """Return each weight with the bool mask of what may move in forget steps."""
+        weights = list(diffusion.parameters())
         parts = self._mask.split([p.numel() for p in weights])
         return ((p, part.view_as(p)) for p, part in zip(weights, parts, strict=True))
 
     @torch.no_grad()
-    def _put_back(self, model: Diffusion, before: list[Tensor]) -> None:
-        for (p, kept), old in zip(self._masked(model), before, strict=False):
-            p.copy_(torch.where(kept, p, old))
+    def _restore(self, diffusion: Diffusion, before: list[Tensor]) -> None:
+        for (p, mask), old in zip(self._masked(diffusion), before, strict=False):
+            p.copy_(torch.where(mask, p, old))
 
-    def _forget_loss(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
+    def _forget_loss(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
         rows = batch.forget
-        t, eps = model.times(len(rows)), torch.randn_like(rows.x0)
-        eps_pred = model(model.diffuse(rows.x0, t, eps), t, model.drop_labels(rows.c, self.forget_null_drop))
+        t, eps = diffusion.times(len(rows)), torch.randn_like(rows.x0)
+        eps_pred = diffusion(
+            diffusion.diffuse(rows.x0, t, eps), t, diffusion.drop_labels(rows.c, self.forget_null_drop)
+        )
         loss = (eps_pred - eps).square().mean((1, 2, 3))
         decay = (1 + math.cos(math.pi * min(self._done / (self.decay_steps or self.run_steps), 1))) / 2
         yield {"forget": -self.forget_weight * decay * (adaptive_weights(loss, self.power) * loss).mean()}
 
-    def _fisher(self, model: Diffusion, batches: Iterable[Rows]) -> Gradient:
-        weights = list(model.parameters())
+    def _fisher(self, diffusion: Diffusion, batches: Iterable[Rows]) -> Gradient:
+        weights = list(diffusion.parameters())
         total = [torch.zeros_like(w) for w in weights]
         for rows in batches:
-            gradient = gradients.of(self._guided_loss(model, rows), weights)
+            gradient = gradients.of(self._guided_loss(diffusion, rows), weights)
             share = 1 / get_total_norm(gradient).clamp_min(1).square() / self.fisher_batches
             torch._foreach_add_(total, [share * g.square() for g in gradient])
         return total
 
-    def _guided_loss(self, model: Diffusion, rows: Rows) -> Tensor:
-        t, eps = model.times(len(rows)), torch.randn_like(rows.x0)
-        eps_pred = predict(model, model.diffuse(rows.x0, t, eps), t, rows.c, self.fisher_guidance_scale)
+    def _guided_loss(self, diffusion: Diffusion, rows: Rows) -> Tensor:
+        t, eps = diffusion.times(len(rows)), torch.randn_like(rows.x0)
+        eps_pred = predict(diffusion, diffusion.diffuse(rows.x0, t, eps), t, rows.c, self.fisher_guidance_scale)
         return (eps_pred - eps).square().sum((1, 2, 3)).mean()

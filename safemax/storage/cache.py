@@ -1,19 +1,20 @@
-"""Where work that later runs can use again is kept: decoded data, judges, priors, base samples, checkpoints."""
+"""The cache of work that later runs can use again: decoded data, judges, priors, samples of the base, checkpoints."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save as to_bytes
 from torch import Tensor
+
+from safemax.storage import atomic
 
 
 def root() -> Path:
@@ -22,85 +23,56 @@ def root() -> Path:
 
 
 def folder(kind: str) -> Path:
-    """Return the folder of one kind of work."""
+    """Return the folder for one kind of work, such as "priors"."""
     return root() / kind
 
 
 def key(facts: Mapping[str, Any]) -> str:
-    """Return 16 hex digits that name a piece of work by everything that it depends on."""
+    """Return 16 hex digits that identify a piece of work by everything it depends on."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Return the sha256 (hex) of a state dict: names, types, shapes and bytes."""
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 (hex) of named tensors, such as a state dict: names, types, shapes and bytes."""
     sha = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
+    for name, tensor in sorted(tensors.items()):
         sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()
 
 
-def tensors(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return what a file of `write_tensors` holds, or what `make` returns, which is kept there; all on the CPU."""
-    found = read_tensors(path)
-    if found is None:
-        found = {name: tensor.detach().cpu().contiguous() for name, tensor in make().items()}
-        write_tensors(path, found)
-    return found
+def load_or_create(path: Path, create: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of a cached file, or create and save them; on the CPU either way."""
+    cached = load_tensors(path)
+    if cached is not None:
+        return cached
+    created = {name: tensor.detach().cpu().contiguous() for name, tensor in create().items()}
+    save_tensors(path, created)
+    return created
 
 
-def read_tensors(path: Path) -> dict[str, Tensor] | None:
-    """Read what `write_tensors` wrote; None where there is none or where it does not hold what was written."""
+def load_tensors(path: Path) -> dict[str, Tensor] | None:
+    """Return what `save_tensors` wrote; None if the file is missing or its content does not match its digest."""
     try:
         with safe_open(path, "pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             digest = (file.metadata() or {}).get("digest")
     except (OSError, SafetensorError):
         return None
-    return found if weights_digest(found) == digest else None
+    return tensors if tensors_digest(tensors) == digest else None
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as one safetensors file with their digest, whole or not at all."""
-    write(
-        path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"digest": weights_digest(tensors)})
-    )
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors and their digest as one safetensors file, atomically."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    atomic.write_bytes(path, to_bytes(contiguous, {"digest": tensors_digest(tensors)}))
 
 
-def as_tensor(value: Any) -> Tensor:
-    """Return a JSON value as a tensor, to keep it in a file of tensors."""
+def json_to_tensor(value: Any) -> Tensor:
+    """Encode a JSON value as a uint8 tensor, so that it can be saved among tensors."""
     return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
 
 
-def from_tensor(tensor: Tensor) -> Any:
-    """Return the value that `as_tensor` took."""
+def tensor_to_json(tensor: Tensor) -> Any:
+    """Decode the JSON value of a tensor made by `json_to_tensor`."""
     return json.loads(bytes(tensor.tolist()))
-
-
-def write(path: Path, payload: bytes) -> None:
-    """Write a file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(payload)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make a folder that is either whole or not there; where another process made it meanwhile, its own is kept.
-
-    Args:
-        folder: what it is called in the end.
-        write: fills the folder whose path it gets.
-    """
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    write(temporary)
-    try:
-        temporary.rename(folder)
-    except OSError:  # another process was first
-        if not folder.exists():
-            raise
-        shutil.rmtree(temporary)

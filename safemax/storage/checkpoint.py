@@ -1,10 +1,9 @@
-"""Training state on disk: one safetensors file a step, whole or absent, verified by the digest in its name."""
+"""Checkpoints: one safetensors file a step, whole or absent, verified by the digest in its name."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from safemax.storage import atomic
+
 _NAME = re.compile(r"step-(\d{8})-([0-9a-f]{64})\.safetensors")
-KEEP = 2
+KEEP = 2  # newest checkpoints that stay
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `step` steps: tensors by name, and what is known about the run so far (JSON)."""
+    """The state after `step` steps: named tensors, and JSON facts about the run so far."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -28,32 +29,22 @@ class Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint atomically and durably, then drop all but the newest two.
+    """Write a checkpoint atomically and durably, then delete all but the newest KEEP.
 
-    The bytes are on disk before the name appears, and the name is on disk before the older files go, so that a kill or a
-    power cut at any moment leaves at least one whole checkpoint. A full disk raises OSError and leaves the older ones.
+    The new file and its name are on disk before older files are deleted, so a kill or a power cut at any moment leaves
+    at least one whole checkpoint. A full disk raises OSError and leaves the older ones.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    payload = save(checkpoint.tensors, metadata={"about": json.dumps(checkpoint.about)})
-    name = f"step-{checkpoint.step:08d}-{hashlib.sha256(payload).hexdigest()}.safetensors"
-    temporary = folder / f"{name}.{os.getpid()}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(folder / name)
-    _sync(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    payload = save(tensors, metadata={"about": json.dumps(checkpoint.about)})
+    path = folder / f"step-{checkpoint.step:08d}-{hashlib.sha256(payload).hexdigest()}.safetensors"
+    atomic.write_bytes(path, payload)
     for old in _files(folder)[KEEP:]:
         old.unlink(missing_ok=True)
-    return folder / name
+    return path
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint whose bytes match its name; what a kill left half-written or a disk damaged is passed over."""
+    """Return the newest checkpoint whose bytes match the digest in its name, None if there is none."""
     for path in _files(folder):
         payload = path.read_bytes()
         step, expected = _NAME.fullmatch(path.name).groups()  # type: ignore[union-attr]  # _files matched it
@@ -63,30 +54,26 @@ def newest(folder: Path) -> Checkpoint | None:
 
 
 def clear(folder: Path) -> None:
-    """Delete a job's checkpoints once its result is kept elsewhere: they hold the weights before unlearning too."""
-    for path in [*_files(folder), *folder.glob("*.tmp")]:
+    """Delete all checkpoints of a folder, and the folder if nothing else is in it.
+
+    To be called once the result is saved elsewhere: checkpoints of an unlearning run hold the weights before it too.
+    """
+    for path in [*_files(folder), *folder.glob(atomic.TEMPORARY)]:
         path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
 def _files(folder: Path) -> list[Path]:
+    """Return the checkpoint files of a folder, newest first."""
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=lambda p: p.name, reverse=True)
 
 
 def _about(payload: bytes) -> dict[str, Any]:
-    length = int.from_bytes(payload[:8], "little")
+    length = int.from_bytes(payload[:8], "little")  # safetensors: 8 bytes, then a JSON header of that length
     try:
         return json.loads(json.loads(payload[8 : 8 + length])["__metadata__"]["about"])
     except (KeyError, ValueError) as error:
-        raise SafetensorError(f"a checkpoint without its description: {error}") from error
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        raise SafetensorError(f"the checkpoint has no description: {error}") from error

@@ -1,4 +1,4 @@
-"""A folder's manifest: the sha256 and size of every file in it, so that one changed bit is seen before it is loaded."""
+"""A folder's manifest: the sha256 and size of every file in it, so that a changed bit is noticed before it is loaded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from safemax.errors import InputError
+from safemax.storage import atomic
 
 NAME = "manifest.json"
 SUFFIXES = {".json", ".safetensors", ".py", ".pyi", ".txt", ".md", ".yaml", ".yml", ".png", ".html", ".csv"}
@@ -35,14 +36,10 @@ def write(folder: str | Path) -> str:
         InputError: the folder holds a file that no version may hold (see `entries`).
     """
     folder = Path(folder)
-    temporary = folder / "manifest.tmp"
-    temporary.unlink(missing_ok=True)  # what a kill may have left
+    for leftover in folder.glob(f"{NAME}.{atomic.TEMPORARY}"):  # a kill may have left it; no version may hold it
+        leftover.unlink()
     content = _canonical(entries(folder))
-    with open(temporary, "wb") as file:
-        file.write(content)
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / NAME)
-    _sync(folder)
+    atomic.write_bytes(folder / NAME, content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -51,31 +48,31 @@ def verify(folder: str | Path, *, tolerate: Collection[str] = ()) -> str:
 
     Args:
         folder: what `write` was called on, or a copy of it.
-        tolerate: names of files and folders that others leave beside ours (`__pycache__`); they are not looked at.
+        tolerate: names of files and folders to ignore because other programs create them (`__pycache__`).
 
     Raises:
-        InputError: the first bad file, as missing, not in the manifest or changed; or the manifest itself.
+        InputError: a file is missing, not in the manifest or changed (the first by name), or the manifest itself is bad.
     """
     folder = Path(folder)
-    stated, content = _read(folder)
-    found = entries(folder, tolerate=tolerate)
-    for name in sorted(stated.keys() | found.keys()):
-        if name not in found:
+    listed, content = _read(folder)
+    present = entries(folder, tolerate=tolerate)
+    for name in sorted(listed.keys() | present.keys()):
+        if name not in present:
             raise InputError(f"{folder}: {name} is missing; the manifest lists it")
-        if name not in stated:
+        if name not in listed:
             raise InputError(f"{folder}: {name} is not in the manifest")
-        if stated[name] != found[name]:
+        if listed[name] != present[name]:
             raise InputError(f"{folder}: {name} has changed since the manifest was written")
-    if content != _canonical(found):
+    if content != _canonical(present):
         raise InputError(f"{folder}: {NAME} has changed since it was written")
     return hashlib.sha256(content).hexdigest()
 
 
 def entries(folder: str | Path, *, tolerate: Collection[str] = ()) -> dict[str, Entry]:
-    """Return the entry of every file under a folder but its own manifest.json, by its path in the folder.
+    """Return the entry of every file under a folder, except its manifest.json, by path relative to the folder.
 
     Raises:
-        InputError: not a folder, or a symlink, a hidden file, a special file or a suffix that is not one of SUFFIXES.
+        InputError: not a folder, or it holds a symlink, a hidden or special file, or a suffix that is not in SUFFIXES.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -95,7 +92,7 @@ def _walk(folder: Path, top: Path, tolerate: Collection[str]) -> Iterator[str]:
             yield from _walk(path, top, tolerate)
         elif not each.is_file() or not (path.suffix in SUFFIXES or each.name in BARE_NAMES):
             kinds = ", ".join(sorted(SUFFIXES | BARE_NAMES))
-            raise InputError(f"{top}: {path.relative_to(top)} is no file that a version may hold; allowed: {kinds}")
+            raise InputError(f"{top}: {path.relative_to(top)} is not a file that a version may hold; allowed: {kinds}")
         else:
             yield path.relative_to(top).as_posix()
 
@@ -108,23 +105,15 @@ def _entry(path: Path) -> Entry:
 def _read(folder: Path) -> tuple[dict[str, Entry], bytes]:
     try:
         content = (folder / NAME).read_bytes()
-        stated = json.loads(content)
+        manifest = json.loads(content)
     except FileNotFoundError:
         raise InputError(f"{folder}: {NAME} is missing") from None
     except (OSError, ValueError, RecursionError):
         raise InputError(f"{folder}: {NAME} is not a manifest") from None
-    if not isinstance(stated, dict) or not isinstance(stated.get("files"), dict):
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise InputError(f"{folder}: {NAME} is not a manifest")
-    return stated["files"], content
+    return manifest["files"], content
 
 
 def _canonical(files: dict[str, Entry]) -> bytes:
     return (json.dumps({"files": files}, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Gradients as lists of tensors, one a weight: taken apart by loss, compared, projected, averaged over processes."""
+"""Gradients as lists of tensors, one per weight: by loss, compared, projected, averaged over processes."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from torch.nn import Parameter
 Gradient = list[Tensor]
 
 
-def trained(model: torch.nn.Module) -> list[Parameter]:
-    """Return the weights that the optimizer may touch, in the model's order."""
-    return [p for p in model.parameters() if p.requires_grad]
+def trained(module: torch.nn.Module) -> list[Parameter]:
+    """Return the weights that the optimizer updates, in the module's order."""
+    return [p for p in module.parameters() if p.requires_grad]
 
 
 def of(loss: Tensor, weights: Sequence[Tensor]) -> Gradient:
-    """Return the gradient of a loss, averaged over processes; for `prepare`, where the model is not yet distributed."""
+    """Return the gradient of a loss, averaged over processes; for `prepare`, when the model is not yet distributed."""
     return average(list(torch.autograd.grad(loss, weights)))
 
 
 def separate(
     groups: Iterable[Mapping[str, Tensor]], weights: Sequence[Parameter], accumulate: Callable[[Tensor], None]
 ) -> tuple[dict[str, Tensor], list[Gradient]]:
-    """Run each group's backward by itself, one graph alive at a time, and leave .grad as it was.
+    """Compute each group's gradient separately, with one graph at a time, and leave .grad unchanged.
 
     Args:
-        groups: named scalars, a group at a time; the next group is computed after this one's backward.
-        weights: the weights whose gradients count.
-        accumulate: the trainer's backward (see Method.backward).
+        groups: what `Method.losses` yields.
+        weights: the weights to differentiate by.
+        accumulate: adds the gradient of a scalar to .grad (see Method.backward).
 
     Returns:
-        every term, detached, by name; and one gradient a group.
+        every term, detached, by name; and one gradient per group.
     """
-    before = _take(weights)
+    before = _pop_gradients(weights)
     terms: dict[str, Tensor] = {}
     gradients: list[Gradient] = []
     for group in groups:
         accumulate(torch.stack(list(group.values())).sum())
         gradients.append(
-            [torch.zeros_like(w) if g is None else g for g, w in zip(_take(weights), weights, strict=True)]
+            [torch.zeros_like(w) if g is None else g for g, w in zip(_pop_gradients(weights), weights, strict=True)]
         )
         terms |= {name: value.detach() for name, value in group.items()}
     for weight, gradient in zip(weights, before, strict=True):
-        # DDP averages over processes in the last pass of a step alone, where it does not find the earlier ones.
+        # DDP averages only what the last pass of a step adds to .grad; the earlier passes are averaged here.
         weight.grad = None if gradient is None else average([gradient])[0]
     return terms, gradients
 
@@ -56,7 +56,7 @@ def add(weights: Sequence[Parameter], gradient: Gradient) -> None:
 
 
 def dot(a: Gradient, b: Gradient) -> Tensor:
-    """Return the inner product over all weights together, a scalar."""
+    """Return the inner product over all weights, a scalar."""
     return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
 
 
@@ -66,14 +66,14 @@ def combine(a: Gradient, b: Gradient, share_a: Tensor | float, share_b: Tensor |
 
 
 def without_conflict(gradient: Gradient, other: Gradient) -> Gradient:
-    """Return a gradient less its component along another, where their inner product is negative (PCGrad)."""
+    """Return a gradient without its component along another if their inner product is negative (PCGrad), else unchanged."""
     square = dot(other, other)
     along = dot(gradient, other).clamp_max(0) / torch.where(square > 0, square, 1.0)
     return combine(gradient, other, 1.0, -along)
 
 
 def average(tensors: Gradient) -> Gradient:
-    """Average tensors over the processes, in place; a single process has nothing to do."""
+    """Average tensors over the processes, in place, and return them."""
     if distributed.is_available() and distributed.is_initialized():
         for tensor in tensors:
             distributed.all_reduce(tensor)
@@ -81,7 +81,8 @@ def average(tensors: Gradient) -> Gradient:
     return tensors
 
 
-def _take(weights: Sequence[Parameter]) -> list[Tensor | None]:
+def _pop_gradients(weights: Sequence[Parameter]) -> list[Tensor | None]:
+    """Return the weights' .grad and clear it."""
     gradients = [w.grad for w in weights]
     for weight in weights:
         weight.grad = None

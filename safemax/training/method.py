@@ -1,4 +1,44 @@
-"""The interface of an unlearning method: what to minimise and which weights may move; the trainer owns everything else."""
+"""The interface of an unlearning method: what to minimise, and which weights may move. The trainer does the rest.
+
+A method is one file in safemax/methods, with one dataclass in it; its name everywhere is the name of the file. Only
+`paper` and `losses` are required. This is a whole file, finetune.py in short:
+
+    from collections.abc import Iterator
+    from dataclasses import dataclass
+    from typing import Any, ClassVar
+
+    from safemax.data.batches import Batch
+    from safemax.diffusion.model import Diffusion
+    from safemax.knobs import knob
+    from safemax.training.method import Method, Terms
+
+
+    @dataclass
+    class Finetune(Method):
+        \"\"\"One sentence, then what differs from the paper.\"\"\"
+
+        paper: ClassVar[str] = "Ho et al., arXiv:2006.11239"
+        training: ClassVar[dict[str, Any]] = {"steps": 500, "forget_share": 0.0}
+        needs_forget: ClassVar[bool] = False
+
+        null_drop: float = knob(0.1, "share of rows given the null label", bounds=(0, 1), without_null=0)
+
+        def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
+            x0, c = batch.retain.x0, batch.retain.c
+            yield {"retain": diffusion.denoising_loss(x0, c, null_drop=self.null_drop)}
+
+The order in which the trainer calls it:
+
+    validate                      once, before any work
+    prepare  or  load_state       once; load_state where a checkpoint or a cached prior exists
+    trainable                     once; the weights that the optimizer gets
+    step                          for each batch
+        losses -> backward -> (clipping) -> constrain -> (optimizer)
+    state                         for each checkpoint
+
+The file alone adds the method to the command line, MLproject, MLflow's parameters, Optuna's search space and the README's
+table, and to the tests of tests/safemax/methods/test_contract.py. Add one test file for what only this method claims.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +51,26 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from safemax.data.batches import Batch
+from safemax.data.batches import Batch, Batches
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
-from safemax.knobs import check
+from safemax.knobs import check, external, knobs
 
-Terms = dict[str, Tensor]
+Terms = dict[str, Tensor]  # named scalars
 Losses = Callable[[Diffusion, Batch], Iterable[Terms]]
 
 
 class OptimizerStep(Protocol):
-    """One optimizer step on the losses of a batch: backward, clipping, finite check, `constrain`, step."""
+    """One optimizer step on the losses of a batch: backward, clipping, check for finite gradients, `constrain`, step."""
 
     def __call__(self, losses: Losses, batch: Batch, *, clip: float | None = None) -> Terms:
-        """Return the terms, detached; `clip` replaces the trainer's largest gradient norm."""
+        """Return the terms, detached.
+
+        Args:
+            losses: the method's own, or others of the same form for an extra step.
+            batch: what they are computed on.
+            clip: largest gradient norm; None uses the training's.
+        """
         ...
 
 
@@ -33,16 +79,20 @@ class Method(ABC):
     """An unlearning method; its knobs are the fields of its dataclass (safemax.knobs.knob), checked at construction.
 
     Class attributes:
-        paper: the source, as an arXiv number or a citation.
-        training: official training settings that differ from the trainer's defaults (steps, batch_size, lr, ...).
+        paper: the source: arXiv number, or citation with year.
+        training: official training settings that differ from the defaults of Training (steps, batch_size, lr, ...).
         presets: named dicts of knobs and of training settings (steps, batch_size, lr, ema, ...) that apply where the user
-            gives no value; `paper` is faithful to the official code where the default mends a known fault.
-        needs_null, needs_forget, needs_retain: what a model and a data set must offer, checked before any work.
+            gives no value; `paper` follows the official code where the defaults correct a known fault of it.
+        needs_null: the model must have a null label, whatever the knobs (else see without_null of a knob); checked before
+            any work, like the next two.
+        needs_forget: a batch must have forget rows.
+        needs_retain: a batch must have retain rows.
         shared: the prior is the same for every forget class.
-        per_part: what the method does with a batch's gradients it may do with each part of a batch (`accumulate`).
+        per_part: a batch may be split into parts whose gradients are summed (`accumulate`); False for a method that
+            weighs gradients of the whole batch.
 
     Attributes:
-        run_steps: optimizer steps of the run, told by the trainer before `prepare`; 1 before that.
+        run_steps: optimizer steps of the run, set by the trainer before `prepare`; 1 before that.
     """
 
     paper: ClassVar[str]
@@ -59,34 +109,54 @@ class Method(ABC):
     def __post_init__(self) -> None:
         check(self)
 
-    def validate(self, model: Diffusion) -> None:
-        """Raise InputError where the model lacks what the method needs; called before any work."""
-        if self.needs_null and not model.has_null:
+    def validate(self, diffusion: Diffusion) -> None:
+        """Raise InputError if the model lacks what the method needs; called before any work."""
+        if diffusion.has_null:
+            return
+        if self.needs_null:
             raise InputError(f"{type(self).__name__} needs a null label and this model has none")
+        for field_name, (_, about) in knobs(self).items():
+            name, value, allowed = external(field_name), getattr(self, field_name), about.without_null
+            if allowed is not None and value != allowed:
+                raise InputError(
+                    f"{name} = {value:g} is not allowed: it uses the null label, and the model has no null label; "
+                    f"{name} must be {allowed:g}"
+                )
 
-    def prepare(self, model: Diffusion, batches: Callable[[int], Batch]) -> None:
-        """Work before step 0: Fisher information, a saliency mask, a frozen teacher, a closed-form edit."""
+    def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
+        """Work before step 0: Fisher information, a saliency mask, a frozen teacher, a closed-form edit.
+
+        Args:
+            diffusion: the model before unlearning; its weights may be changed here.
+            batches: the batch of each step, from 0.
+        """
 
     def prior(self) -> dict[str, Any] | None:
-        """Return what the state that `prepare` makes depends on beside model, data and seed, to keep it for later runs.
+        """Return the knobs that the prepared state depends on, so that later runs can load it from the cache.
 
-        None, the default, keeps nothing. A prior that is the same for every forget class leaves the class out (`shared`).
+        Model, data, seed and the method's code are added by the trainer; so is the forget class, unless `shared`.
+        None, the default, caches nothing.
         """
         return None
 
     @abstractmethod
-    def losses(self, model: Diffusion, batch: Batch) -> Iterator[Terms]:
-        """Yield groups of named scalars; each group's sum gets its own backward before the next group is computed.
+    def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
+        """Yield groups of named scalars; the sum of each group gets its own backward before the next is computed.
 
-        One group shares one graph (SAFEMax: forget and retain rows in one pass). Several groups hold one graph at a time.
+        Terms that share a forward pass belong in one group, which shares one graph. Several groups save memory: only one
+        graph exists at a time.
+
+        Args:
+            diffusion: the model, in training mode.
+            batch: forget and retain rows: x0, (N, C, H, W) in [-1, 1], and labels c, (N,).
         """
 
-    def backward(self, groups: Iterable[Terms], model: Diffusion, accumulate: Callable[[Tensor], None]) -> Terms:
-        """Turn losses into gradients; override to balance or project the gradients of the groups.
+    def backward(self, groups: Iterable[Terms], diffusion: Diffusion, accumulate: Callable[[Tensor], None]) -> Terms:
+        """Turn losses into gradients; override it to balance or project the gradients of the groups.
 
         Args:
             groups: what `losses` yields.
-            model: the model whose .grad fields are filled.
+            diffusion: the model whose .grad fields are filled.
             accumulate: adds the gradient of a scalar to .grad (in every process, averaged over processes).
 
         Returns:
@@ -98,24 +168,24 @@ class Method(ABC):
             terms |= {name: value.detach() for name, value in group.items()}
         return terms
 
-    def constrain(self, model: Diffusion) -> None:
-        """Change the gradients after clipping and before the optimizer's step: masks."""
+    def constrain(self, diffusion: Diffusion) -> None:
+        """Change the gradients after clipping and before the optimizer's step, for example by a mask."""
 
-    def step(self, model: Diffusion, batch: Batch, optimizer_step: OptimizerStep) -> Terms:
-        """One step of the trainer; override for several optimizer steps a batch."""
+    def step(self, diffusion: Diffusion, batch: Batch, optimizer_step: OptimizerStep) -> Terms:
+        """Process one batch; override it to take several optimizer steps on a batch."""
         return optimizer_step(self.losses, batch)
 
-    def trainable(self, model: Diffusion) -> Iterable[Parameter]:
-        """Weights that the optimizer may touch; override for a subset such as the label embedding."""
-        return model.parameters()
+    def trainable(self, diffusion: Diffusion) -> Iterable[Parameter]:
+        """Return the weights that may move; override it for a subset such as the label embedding."""
+        return diffusion.parameters()
 
     def state(self) -> dict[str, Tensor]:
-        """Return what `prepare` made, by name, for the checkpoint; its bytes are the method's side state."""
+        """Return what `prepare` made, by name, for checkpoints; its size is reported as the method's side state."""
         return {}
 
     def facts(self) -> dict[str, float]:
-        """Return numbers about the prior that belong beside the results, by name: the error of an estimate."""
+        """Return numbers about the prior to report with the results, by name, such as the error of an estimate."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` returned, instead of preparing again."""
+        """Restore what `state` returned, in place of `prepare`."""

@@ -1,4 +1,4 @@
-"""Peak memory of a stretch of work: the GPU allocator's peak, or on a CPU the peak resident set of this process."""
+"""Peak memory of some work: the GPU allocator's peak, or on a CPU the peak resident set of this process."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def reset_peak(device: torch.device) -> None:
-    """Forget the peak so far, so that what follows is measured alone."""
+    """Reset the peak, so that only what follows is measured."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR.exists():
-        _CLEAR.write_text("5")  # proc(5): 5 resets VmHWM to the present resident size
+        _CLEAR.write_text("5")  # proc(5): 5 resets VmHWM to the current resident size
 
 
 def peak_gb(device: torch.device) -> float:
     """Return the peak since `reset_peak` in units of 1e9 bytes.
 
-    Where the system cannot reset its mark (not Linux) the peak of the whole process is returned, which is an upper bound.
+    On systems other than Linux the peak cannot be reset: that of the whole process is returned, an upper bound.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9

@@ -9,7 +9,8 @@ import torch
 from benchmarks import ours
 from benchmarks.saved import SavedBytes
 from safemax.methods import create
-from safemax.training.trainer import Training, steps_of
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 from tests.support import tiny_models
 
 
@@ -39,9 +40,10 @@ def test_graphs_that_are_alive_together_add_up_and_one_after_the_other_do_not() 
 def test_a_benchmarked_step_is_a_training_step() -> None:
     model = tiny_models.diffusion()
     before = model.digest()
-    step = steps_of(model, create("safemax"), tiny_models.split(), (0,), Training(batch_size=8, device="cpu"))
+    trainer = Trainer(model, create("safemax"), tiny_models.split(), (0,), Training(batch_size=8, device="cpu"))
+    trainer.prepare()
     assert model.training
-    step()
+    trainer.step()
     assert model.digest() != before
 
 

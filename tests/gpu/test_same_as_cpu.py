@@ -19,7 +19,8 @@ from safemax.judges.load import Judges, reference
 from safemax.judges.train import train_judge
 from safemax.methods import available, create, find
 from safemax.methods.safemax import SAFEMax
-from safemax.training.trainer import Training, fit
+from safemax.training.hooks import Folders, Hooks
+from safemax.training.settings import Training
 from tests.gpu.same_draws import SameDraws, exact
 from tests.support import tiny_models
 
@@ -41,15 +42,8 @@ def after_a_step(name: str, device: str) -> tuple[Diffusion, dict[str, float]]:
     training = Training(steps=steps, batch_size=8, lr=LR, forget_share=share, device=device)
     model, logged = tiny_models.diffusion(), {}
     with exact():
-        fit(
-            model,
-            create(name, **own),
-            tiny_models.split(),
-            (0,),
-            training,
-            log=lambda m, step: logged.update(m),
-            progress=False,
-        )
+        hooks = Hooks(lambda m, step: logged.update(m), progress=False)
+        tiny_models.train(model, create(name, **own), training, hooks=hooks)
     return model.to("cpu"), logged
 
 
@@ -116,8 +110,8 @@ def test_a_stopped_run_resumes_on_the_gpu_and_ends_as_an_undisturbed_one(tmp_pat
     def run(folder: Path, stop_at: int) -> Diffusion:
         model, asked = tiny_models.diffusion(), iter(range(100))
         training = Training(steps=6, batch_size=8, lr=LR, device="cuda")
-        options: dict[str, Any] = {"folder": folder, "stop": lambda: next(asked) == stop_at, "progress": False}
-        fit(model, SAFEMax(), tiny_models.split(), (0,), training, **options)
+        hooks = Hooks(should_stop=lambda: next(asked) == stop_at, progress=False)
+        tiny_models.train(model, SAFEMax(), training, hooks=hooks, folders=Folders(folder))
         return model.to("cpu")
 
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -137,10 +131,8 @@ def test_bf16_steps_stay_near_those_of_fp32() -> None:
         logged: dict[str, float] = {}
         training = Training(steps=1, batch_size=32, device="cuda", precision=precision)
         with SameDraws():
-            fit(
-                tiny_models.diffusion(), SAFEMax(), tiny_models.split(), (0,), training,
-                log=lambda m, step: logged.update(m), progress=False,
-            )  # fmt: skip
+            hooks = Hooks(lambda m, step: logged.update(m), progress=False)
+            tiny_models.train(tiny_models.diffusion(), SAFEMax(), training, hooks=hooks)
         return sum(logged.values())
 
     assert loss("bf16") == pytest.approx(loss("fp32"), rel=0.02)  # bf16 keeps 8 bits: 0.4 % of each factor
@@ -149,14 +141,7 @@ def test_bf16_steps_stay_near_those_of_fp32() -> None:
 def test_the_same_draws_leave_a_cpu_as_it_is() -> None:
     with_it = after_a_step("safemax", "cpu")[0]
     model = tiny_models.diffusion()
-    fit(
-        model,
-        SAFEMax(),
-        tiny_models.split(),
-        (0,),
-        Training(steps=1, batch_size=8, lr=LR, device="cpu"),
-        progress=False,
-    )
+    tiny_models.train(model, SAFEMax(), Training(steps=1, batch_size=8, lr=LR, device="cpu"))
     assert model.digest() == with_it.digest()
 
 

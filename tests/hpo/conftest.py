@@ -17,7 +17,7 @@ from safemax.data.dataset import Split
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.methods import create
-from safemax.training.trainer import Training
+from safemax.training.settings import Training
 from tests.support import tiny_models
 
 BuildSearch = Callable[..., SearchConfig]

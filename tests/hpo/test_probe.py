@@ -6,29 +6,22 @@ import torch
 
 from hpo.probe import Probe
 from safemax.methods import create
-from safemax.training.trainer import Training, fit
+from safemax.training.settings import Training
 from tests.support import tiny_models
 
 
 def test_the_probe_finds_all_knowledge_and_no_damage_in_the_base() -> None:
     diffusion, data = tiny_models.diffusion(), tiny_models.dataset()
-    fit(diffusion, create("finetune"), data.train, (), Training(60, 32, forget_share=0, lr=3e-3), progress=False)
+    tiny_models.train(diffusion, create("finetune"), Training(60, 32, forget_share=0, lr=3e-3), forget=())
     probe = Probe(diffusion, data, [0], seed=0)
     assert probe(diffusion) == (1.0, 0.0)
 
 
 def test_the_probe_sees_what_unlearning_does() -> None:
     diffusion, data = tiny_models.diffusion(), tiny_models.dataset()
-    fit(diffusion, create("finetune"), data.train, (), Training(60, 32, forget_share=0, lr=3e-3), progress=False)
+    tiny_models.train(diffusion, create("finetune"), Training(60, 32, forget_share=0, lr=3e-3), forget=())
     probe = Probe(diffusion, data, [0], seed=0)
-    fit(
-        diffusion,
-        create("gradient_ascent"),
-        data.train,
-        (0,),
-        Training(20, 32, forget_share=1, lr=3e-3),
-        progress=False,
-    )
+    tiny_models.train(diffusion, create("gradient_ascent"), Training(20, 32, forget_share=1, lr=3e-3))
     knowledge, damage = probe(diffusion)
     assert knowledge < 0.5
     assert damage > 0.1

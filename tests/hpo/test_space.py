@@ -14,7 +14,7 @@ from hpo.space import Range, Space
 from safemax.errors import InputError
 from safemax.knobs import knobs
 from safemax.methods import available, create
-from safemax.training.trainer import Training
+from safemax.training.settings import Training
 
 
 def read(text: str = "auto", *given: str, **training: Any) -> Space:

@@ -17,7 +17,7 @@ from pipelines.engine.worker import Message, Pruned
 from safemax import metric_keys as keys
 from safemax.errors import Stopped
 from safemax.storage import checkpoint
-from safemax.training.trainer import fit
+from safemax.training.trainer import Trainer
 from tests.hpo.conftest import BuildSearch
 from tests.support import tiny_models
 
@@ -44,15 +44,15 @@ def test_a_trial_is_the_correction_that_the_pipeline_would_make(
     context.trial(0, VALUES, ignore)
     correction = config.correction({"lr": 1e-3, "lambda": 2.0}, config.evaluation)
     by_hand = tiny_models.diffusion()
-    fit(
+    Trainer(
         by_hand,
         correction.method,
         correction.dataset.train,
         correction.forget,
         correction.training,
         flip=correction.dataset.natural,
-        progress=False,
-    )
+        hooks=tiny_models.SILENT,
+    ).fit()
     assert context.diffusion.digest() == by_hand.digest()
 
 
@@ -63,7 +63,14 @@ def test_a_class_that_the_base_forgot_earlier_is_neither_trained_on_nor_measured
     context = TrialContext(replace(config.trial_config(), folder=str(tmp_path), forgotten=["b"]), lambda: False)
     metrics = context.trial(0, VALUES, ignore)
     correction, by_hand = config.correction({"lr": 1e-3, "lambda": 2.0}, config.evaluation), tiny_models.diffusion()
-    fit(by_hand, correction.method, correction.dataset.train.without((1,)), (0,), correction.training, progress=False)
+    Trainer(
+        by_hand,
+        correction.method,
+        correction.dataset.train.without((1,)),
+        (0,),
+        correction.training,
+        hooks=tiny_models.SILENT,
+    ).fit()
     assert context.diffusion.digest() == by_hand.digest()
     assert [key for key in metrics if key.endswith("accuracy_b")] == []
     assert [key for key in metrics if key.endswith("accuracy_c")] != []

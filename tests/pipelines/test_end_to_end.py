@@ -126,11 +126,11 @@ def test_a_model_whose_labels_have_other_names_than_the_data_is_refused(demo_sto
 def test_a_chained_correction_trains_on_nothing_that_was_forgotten_earlier(demo_store, monkeypatch):
     seen = []
 
-    def fit(diffusion, method, split, forget, *given, **named):
-        seen.append(sorted(split.labels.unique().tolist()))
+    def fit(trainer):
+        seen.append(sorted(trainer.split.labels.unique().tolist()))
         raise Stopped
 
-    monkeypatch.setattr(correction_module, "fit", fit)
+    monkeypatch.setattr(correction_module.Trainer, "fit", fit)
     for model in ("models:/digits-ddpm/1", "models:/digits-ddpm/2"):
         with pytest.raises(Stopped):
             unlearn_module.unlearn([f"--model={model}", "--forget=8", "--steps=2", "--batch-size=8", *EVALUATION])
@@ -192,7 +192,9 @@ def test_a_comparison_starts_from_a_model_that_has_forgotten_nothing(demo_store)
 
 def test_a_crash_leaves_a_failed_run_and_no_version(demo_store, monkeypatch):
     before = model_versions.find("digits-ddpm", "candidate")
-    monkeypatch.setattr(correction_module, "fit", lambda *a, **k: (_ for _ in ()).throw(NonFiniteError("step 1")))
+    monkeypatch.setattr(
+        correction_module.Trainer, "fit", lambda *a, **k: (_ for _ in ()).throw(NonFiniteError("step 1"))
+    )
     with pytest.raises(NonFiniteError):
         unlearn_module.unlearn(["--forget=5", "--steps=2", "--batch-size=8", *EVALUATION])
     assert runs(demo_store)[0].info.status == "FAILED"

@@ -32,6 +32,7 @@ from pipelines.correction import correction as correction_module
 from pipelines.promote import promote
 from pipelines.registry import model_versions, served_model
 from safemax.errors import InputError
+from safemax.training.result import FitResult
 from tests.pipelines.test_end_to_end import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -191,11 +192,13 @@ def test_the_default_gates_refuse_the_base_a_wrong_class_and_a_collapsed_model(
     unlearn_module.unlearn(["--forget=0", "--steps=40", "--lr=0.02", "--retain-samples=50", "--previews=0"])
     with pytest.raises(InputError, match="refused by: .*accuracy lost to base"):
         promote([])
-    real = correction_module.fit
-    monkeypatch.setattr(
-        correction_module, "fit", lambda model, method, split, forget, training, **given: real(
-            model, method, split, (7,), training, **given)
-    )  # fmt: skip
+
+    class WrongClass(correction_module.Trainer):
+        def fit(self) -> FitResult:
+            self.forget = (7,)
+            return super().fit()
+
+    monkeypatch.setattr(correction_module, "Trainer", WrongClass)
     unlearn_module.unlearn(["--forget=0", "--steps=150", "--retain-samples=50", "--previews=0"])
     with pytest.raises(InputError, match="refused by: verdict; recognised, 0;"):
         promote([])

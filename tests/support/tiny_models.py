@@ -8,6 +8,13 @@ from diffusers import DDPMScheduler, UNet2DModel
 from safemax.data.batches import Batch, Batches
 from safemax.data.dataset import Dataset, Split
 from safemax.diffusion.model import Diffusion
+from safemax.training.hooks import Folders, Hooks
+from safemax.training.method import Method
+from safemax.training.result import FitResult
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
+
+SILENT = Hooks(progress=False)
 
 
 def diffusion(seed: int = 0, *, null: bool = True, steps: int = 1000, dropout: float = 0.0) -> Diffusion:
@@ -47,3 +54,21 @@ def dataset() -> Dataset:
 def batch(forget: int = 4, retain: int = 4) -> Batch:
     """Return one batch that forgets class 0."""
     return Batches(split(), (0,), forget_size=forget, retain_size=retain, seed=0)(0)
+
+
+def batches(*forget: int) -> Batches:
+    """Return batches of 4 + 4 rows of `split()` that forget these classes, class 0 by default."""
+    return Batches(split(), forget or (0,), forget_size=4, retain_size=4, seed=0)
+
+
+def train(
+    diffusion: Diffusion,
+    method: Method,
+    training: Training,
+    *,
+    forget: tuple[int, ...] = (0,),
+    hooks: Hooks = SILENT,
+    folders: Folders | None = None,
+) -> FitResult:
+    """Train a model on `split()`."""
+    return Trainer(diffusion, method, split(), forget, training, hooks=hooks, folders=folders).fit()

@@ -16,7 +16,7 @@ from safemax import methods
 from safemax.knobs import knob
 from safemax.methods import available, create
 from safemax.methods.finetune import Finetune
-from safemax.training.trainer import Training
+from safemax.training.settings import Training
 
 
 @dataclass

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from safemax import attacks
+from safemax.attacks import base as base_module
 from safemax.errors import InputError
 from safemax.knobs import knobs
 from tests.support import tiny_models
 from tests.support.attack_settings import quick, setting
+from tests.support.examples import example_of
 
 every = pytest.mark.parametrize(("name", "attack"), attacks.available().items())
 
 
-def test_the_six_attacks_are_found_by_their_files():
-    assert list(attacks.available()) == ["guidance", "guided", "invert", "partial", "relearn", "weights"]
+def test_an_attack_is_named_by_its_file():
+    files = {path.stem for path in Path(attacks.__file__).parent.glob("*.py")} - {"__init__", "base"}
+    assert list(attacks.available()) == sorted(files)
+    assert files >= {"guidance", "guided", "invert", "partial", "relearn", "weights"}
+
+
+def test_the_example_in_the_interfaces_docstring_is_an_attack(tmp_path, monkeypatch):
+    example = example_of(base_module, tmp_path, monkeypatch).Seeds(seeds_count=2)
+    result = example.run(tiny_models.diffusion(), setting())
+    assert [(cell.variant, cell.x) for cell in result.cells] == [("seeds", 0.0), ("seeds", 1.0)]
+    assert not torch.equal(*result.pictures)
+    with pytest.raises(InputError, match="seeds_count = 0"):
+        type(example)(seeds_count=0)
 
 
 def test_an_unknown_attack_is_refused_with_the_known_ones():
@@ -28,13 +42,13 @@ def test_an_unknown_attack_is_refused_with_the_known_ones():
 @every
 @pytest.mark.parametrize("null", [True, False])
 def test_it_leaves_model_and_base_as_they_were(name, attack, null):
-    model, base = tiny_models.diffusion(null=null), tiny_models.diffusion(1, null=null)
-    before = model.digest(), base.digest()
-    model.train()
-    outcome = quick(name, attack).run(model, setting(base=base))
-    assert (model.digest(), base.digest()) == before
-    assert model.training
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    diffusion, base = tiny_models.diffusion(null=null), tiny_models.diffusion(1, null=null)
+    before = diffusion.digest(), base.digest()
+    diffusion.train()
+    outcome = quick(name, attack).run(diffusion, setting(base=base))
+    assert (diffusion.digest(), base.digest()) == before
+    assert diffusion.training
+    assert all(p.requires_grad and p.grad is None for p in diffusion.parameters())
     assert all(0 <= cell.low <= cell.recognised <= cell.high <= 100 for cell in outcome.cells)
 
 

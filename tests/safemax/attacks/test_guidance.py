@@ -15,13 +15,13 @@ def test_the_label_is_the_neighbours_until_the_switch_and_the_classs_after_it():
 
 
 def test_the_null_label_and_every_scale_are_what_the_sampler_draws():
-    own, model = setting(), tiny_models.diffusion()
-    trials = list(Guidance().trials(model, own))
-    null = sample(model, torch.full((6,), 3), own.sampler_for(model, 1.0), seed=0)
+    own, diffusion = setting(), tiny_models.diffusion()
+    trials = list(Guidance().trials(diffusion, own))
+    null = sample(diffusion, torch.full((6,), 3), own.sampler_for(diffusion, 1.0), seed=0)
     assert torch.equal(trials[0].images, null)
     assert [t.x for t in trials if t.variant == "guidance_scale"] == list(SCALES)
     assert [t.x for t in trials if t.variant == "guidance_switch"] == list(SWITCHES)
-    negative = sample(model, torch.zeros(6, dtype=torch.int64), own.sampler_for(model, -2.0), seed=0)
+    negative = sample(diffusion, torch.zeros(6, dtype=torch.int64), own.sampler_for(diffusion, -2.0), seed=0)
     assert torch.equal(trials[1].images, negative)
 
 

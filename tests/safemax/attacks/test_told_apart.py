@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +30,10 @@ from safemax.methods.gradient_ascent import GradientAscent
 from safemax.methods.retrain import Retrain
 from safemax.methods.safemax import SAFEMax
 from safemax.metrics.retention import neighbours
+from safemax.training.hooks import Hooks
 from safemax.training.method import Method
-from safemax.training.trainer import Training, fit
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 from tests.support import real_data
 
 pytestmark = pytest.mark.slow
@@ -55,17 +57,17 @@ class Bench:
         near = neighbours(self.real, (FORGET,))[0]
         self.setting = Setting(self.dataset, (FORGET,), self.judges.reject, self.judges.plain, near, self.base)
 
-    def measure(self, model: Diffusion) -> dict[str, float]:
-        samples = cached_samples(model, (FORGET,), PANEL, progress=False)
+    def measure(self, diffusion: Diffusion) -> dict[str, float]:
+        samples = cached_samples(diffusion, (FORGET,), PANEL, progress=False)
         return measure(samples, self.judges, self.real, (FORGET,))
 
-    def verdict(self, model: Diffusion, names: tuple[str, ...] = ()) -> tuple[Verdict, dict[str, float]]:
-        results = {name: AttackComparison(**self.attacked(name, model)) for name in names}
+    def verdict(self, diffusion: Diffusion, names: tuple[str, ...] = ()) -> tuple[Verdict, dict[str, float]]:
+        results = {name: AttackComparison(**self.attacked(name, diffusion)) for name in names}
         found = attack_metrics(results) if results else {}
-        return verdict(self.measure(model), self.before, found), found
+        return verdict(self.measure(diffusion), self.before, found), found
 
-    def attacked(self, name: str, model: Diffusion) -> dict[str, attacks.base.AttackResult]:
-        weapon, three = attacks.find(name)(), {"model": model, "base": self.base, "gold": self.gold}
+    def attacked(self, name: str, diffusion: Diffusion) -> dict[str, attacks.base.AttackResult]:
+        weapon, three = attacks.find(name)(), {"model": diffusion, "base": self.base, "gold": self.gold}
         return {
             who: cached_attack(name, weapon, m, self.setting, judges=self.judges.digest) for who, m in three.items()
         }
@@ -74,20 +76,20 @@ class Bench:
         training = Training(steps=steps, lr=lr, device="cpu", checkpoint_every=0)
         return trained(copy.deepcopy(self.base), method, self.dataset, forget, training)
 
-    def recognised(self, model: Diffusion) -> float:
-        drawn = sample(model, torch.full((100,), FORGET), FAST, seed=5)
+    def recognised(self, diffusion: Diffusion) -> float:
+        drawn = sample(diffusion, torch.full((100,), FORGET), FAST, seed=5)
         return 100 * attacks.base.recognised(drawn, self.judges.reject, (FORGET,)).double().mean().item()
 
     def relabelled(self, row: Callable[[torch.Tensor], torch.Tensor]) -> Diffusion:
         """Return the base with nothing but the forgotten label's embedding changed."""
-        model = copy.deepcopy(self.base)
-        rows = model.denoiser.class_embedding.weight.data
+        diffusion = copy.deepcopy(self.base)
+        rows = diffusion.denoiser.class_embedding.weight.data
         rows[FORGET] = row(rows)
-        return model
+        return diffusion
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with pytest.MonkeyPatch.context() as patch:
         if "SAFEMAX_CACHE" not in os.environ:
             patch.setenv("SAFEMAX_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -128,30 +130,29 @@ def test_a_wrong_class_forgotten_is_not_forgotten_and_names_the_lost_class(bench
 
 
 def test_a_correction_stopped_between_10_and_50_percent_is_not_forgotten(bench):
-    model, stopped = copy.deepcopy(bench.base), []
+    diffusion, stopped = copy.deepcopy(bench.base), []
 
     def stop(step: int) -> None:
-        if step >= 10 and step % 2 == 0 and not stopped and 10 <= bench.recognised(model) <= 50:
-            stopped.append(copy.deepcopy(model))
+        if step >= 10 and step % 2 == 0 and not stopped and 10 <= bench.recognised(diffusion) <= 50:
+            stopped.append(copy.deepcopy(diffusion))
 
-    fit(
-        model,
+    Trainer(
+        diffusion,
         SAFEMax(),
         bench.dataset.train,
         (FORGET,),
         Training(steps=60, checkpoint_every=0),
-        each=stop,
-        progress=False,
-    )
+        hooks=Hooks(on_step_end=stop, progress=False),
+    ).fit()
     found, _ = bench.verdict(stopped[0])
     assert found.outcome == "not_forgotten"
     assert "retained_class_lost" not in found.flags  # which tells it from a wrong class forgotten
 
 
 def test_a_collapsed_model_is_a_collapse_although_nothing_of_the_class_is_recognised(bench):
-    model = bench.corrected(GradientAscent(), 60, lr=1e-3)
-    assert bench.measure(model)[keys.RECOGNISED] < 5
-    assert bench.verdict(model)[0].outcome == "retain_collapsed"
+    diffusion = bench.corrected(GradientAscent(), 60, lr=1e-3)
+    assert bench.measure(diffusion)[keys.RECOGNISED] < 5
+    assert bench.verdict(diffusion)[0].outcome == "retain_collapsed"
 
 
 def test_the_base_saved_and_loaded_is_attacked_as_the_base_itself(bench, tmp_path):

@@ -10,11 +10,11 @@ from tests.support import tiny_models
 
 
 def prepared(forget=(0,), **knobs):
-    model, method = tiny_models.diffusion(), AblatingConcepts(anchor_images=7, **knobs)
+    diffusion, method = tiny_models.diffusion(), AblatingConcepts(anchor_images=7, **knobs)
     batches = Batches(tiny_models.split(), forget, forget_size=4, retain_size=4, seed=0)
-    method.validate(model)
-    method.prepare(model, batches)
-    return model, method, batches(0)
+    method.validate(diffusion)
+    method.prepare(diffusion, batches)
+    return diffusion, method, batches(0)
 
 
 def test_the_kept_images_are_real_ones_of_the_anchor():
@@ -34,7 +34,7 @@ def test_the_anchor_is_the_next_retained_class_or_the_named_one(forget, anchor, 
 
 
 def test_a_forgotten_anchor_is_refused():
-    with pytest.raises(InputError, match="anchor = 'a' is not retained in this job; retained: b, c"):
+    with pytest.raises(InputError, match="anchor = 'a' is not retained in this run; retained: b, c"):
         prepared(anchor="a")
 
 
@@ -47,43 +47,43 @@ def test_several_anchors_and_unknown_ones_are_refused_before_any_work():
 
 def test_the_forgotten_label_is_regressed_on_the_anchors_prediction():
     # every prediction is its label: the forgotten 0 against the anchor 1, (0 - 1)^2 = 1
-    model, method, batch = prepared()
-    model.forward = lambda x_t, t, c: c.view(-1, 1, 1, 1).expand_as(x_t).float()
-    forget, _ = method.losses(model, batch)
+    diffusion, method, batch = prepared()
+    diffusion.forward = lambda x_t, t, c: c.view(-1, 1, 1, 1).expand_as(x_t).float()
+    forget, _ = method.losses(diffusion, batch)
     assert forget["forget"].item() == 1.0
 
 
 @pytest.mark.parametrize("variant", ["model", "noise"])
 def test_the_loss_is_the_official_one_on_images_of_the_anchor(variant):
-    model, method, batch = prepared(variant=variant)
+    diffusion, method, batch = prepared(variant=variant)
     torch.manual_seed(5)
-    forget, retain = method.losses(model, batch)
+    forget, retain = method.losses(diffusion, batch)
     torch.manual_seed(5)
     c = batch.forget.c
     x0 = to_float(method.state()["images"][torch.randint(7, c.shape)])
-    t, eps = model.times(len(c)), torch.randn_like(x0)
-    abar = model.alpha_bar[t].view(-1, 1, 1, 1)
+    t, eps = diffusion.times(len(c)), torch.randn_like(x0)
+    abar = diffusion.alpha_bar[t].view(-1, 1, 1, 1)
     x_t = abar.sqrt() * x0 + (1 - abar).sqrt() * eps
-    target = eps if variant == "noise" else model(x_t, t, torch.ones_like(c)).detach()
-    assert forget["forget"].item() == pytest.approx((model(x_t, t, c) - target).square().mean().item(), rel=1e-5)
+    target = eps if variant == "noise" else diffusion(x_t, t, torch.ones_like(c)).detach()
+    assert forget["forget"].item() == pytest.approx((diffusion(x_t, t, c) - target).square().mean().item(), rel=1e-5)
     assert retain["retain"].isfinite()
 
 
 def test_no_gradient_flows_through_the_anchors_prediction():
     # Of the label table only the forgotten row has a gradient: the anchor's row is read in the target alone.
-    model, method, batch = prepared()
-    forget, _ = method.losses(model, batch)
+    diffusion, method, batch = prepared()
+    forget, _ = method.losses(diffusion, batch)
     forget["forget"].backward()
-    touched = model.denoiser.class_embedding.weight.grad.ne(0).any(1)
+    touched = diffusion.denoiser.class_embedding.weight.grad.ne(0).any(1)
     assert torch.equal(touched, torch.tensor([True, False, False, False]))
 
 
 def test_the_anchors_prediction_has_no_dropout_and_the_forgotten_labels_has():
-    model, method, batch = prepared()
-    forward, modes = model.forward, []
-    model.forward = lambda x_t, t, c: modes.append(model.denoiser.training) or forward(x_t, t, c)
-    model.train()
-    next(method.losses(model, batch))
+    diffusion, method, batch = prepared()
+    forward, modes = diffusion.forward, []
+    diffusion.forward = lambda x_t, t, c: modes.append(diffusion.denoiser.training) or forward(x_t, t, c)
+    diffusion.train()
+    next(method.losses(diffusion, batch))
     assert modes == [False, True]
 
 

@@ -23,9 +23,12 @@ from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError, Stopped
 from safemax.knobs import Knob, external, knobs
 from safemax.methods import available, create, find, knobs_of
+from safemax.training import method as method_module
+from safemax.training.hooks import Folders, Hooks
 from safemax.training.method import Method
-from safemax.training.trainer import Training, fit
+from safemax.training.settings import Training
 from tests.support import tiny_models
+from tests.support.examples import example_of
 
 NAMES = sorted(available())
 PRESETS = [(name, preset) for name in NAMES for preset in find(name).presets]
@@ -55,20 +58,11 @@ def trained(
     name: str, *, preset: str = "", null: bool = True, **values: Any
 ) -> tuple[Diffusion, Method, dict[str, float]]:
     """Return the model, the method and what it logged."""
-    model, method, logged = tiny_models.diffusion(null=null), small(name, preset=preset), {}
-    options = {key: values.pop(key) for key in ("folder", "stop") if key in values}
-    settings = training(name, **values)
-    fit(
-        model,
-        method,
-        tiny_models.split(),
-        (0,),
-        settings,
-        log=lambda m, step: logged.update(m),
-        progress=False,
-        **options,
-    )
-    return model, method, logged
+    diffusion, method, logged = tiny_models.diffusion(null=null), small(name, preset=preset), {}
+    folders = Folders(checkpoints=values.pop("folder", None))
+    hooks = Hooks(lambda m, step: logged.update(m), should_stop=values.pop("stop", lambda: False), progress=False)
+    tiny_models.train(diffusion, method, training(name, **values), hooks=hooks, folders=folders)
+    return diffusion, method, logged
 
 
 @cache
@@ -86,23 +80,23 @@ def refusal(call: Callable[[], Any]) -> str:
     return ""
 
 
-def weights(model: Diffusion) -> list[Tensor]:
-    return [p.detach().clone() for p in model.parameters()]
+def weights(diffusion: Diffusion) -> list[Tensor]:
+    return [p.detach().clone() for p in diffusion.parameters()]
 
 
-def permitted(model: Diffusion, method: Method) -> list[Tensor]:
+def permitted(diffusion: Diffusion, method: Method) -> list[Tensor]:
     """Return which entries of each weight may move: those of `trainable` whose gradient `constrain` leaves."""
-    for p in model.parameters():
+    for p in diffusion.parameters():
         p.grad = torch.zeros_like(p)
-    for p in method.trainable(model):
+    for p in method.trainable(diffusion):
         p.grad = torch.ones_like(p)
-    method.constrain(model)
-    return [torch.ne(p.grad, 0) for p in model.parameters() if p.grad is not None]
+    method.constrain(diffusion)
+    return [torch.ne(p.grad, 0) for p in diffusion.parameters() if p.grad is not None]
 
 
 def test_a_method_is_named_by_its_file() -> None:
     files = {path.stem for path in Path(methods.__file__).parent.glob("*.py")}
-    assert files - {"__init__", "base"} == set(NAMES)
+    assert files - {"__init__"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,22 +145,22 @@ def test_a_preset_builds_and_differs_from_the_default(name: str, preset: str) ->
 @pytest.mark.parametrize(("name", "preset"), [(name, "") for name in NAMES] + PRESETS)
 def test_its_losses_are_finite_scalars_and_something_moves(name: str, preset: str) -> None:
     before = tiny_models.diffusion().digest()
-    model, _, logged = trained(name, preset=preset)
+    diffusion, _, logged = trained(name, preset=preset)
     assert logged
     assert all(math.isfinite(value) for value in logged.values())
-    assert model.digest() != before
+    assert diffusion.digest() != before
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_loss_terms_are_scalars_of_one_graph_a_group(name: str) -> None:
-    model, method = tiny_models.diffusion(), small(name)
+    diffusion, method = tiny_models.diffusion(), small(name)
     settings = training(name)
     batches = Batches(
         tiny_models.split(), (0,), forget_size=settings.forget_rows, retain_size=settings.retain_rows, seed=0
     )
     torch.manual_seed(0)
-    method.prepare(model, batches)
-    for group in method.losses(model, batches(0)):
+    method.prepare(diffusion, batches)
+    for group in method.losses(diffusion, batches(0)):
         assert all(value.shape == () and value.isfinite() for value in group.values())
         torch.stack(list(group.values())).sum().backward()
 
@@ -178,9 +172,11 @@ def test_only_permitted_weights_move_bit_for_bit(name: str, weight_decay: float)
     if weight_decay and said:
         assert "weight_decay" in said
         return
-    model, method, _ = trained(name, weight_decay=weight_decay)
+    diffusion, method, _ = trained(name, weight_decay=weight_decay)
     prepared, _, _ = trained(name, steps=0)
-    for before, after, may_move in zip(weights(prepared), weights(model), permitted(model, method), strict=True):
+    for before, after, may_move in zip(
+        weights(prepared), weights(diffusion), permitted(diffusion, method), strict=True
+    ):
         assert torch.equal(after[~may_move], before[~may_move])
 
 
@@ -211,10 +207,10 @@ def test_its_state_is_tensors_that_it_takes_back(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "preset"), [(name, "") for name in NAMES] + PRESETS)
 def test_a_model_without_a_null_label_is_trained_or_refused_before_any_work(name: str, preset: str) -> None:
-    model = tiny_models.diffusion(null=False)
-    before = model.digest()
-    said = refusal(lambda: small(name, preset=preset).validate(model))
-    assert model.digest() == before
+    diffusion = tiny_models.diffusion(null=False)
+    before = diffusion.digest()
+    said = refusal(lambda: small(name, preset=preset).validate(diffusion))
+    assert diffusion.digest() == before
     if said:
         assert "null label" in said
     else:
@@ -224,21 +220,21 @@ def test_a_model_without_a_null_label_is_trained_or_refused_before_any_work(name
 @pytest.mark.parametrize(("share", "part"), [(0.0, "forget"), (1.0, "retain")])
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_that_it_needs_and_does_not_get_are_named_before_any_work(name: str, share: float, part: str) -> None:
-    model = tiny_models.diffusion()
-    before = model.digest()
+    diffusion = tiny_models.diffusion()
+    before = diffusion.digest()
     if getattr(find(name), f"needs_{part}"):
         with pytest.raises(InputError, match=f"leaves no {part} rows"):
-            fit(model, small(name), tiny_models.split(), (0,), training(name, forget_share=share), progress=False)
-        assert model.digest() == before
+            tiny_models.train(diffusion, small(name), training(name, forget_share=share))
+        assert diffusion.digest() == before
     else:
         assert trained(name, forget_share=share)[2]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_left_on_after_its_run(name: str) -> None:
-    model, _, _ = trained(name)
+    diffusion, _, _ = trained(name)
     assert torch.is_grad_enabled()
-    assert all(p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad for p in diffusion.parameters())
 
 
 PROCESS = """
@@ -260,3 +256,11 @@ def test_two_processes_end_with_the_same_weights_whatever_the_method_does_with_g
     one, other = (json.loads((tmp_path / rank).read_text()) for rank in "01")
     assert one == other
     assert set(one) == set(NAMES)
+
+
+def test_the_example_in_the_interfaces_docstring_is_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = example_of(method_module, tmp_path, monkeypatch).Finetune()
+    diffusion = tiny_models.diffusion()
+    before = diffusion.digest()
+    tiny_models.train(diffusion, example, Training(**{**example.training, **ROWS, "steps": 2}))
+    assert diffusion.digest() != before

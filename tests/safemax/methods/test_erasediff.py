@@ -6,7 +6,7 @@ import torch
 from safemax.data.batches import Batch, Rows
 from safemax.errors import InputError
 from safemax.methods.erasediff import EraseDiff, bome_weight
-from safemax.training.trainer import Training, fit
+from safemax.training.settings import Training
 from tests.support import tiny_models
 
 TRAINING = Training(steps=3, batch_size=8, lr=1e-2, device="cpu", checkpoint_every=0)
@@ -35,13 +35,13 @@ def test_under_the_weight_the_constraint_falls_at_the_rate():
 
 def outer(method, reached):
     """Return the gradient of an outer step, and those of its two losses, when the inner loop reached a loss."""
-    model, batch = tiny_models.diffusion(), tiny_models.batch()
-    weights = list(model.parameters())
+    diffusion, batch = tiny_models.diffusion(), tiny_models.batch()
+    weights = list(diffusion.parameters())
     torch.manual_seed(3)
-    g_r, g_f = (torch.autograd.grad(sum(group.values()), weights) for group in method.losses(model, batch))
+    g_r, g_f = (torch.autograd.grad(sum(group.values()), weights) for group in method.losses(diffusion, batch))
     method._reached = torch.tensor(reached)
     torch.manual_seed(3)
-    method.backward(method.losses(model, batch), model, lambda loss: loss.backward())
+    method.backward(method.losses(diffusion, batch), diffusion, lambda loss: loss.backward())
     return [torch.cat([each.flatten() for each in g]) for g in ([p.grad for p in weights], g_r, g_f)]
 
 
@@ -63,32 +63,32 @@ def test_where_the_inner_loop_finds_nothing_to_erase_only_a_conflict_is_undone()
 
 
 def test_the_forget_loss_is_the_official_one_with_one_retained_label_a_batch():
-    model, batch, method = tiny_models.diffusion(), tiny_models.batch(), EraseDiff()
-    method._draw = 11
-    (terms,) = method._forget_loss(model, batch)
+    diffusion, batch, method = tiny_models.diffusion(), tiny_models.batch(), EraseDiff()
+    method._seed = 11
+    (terms,) = method._forget_loss(diffusion, batch)
     torch.manual_seed(11)
     label = batch.retain.c[torch.randint(len(batch.retain), (1,))]
     x0, c = batch.forget.x0, batch.forget.c
-    t = model.times(len(c))
-    x_t = model.diffuse(x0, t, torch.randn_like(x0))
-    target = model(x_t, t, label.expand(len(c))).detach()
-    assert terms["forget"].item() == pytest.approx((model(x_t, t, c) - target).square().mean().item(), rel=1e-5)
+    t = diffusion.times(len(c))
+    x_t = diffusion.diffuse(x0, t, torch.randn_like(x0))
+    target = diffusion(x_t, t, label.expand(len(c))).detach()
+    assert terms["forget"].item() == pytest.approx((diffusion(x_t, t, c) - target).square().mean().item(), rel=1e-5)
 
 
 def test_hand_derived_losses():
     # every prediction is its label, so forgetting 0 for the only retained label 2 costs (0 - 2)^2 = 4
-    model = tiny_models.diffusion()
-    model.forward = lambda x_t, t, c: c.view(-1, 1, 1, 1).expand_as(x_t).float()
+    diffusion = tiny_models.diffusion()
+    diffusion.forward = lambda x_t, t, c: c.view(-1, 1, 1, 1).expand_as(x_t).float()
     forget, retain = (Rows(torch.zeros(3, 1, 8, 8), torch.full((3,), c)) for c in (0, 2))
-    _, terms = EraseDiff().losses(model, Batch(forget, retain))
+    _, terms = EraseDiff().losses(diffusion, Batch(forget, retain))
     assert terms["forget"].item() == 4.0
 
 
 def test_every_evaluation_of_a_step_sees_the_same_draw_and_leaves_the_generator_alone():
-    model, batch, method = tiny_models.diffusion(), tiny_models.batch(), EraseDiff()
+    diffusion, batch, method = tiny_models.diffusion(), tiny_models.batch(), EraseDiff()
     torch.manual_seed(7)
-    (first,) = method._forget_loss(model, batch)
-    (second,) = method._forget_loss(model, batch)
+    (first,) = method._forget_loss(diffusion, batch)
+    (second,) = method._forget_loss(diffusion, batch)
     assert torch.equal(first["forget"], second["forget"])
     found = torch.rand(1)
     torch.manual_seed(7)
@@ -98,16 +98,16 @@ def test_every_evaluation_of_a_step_sees_the_same_draw_and_leaves_the_generator_
 class Watched(EraseDiff):
     """EraseDiff that notes what an inner loop reached, and the weights before and after it."""
 
-    def _inner_loop(self, model, batch, optimizer_step):
-        start = self._value(model, batch)
-        before = model.digest()
-        reached = super()._inner_loop(model, batch, optimizer_step)
-        self.seen.append((start, reached.item(), model.digest() == before))
+    def _inner_loop(self, diffusion, batch, optimizer_step):
+        start = self._value(diffusion, batch)
+        before = diffusion.digest()
+        reached = super()._inner_loop(diffusion, batch, optimizer_step)
+        self.seen.append((start, reached.item(), diffusion.digest() == before))
         return reached
 
-    def _value(self, model, batch):
+    def _value(self, diffusion, batch):
         with torch.no_grad():
-            (terms,) = self._forget_loss(model, batch)
+            (terms,) = self._forget_loss(diffusion, batch)
         return terms["forget"].item()
 
 
@@ -115,15 +115,15 @@ class Watched(EraseDiff):
 def test_the_inner_loop_lowers_the_forget_loss_and_is_taken_back(one_adam):
     method = Watched(inner_steps=5, inner_lr=1e-2, one_adam=one_adam)
     method.seen = []
-    fit(tiny_models.diffusion(), method, tiny_models.split(), (0,), TRAINING, progress=False)
+    tiny_models.train(tiny_models.diffusion(), method, TRAINING)
     assert len(method.seen) == 3
     assert all(reached < start and restored for start, reached, restored in method.seen)
 
 
 def trained(**knobs):
-    model = tiny_models.diffusion()
-    fit(model, EraseDiff(weighting="constant", **knobs), tiny_models.split(), (0,), TRAINING, progress=False)
-    return model.digest()
+    diffusion = tiny_models.diffusion()
+    tiny_models.train(diffusion, EraseDiff(weighting="constant", **knobs), TRAINING)
+    return diffusion.digest()
 
 
 def test_under_a_constant_weight_the_inner_loop_leaves_no_trace():

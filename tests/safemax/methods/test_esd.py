@@ -6,7 +6,7 @@ import torch
 from safemax.data.batches import Batch, Rows
 from safemax.errors import InputError
 from safemax.methods.esd import ESD
-from safemax.training.trainer import Training, fit
+from safemax.training.settings import Training
 from tests.support import tiny_models
 
 ROWS = Training(steps=3, batch_size=4, forget_share=1.0, lr=1e-2, device="cpu", checkpoint_every=0)
@@ -14,51 +14,51 @@ ROWS = Training(steps=3, batch_size=4, forget_share=1.0, lr=1e-2, device="cpu", 
 
 def test_the_target_points_away_from_the_class():
     # eps* is 1 for the class and 4 for the null label; eta = 2: 4 - 2 (1 - 4) = 10; the student says 1: (1 - 10)^2 = 81
-    model = tiny_models.diffusion()
-    model.forward = lambda x_t, t, c: torch.where(c == 3, 4.0, 1.0).view(-1, 1, 1, 1).expand_as(x_t)
+    diffusion = tiny_models.diffusion()
+    diffusion.forward = lambda x_t, t, c: torch.where(c == 3, 4.0, 1.0).view(-1, 1, 1, 1).expand_as(x_t)
     method = ESD(eta=2.0)
-    method.prepare(model, lambda step: tiny_models.batch())
-    (terms,) = method.losses(model, tiny_models.batch())
+    method.prepare(diffusion, tiny_models.batches())
+    (terms,) = method.losses(diffusion, tiny_models.batch())
     assert terms["forget"].item() == pytest.approx(81.0)
 
 
 def test_the_loss_is_the_official_one_with_a_teacher_of_the_first_weights():
-    model, teacher, batch = tiny_models.diffusion(), tiny_models.diffusion(), tiny_models.batch()
+    diffusion, teacher, batch = tiny_models.diffusion(), tiny_models.diffusion(), tiny_models.batch()
     method = ESD(eta=1.5)
-    method.prepare(model, lambda step: batch)
+    method.prepare(diffusion, tiny_models.batches())
     with torch.no_grad():
-        for p in model.parameters():
+        for p in diffusion.parameters():
             p.add_(0.05 * torch.randn_like(p))
     torch.manual_seed(5)
-    (terms,) = method.losses(model, batch)
+    (terms,) = method.losses(diffusion, batch)
     torch.manual_seed(5)
     x0, c = batch.forget.x0, batch.forget.c
-    t = model.times(len(c))
-    x_t = model.diffuse(x0, t, torch.randn_like(x0))
+    t = diffusion.times(len(c))
+    x_t = diffusion.diffuse(x0, t, torch.randn_like(x0))
     null = teacher(x_t, t, torch.full_like(c, 3))
     target = null - 1.5 * (teacher(x_t, t, c) - null)
-    assert terms["forget"].item() == pytest.approx((model(x_t, t, c) - target).square().mean().item(), rel=1e-5)
+    assert terms["forget"].item() == pytest.approx((diffusion(x_t, t, c) - target).square().mean().item(), rel=1e-5)
 
 
 def test_the_student_has_its_own_weights_again_after_the_teachers_pass():
-    model, method = tiny_models.diffusion(), ESD()
-    method.prepare(model, lambda step: tiny_models.batch())
+    diffusion, method = tiny_models.diffusion(), ESD()
+    method.prepare(diffusion, tiny_models.batches())
     with torch.no_grad():
-        next(model.parameters()).add_(1.0)
-    before = model.digest()
-    model.train()
-    list(method.losses(model, tiny_models.batch()))
-    assert model.digest() == before
-    assert model.training
+        next(diffusion.parameters()).add_(1.0)
+    before = diffusion.digest()
+    diffusion.train()
+    list(method.losses(diffusion, tiny_models.batch()))
+    assert diffusion.digest() == before
+    assert diffusion.training
 
 
 def test_the_teacher_has_no_dropout_and_the_student_has():
-    model, method, modes = tiny_models.diffusion(), ESD(), []
-    method.prepare(model, lambda step: tiny_models.batch())
-    forward = model.forward
-    model.forward = lambda x_t, t, c: modes.append(model.denoiser.training) or forward(x_t, t, c)
-    model.train()
-    list(method.losses(model, tiny_models.batch()))
+    diffusion, method, modes = tiny_models.diffusion(), ESD(), []
+    method.prepare(diffusion, tiny_models.batches())
+    forward = diffusion.forward
+    diffusion.forward = lambda x_t, t, c: modes.append(diffusion.denoiser.training) or forward(x_t, t, c)
+    diffusion.train()
+    list(method.losses(diffusion, tiny_models.batch()))
     assert modes == [False, True]
 
 
@@ -67,24 +67,24 @@ def test_the_teacher_has_no_dropout_and_the_student_has():
     [("label_embedding", ["class_embedding"]), ("conditioning", ["class_embedding", "time_emb_proj"]), ("all", [""])],
 )
 def test_only_the_subset_moves_even_under_weight_decay(subset, parts):
-    model, before = tiny_models.diffusion(), dict(tiny_models.diffusion().named_parameters())
+    diffusion, before = tiny_models.diffusion(), dict(tiny_models.diffusion().named_parameters())
     training = Training(**{**ROWS.__dict__, "weight_decay": 0.1})
-    fit(model, ESD(subset=subset), tiny_models.split(), (0,), training, progress=False)
-    for name, p in model.named_parameters():
+    tiny_models.train(diffusion, ESD(subset=subset), training)
+    for name, p in diffusion.named_parameters():
         moved = not torch.equal(p, before[name])
         assert moved == any(part in name for part in parts)
 
 
 def test_of_the_label_table_only_the_forgotten_row_moves():
-    model, before = tiny_models.diffusion(), tiny_models.diffusion().denoiser.class_embedding.weight
-    fit(model, ESD(subset="label_embedding"), tiny_models.split(), (0,), ROWS, progress=False)
-    moved = (model.denoiser.class_embedding.weight != before).any(1)
+    diffusion, before = tiny_models.diffusion(), tiny_models.diffusion().denoiser.class_embedding.weight
+    tiny_models.train(diffusion, ESD(subset="label_embedding"), ROWS)
+    moved = (diffusion.denoiser.class_embedding.weight != before).any(1)
     assert torch.equal(moved, torch.tensor([True, False, False, False]))
 
 
 def test_the_teacher_kept_for_a_checkpoint_is_no_larger_than_the_subset():
     method = ESD(subset="label_embedding")
-    method.prepare(tiny_models.diffusion(), lambda step: tiny_models.batch())
+    method.prepare(tiny_models.diffusion(), tiny_models.batches())
     (teacher,) = method.state().values()
     assert torch.equal(teacher, tiny_models.diffusion().denoiser.class_embedding.weight)
     again = ESD(subset="label_embedding")
@@ -94,10 +94,10 @@ def test_the_teacher_kept_for_a_checkpoint_is_no_larger_than_the_subset():
 
 def test_no_retain_rows_are_needed():
     rows = tiny_models.batch().forget
-    model, method = tiny_models.diffusion(), ESD()
+    diffusion, method = tiny_models.diffusion(), ESD()
     batch = Batch(rows, Rows(rows.x0[:0], rows.c[:0]))
-    method.prepare(model, lambda step: batch)
-    (terms,) = method.losses(model, batch)
+    method.prepare(diffusion, tiny_models.batches())
+    (terms,) = method.losses(diffusion, batch)
     assert terms["forget"].isfinite()
 
 

@@ -8,17 +8,17 @@ import torch
 from safemax.data.batches import Batch, Rows
 from safemax.methods.expected_targets import ExpectedTargets, times_by_psi
 from safemax.methods.safemax import SAFEMax
-from safemax.training.trainer import Training, fit
+from safemax.training.settings import Training
 from tests.support import tiny_models
 
 
-def gradient_of(term: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([g.flatten() for g in torch.autograd.grad(term, list(model.parameters()), allow_unused=True)])
+def gradient_of(term: torch.Tensor, diffusion: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(term, list(diffusion.parameters()), allow_unused=True)])
 
 
-def prepared(model, **knobs):
+def prepared(diffusion, **knobs):
     method = ExpectedTargets(**knobs)
-    method.prepare(model, lambda step: tiny_models.batch())
+    method.prepare(diffusion, tiny_models.batches())
     return method
 
 
@@ -37,42 +37,42 @@ def test_at_lambda_0_steps_are_uniform():
 
 
 def test_retained_classes_pull_at_no_weight_before_the_model_has_moved():
-    model = tiny_models.diffusion().eval()
-    (terms,) = prepared(model).losses(model, tiny_models.batch())
-    assert gradient_of(terms["retain"], model).abs().max() == 0
+    diffusion = tiny_models.diffusion().eval()
+    (terms,) = prepared(diffusion).losses(diffusion, tiny_models.batch())
+    assert gradient_of(terms["retain"], diffusion).abs().max() == 0
     assert terms["retain"].item() == 0
 
 
 def test_nor_do_they_where_the_network_has_dropout_and_is_in_training():
-    model = tiny_models.diffusion(dropout=0.5).train()
-    (terms,) = prepared(model).losses(model, tiny_models.batch())
-    assert gradient_of(terms["retain"], model).abs().max() == 0
+    diffusion = tiny_models.diffusion(dropout=0.5).train()
+    (terms,) = prepared(diffusion).losses(diffusion, tiny_models.batch())
+    assert gradient_of(terms["retain"], diffusion).abs().max() == 0
     assert terms["forget"].item() > 0
-    assert model.training
+    assert diffusion.training
 
 
 def test_drawn_and_weighted_steps_have_the_same_expected_loss():
     # With eps_pred = t / T at every pixel and target 0 the forget loss is E[psi(t) (t/T)^2], whichever way t is drawn.
-    model = tiny_models.diffusion()
-    method, other = prepared(model, lmbda=2.0), prepared(model, lmbda=2.0, draw_by_psi=False)
-    model.forward = lambda x_t, t, c: (t / 1000).view(-1, 1, 1, 1).expand_as(x_t)
+    diffusion = tiny_models.diffusion()
+    method, other = prepared(diffusion, lmbda=2.0), prepared(diffusion, lmbda=2.0, draw_by_psi=False)
+    diffusion.forward = lambda x_t, t, c: (t / 1000).view(-1, 1, 1, 1).expand_as(x_t)
     rows = Rows(torch.zeros(20_000, 1, 8, 8), torch.zeros(20_000, dtype=torch.int64))
     batch = Batch(rows, Rows(rows.x0[:2], rows.c[:2]))
     # integral over [0, 1] of e^(-2s) s^2 = 1/4 - 5/4 e^-2 = 0.0808
     for each in (method, other):
-        (terms,) = each.losses(model, batch)
+        (terms,) = each.losses(diffusion, batch)
         assert terms["forget"].item() == pytest.approx(1 / 4 - 5 / 4 * math.e**-2, rel=0.03)
 
 
 def test_without_its_ingredients_it_is_safemax():
-    model, batch = tiny_models.diffusion().eval(), tiny_models.batch(64, 64)
+    diffusion, batch = tiny_models.diffusion().eval(), tiny_models.batch(64, 64)
     plain = prepared(
-        model, zero_target=False, teacher_target=False, draw_by_psi=False, retain_weight=3.072, null_share=0.1
+        diffusion, zero_target=False, teacher_target=False, draw_by_psi=False, retain_weight=3.072, null_share=0.1
     )
 
     def mean_terms(method):
         torch.manual_seed(0)
-        draws = [next(iter(method.losses(model, batch))) for _ in range(30)]
+        draws = [next(iter(method.losses(diffusion, batch))) for _ in range(30)]
         return {name: torch.stack([d[name] for d in draws]).mean().item() for name in ("forget", "retain")}
 
     ours, theirs = mean_terms(plain), mean_terms(SAFEMax())
@@ -81,16 +81,9 @@ def test_without_its_ingredients_it_is_safemax():
 
 
 def test_the_frozen_model_stays_frozen_and_the_student_moves():
-    model = tiny_models.diffusion()
+    diffusion = tiny_models.diffusion()
     method = ExpectedTargets()
-    first = [p.detach().clone() for p in model.parameters()]
-    fit(
-        model,
-        method,
-        tiny_models.split(),
-        (0,),
-        Training(steps=3, batch_size=8, device="cpu", checkpoint_every=0),
-        progress=False,
-    )
+    first = [p.detach().clone() for p in diffusion.parameters()]
+    tiny_models.train(diffusion, method, Training(steps=3, batch_size=8, device="cpu", checkpoint_every=0))
     assert all(torch.equal(a, b) for a, b in zip(first, method.state().values(), strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(first, model.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first, diffusion.parameters(), strict=True))

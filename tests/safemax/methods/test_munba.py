@@ -34,7 +34,7 @@ def test_orthogonal_gradients_get_the_inverse_of_their_norms():
 
 
 def test_it_agrees_with_the_official_expression_where_that_is_stable():
-    # methods.md 7.4, in float64 where its 1e-8 is lost: a_f = (1 - g1 a_r^2) / (g2 a_r)
+    # the official expression, in float64 where its 1e-8 is lost: a_f = (1 - g1 a_r^2) / (g2 a_r)
     torch.manual_seed(0)
     g_r, g_f = torch.randn(2, 20, dtype=torch.float64)
     g1, g2, g3 = g_r @ g_r, g_r @ g_f, g_f @ g_f
@@ -50,20 +50,20 @@ def test_opposite_or_vanishing_gradients_fall_back(g_f):
 
 
 def prepared(forget=(0,)):
-    model, method = tiny_models.diffusion(), MUNBa()
+    diffusion, method = tiny_models.diffusion(), MUNBa()
     batches = Batches(tiny_models.split(), forget, forget_size=4, retain_size=4, seed=0)
-    method.prepare(model, batches)
-    return model, method, batches(0)
+    method.prepare(diffusion, batches)
+    return diffusion, method, batches(0)
 
 
 def test_the_step_is_the_bargain_of_the_two_losses_gradients():
-    model, method, batch = prepared()
-    weights = list(model.parameters())
+    diffusion, method, batch = prepared()
+    weights = list(diffusion.parameters())
     torch.manual_seed(3)
-    separate = [torch.autograd.grad(sum(group.values()), weights) for group in method.losses(model, batch)]
+    separate = [torch.autograd.grad(sum(group.values()), weights) for group in method.losses(diffusion, batch)]
     a_r, a_f = nash(*(gradients.dot(separate[i], separate[j]) for i, j in ((0, 0), (0, 1), (1, 1))))
     torch.manual_seed(3)
-    method.backward(method.losses(model, batch), model, lambda loss: loss.backward())
+    method.backward(method.losses(diffusion, batch), diffusion, lambda loss: loss.backward())
     for p, g_r, g_f in zip(weights, *separate, strict=True):
         torch.testing.assert_close(p.grad, a_r * g_r + a_f * g_f, rtol=1e-5, atol=1e-7)
     # ||a_r g_r + a_f g_f||^2 = (1 + 1 + 2 cos) / (1 + cos) = 2
@@ -71,11 +71,11 @@ def test_the_step_is_the_bargain_of_the_two_losses_gradients():
 
 
 def test_forget_rows_learn_the_prediction_for_the_next_retained_class():
-    model, method, batch = prepared(forget=(0, 1))
+    diffusion, method, batch = prepared(forget=(0, 1))
     seen = []
-    forward = model.forward
-    model.forward = lambda x_t, t, c: seen.append(c) or forward(x_t, t, c)
-    list(method.losses(model, batch))
+    forward = diffusion.forward
+    diffusion.forward = lambda x_t, t, c: seen.append(c) or forward(x_t, t, c)
+    list(method.losses(diffusion, batch))
     _, target, student = seen
     assert (target == 2).all()
     assert torch.equal(student, batch.forget.c)

@@ -10,12 +10,14 @@ from tests.support import tiny_models
 
 def terms(method: NegGradPlus, error: float) -> dict[str, float]:
     """Return the terms for a model that misses eps by `error` in every pixel of every row."""
-    model, seen = tiny_models.diffusion(), []
-    diffuse = model.diffuse
-    model.diffuse = lambda x0, t, eps: seen.append(eps) or diffuse(x0, t, eps)  # type: ignore[func-returns-value, method-assign]
-    model.forward = lambda x_t, t, c: seen[-1] + error  # type: ignore[method-assign]
+    diffusion, seen = tiny_models.diffusion(), []
+    diffuse = diffusion.diffuse
+    diffusion.diffuse = lambda x0, t, eps: seen.append(eps) or diffuse(x0, t, eps)  # type: ignore[func-returns-value, method-assign]
+    diffusion.forward = lambda x_t, t, c: seen[-1] + error  # type: ignore[method-assign]
     rows = Rows(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))
-    return {name: value.item() for group in method.losses(model, Batch(rows, rows)) for name, value in group.items()}
+    return {
+        name: value.item() for group in method.losses(diffusion, Batch(rows, rows)) for name, value in group.items()
+    }
 
 
 def test_the_terms_are_beta_retain_minus_the_rest_forget() -> None:

@@ -13,26 +13,26 @@ from tests.support import tiny_models
 def test_an_error_beyond_the_ceiling_is_cut_pixel_by_pixel():
     # abar = 1/2: an error of eps is one of x0 as large. Errors 0.1 and 0.5 with the ceiling 0.1: min(0.01, 0.1) and
     # min(0.25, 0.1), on half of the pixels each: mean 0.055.
-    model = tiny_models.diffusion()
-    model.alpha_bar[:] = 0.5
+    diffusion = tiny_models.diffusion()
+    diffusion.alpha_bar[:] = 0.5
     errors = torch.tensor([0.1, 0.5]).repeat(32).view(1, 1, 8, 8)
-    model.forward = lambda x_t, t, c: x_t * 2**0.5 + errors  # x0 = 0, so x_t = sqrt(1/2) eps
+    diffusion.forward = lambda x_t, t, c: x_t * 2**0.5 + errors  # x0 = 0, so x_t = sqrt(1/2) eps
     rows = Rows(torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64))
-    forget, _ = RestrictedGradient(ceiling=0.1).losses(model, Batch(rows, rows))
+    forget, _ = RestrictedGradient(ceiling=0.1).losses(diffusion, Batch(rows, rows))
     assert forget["forget"].item() == pytest.approx(-0.055, rel=1e-4)
 
 
 def test_the_forget_loss_is_minus_the_official_one_on_predicted_images():
     # EDM cuts (D - y)^2 at a; 1 / sigma^2 of it, sigma^2 = (1 - abar) / abar, is the weight that the loss of eps has
-    model, batch = tiny_models.diffusion(), tiny_models.batch()
+    diffusion, batch = tiny_models.diffusion(), tiny_models.batch()
     torch.manual_seed(5)
-    forget, _ = RestrictedGradient(ceiling=0.3).losses(model, batch)
+    forget, _ = RestrictedGradient(ceiling=0.3).losses(diffusion, batch)
     torch.manual_seed(5)
     y = batch.forget.x0
-    t, eps = model.times(len(y)), torch.randn_like(y)
-    abar = model.alpha_bar[t].view(-1, 1, 1, 1)
+    t, eps = diffusion.times(len(y)), torch.randn_like(y)
+    abar = diffusion.alpha_bar[t].view(-1, 1, 1, 1)
     x_t = abar.sqrt() * y + (1 - abar).sqrt() * eps
-    denoised = (x_t - (1 - abar).sqrt() * model(x_t, t, batch.forget.c)) / abar.sqrt()
+    denoised = (x_t - (1 - abar).sqrt() * diffusion(x_t, t, batch.forget.c)) / abar.sqrt()
     sigma2 = (1 - abar) / abar
     expected = -(torch.minimum((denoised - y) ** 2, torch.tensor(0.3)) / sigma2).mean()
     assert 0 < ((denoised - y) ** 2 > 0.3).float().mean() < 1
@@ -40,27 +40,27 @@ def test_the_forget_loss_is_minus_the_official_one_on_predicted_images():
 
 
 def test_the_step_is_the_projected_ascent_plus_five_projected_descents():
-    model, batch, method = tiny_models.diffusion(), tiny_models.batch(), RestrictedGradient()
-    weights = list(model.parameters())
+    diffusion, batch, method = tiny_models.diffusion(), tiny_models.batch(), RestrictedGradient()
+    weights = list(diffusion.parameters())
     torch.manual_seed(3)
-    g_f, g_r = (torch.autograd.grad(sum(group.values()), weights) for group in method.losses(model, batch))
+    g_f, g_r = (torch.autograd.grad(sum(group.values()), weights) for group in method.losses(diffusion, batch))
     flat_f, flat_r = (torch.cat([each.flatten() for each in g]) for g in (g_f, g_r))
     inner = flat_f @ flat_r
     assert inner < 0
     expected = (flat_f - inner / (flat_r @ flat_r) * flat_r) + 5 * (flat_r - inner / (flat_f @ flat_f) * flat_f)
     torch.manual_seed(3)
-    method.backward(method.losses(model, batch), model, lambda loss: loss.backward())
+    method.backward(method.losses(diffusion, batch), diffusion, lambda loss: loss.backward())
     found = torch.cat([p.grad.flatten() for p in weights])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_to_first_order_neither_loss_gets_worse():
-    model, batch, method = tiny_models.diffusion(), tiny_models.batch(), RestrictedGradient()
-    weights = list(model.parameters())
+    diffusion, batch, method = tiny_models.diffusion(), tiny_models.batch(), RestrictedGradient()
+    weights = list(diffusion.parameters())
     torch.manual_seed(3)
-    g_f, g_r = (torch.autograd.grad(sum(group.values()), weights) for group in method.losses(model, batch))
+    g_f, g_r = (torch.autograd.grad(sum(group.values()), weights) for group in method.losses(diffusion, batch))
     torch.manual_seed(3)
-    method.backward(method.losses(model, batch), model, lambda loss: loss.backward())
+    method.backward(method.losses(diffusion, batch), diffusion, lambda loss: loss.backward())
     step = [p.grad for p in weights]
     assert gradients.dot(step, g_f) > 0
     assert gradients.dot(step, g_r) > 0

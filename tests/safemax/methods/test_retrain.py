@@ -4,15 +4,15 @@ import torch
 
 from safemax.diffusion.model import Diffusion
 from safemax.methods.retrain import Retrain
-from safemax.training.trainer import Training, fit
+from safemax.training.settings import Training
 from tests.support import tiny_models
 
 
 def retrained(start: int, *, seed: int = 0, steps: int = 2) -> Diffusion:
-    model = tiny_models.diffusion(start)
+    diffusion = tiny_models.diffusion(start)
     training = Training(steps=steps, batch_size=8, forget_share=0.0, device="cpu", seed=seed)
-    fit(model, Retrain(), tiny_models.split(), (0,), training, progress=False)
-    return model
+    tiny_models.train(diffusion, Retrain(), training)
+    return diffusion
 
 
 def test_nothing_of_the_model_given_is_left() -> None:

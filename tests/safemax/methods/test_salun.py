@@ -8,25 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from safemax.data.batches import Batch, Batches
+from safemax.data.batches import Batch
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.methods import create
 from safemax.methods.salun import SalUn, largest
+from safemax.training.hooks import Folders
 from safemax.training.method import Method
-from safemax.training.trainer import Training, fit
+from safemax.training.settings import Training
 from tests.support import tiny_models
 
 CHW = 64
 
 
-def batches() -> Batches:
-    return Batches(tiny_models.split(), (0,), forget_size=4, retain_size=4, seed=0)
-
-
-def prepared(model: Diffusion, **knobs: Any) -> SalUn:
+def prepared(diffusion: Diffusion, **knobs: Any) -> SalUn:
     method = SalUn(**{"mask_batches": 2, **knobs})
-    method.prepare(model, batches())
+    method.prepare(diffusion, tiny_models.batches())
     return method
 
 
@@ -37,10 +34,10 @@ def flat(tensors: Any) -> Tensor:
 class Recorded:
     """The passes of a model, in order: noise, noised images, labels and prediction of each."""
 
-    def __init__(self, model: Diffusion) -> None:
+    def __init__(self, diffusion: Diffusion) -> None:
         self.noises: list[Tensor] = []
         self.passes: list[tuple[Tensor, Tensor, Tensor]] = []
-        diffuse, forward = model.diffuse, model.forward
+        diffuse, forward = diffusion.diffuse, diffusion.forward
 
         def seen_diffuse(x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
             self.noises.append(eps)
@@ -50,7 +47,7 @@ class Recorded:
             self.passes.append((x_t, c, forward(x_t, t, c)))
             return self.passes[-1][2]
 
-        model.diffuse, model.forward = seen_diffuse, seen_forward  # type: ignore[method-assign]
+        diffusion.diffuse, diffusion.forward = seen_diffuse, seen_forward  # type: ignore[method-assign]
 
 
 def total(groups: Iterator[dict[str, Tensor]]) -> Tensor:
@@ -58,12 +55,12 @@ def total(groups: Iterator[dict[str, Tensor]]) -> Tensor:
 
 
 def test_the_loss_is_the_official_one() -> None:
-    # methods.md 6.2: mean((out - target)^2) + 1e-3 * mean over rows of sum over pixels (eps - out)^2, with the official alpha
+    # the official loss: mean((out - target)^2) + 1e-3 * mean over rows of sum over pixels (eps - out)^2, with the official alpha
     # converted to our means: 1e-3 * CHW.
-    model = tiny_models.diffusion()
-    method = prepared(model, alpha=1e-3 * CHW)
-    seen = Recorded(model)
-    ours = total(method.losses(model, tiny_models.batch()))
+    diffusion = tiny_models.diffusion()
+    method = prepared(diffusion, alpha=1e-3 * CHW)
+    seen = Recorded(diffusion)
+    ours = total(method.losses(diffusion, tiny_models.batch()))
     (_, _, retain), (x_target, c_target, target), (x_own, c_own, own) = seen.passes
     official = torch.nn.MSELoss()(own, target.detach()) + 1e-3 * (seen.noises[0] - retain).square().sum((1, 2, 3)).mean(
         0
@@ -75,11 +72,11 @@ def test_the_loss_is_the_official_one() -> None:
 
 
 def test_gradient_ascent_is_the_official_one_over_the_pixels() -> None:
-    # methods.md 6.2: -sum-loss(D_f) + alpha sum-loss(D_r), of which ours is a CHW-th
-    model = tiny_models.diffusion()
-    method = prepared(model, variant="gradient_ascent", alpha=1e-3, cap=1e6)
-    seen = Recorded(model)
-    ours = total(method.losses(model, tiny_models.batch()))
+    # the official loss: -sum-loss(D_f) + alpha sum-loss(D_r), of which ours is a CHW-th
+    diffusion = tiny_models.diffusion()
+    method = prepared(diffusion, variant="gradient_ascent", alpha=1e-3, cap=1e6)
+    seen = Recorded(diffusion)
+    ours = total(method.losses(diffusion, tiny_models.batch()))
     retain, forget = (
         (e - out).square().sum((1, 2, 3)).mean(0) for e, (_, _, out) in zip(seen.noises, seen.passes, strict=True)
     )
@@ -92,11 +89,11 @@ def test_the_official_alpha_is_3_072_of_our_mean_on_cifar() -> None:
 
 
 def test_the_paper_drops_labels_of_forget_rows_and_targets_apart() -> None:
-    model = tiny_models.diffusion()
-    method = prepared(model, forget_null_drop=0.5)
-    seen = Recorded(model)
+    diffusion = tiny_models.diffusion()
+    method = prepared(diffusion, forget_null_drop=0.5)
+    seen = Recorded(diffusion)
     torch.manual_seed(0)
-    list(method.losses(model, tiny_models.batch(40, 4)))
+    list(method.losses(diffusion, tiny_models.batch(40, 4)))
     (_, target, _), (_, own, _) = seen.passes[1:]
     assert set(target.tolist()) == {1, 3}
     assert set(own.tolist()) == {0, 3}
@@ -104,8 +101,8 @@ def test_the_paper_drops_labels_of_forget_rows_and_targets_apart() -> None:
 
 
 def test_one_graph_is_alive_at_a_time() -> None:
-    model = tiny_models.diffusion()
-    groups = prepared(model).losses(model, tiny_models.batch())
+    diffusion = tiny_models.diffusion()
+    groups = prepared(diffusion).losses(diffusion, tiny_models.batch())
     first = next(groups)
     assert list(first) == ["retain"]
     assert list(next(groups)) == ["forget"]
@@ -119,38 +116,38 @@ def test_the_largest_half_is_exact_and_ties_go_to_the_first() -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1.0])
 def test_the_mask_holds_its_share_of_all_weights_together(share: float) -> None:
-    model = tiny_models.diffusion()
-    method = prepared(model, mask_ratio=share)
-    n = sum(p.numel() for p in model.parameters())
+    diffusion = tiny_models.diffusion()
+    method = prepared(diffusion, mask_ratio=share)
+    n = sum(p.numel() for p in diffusion.parameters())
     assert int(method._mask.sum()) == int(share * n)
-    parts = [part.float().mean().item() for part in method._mask.split([p.numel() for p in model.parameters()])]
+    parts = [part.float().mean().item() for part in method._mask.split([p.numel() for p in diffusion.parameters()])]
     assert share == 1.0 or max(parts) - min(parts) > 0.5
 
 
 def test_saliency_is_the_signed_sum_of_clipped_batch_gradients() -> None:
-    # methods.md 6.1: | sum_b g_b / max(1, ||g_b||) | of the loss summed over pixels, here with w = 2 (g = 3)
-    model = tiny_models.diffusion().eval()
+    # the official saliency: | sum_b g_b / max(1, ||g_b||) | of the loss summed over pixels, here with w = 2 (g = 3)
+    diffusion = tiny_models.diffusion().eval()
     torch.manual_seed(5)
-    saliency = torch.zeros(sum(p.numel() for p in model.parameters()))
+    saliency = torch.zeros(sum(p.numel() for p in diffusion.parameters()))
     for step in range(2):
-        rows = batches()(step).forget
-        e, t = torch.randn_like(rows.x0), model.times(4)
-        x_t = model.diffuse(rows.x0, t, e)
-        out = (1 + 2) * model(x_t, t, rows.c) - 2 * model(x_t, t, model.null(rows.c))
-        g = flat(torch.autograd.grad((e - out).square().sum((1, 2, 3)).mean(0), list(model.parameters())))
+        rows = tiny_models.batches()(step).forget
+        e, t = torch.randn_like(rows.x0), diffusion.times(4)
+        x_t = diffusion.diffuse(rows.x0, t, e)
+        out = (1 + 2) * diffusion(x_t, t, rows.c) - 2 * diffusion(x_t, t, diffusion.null(rows.c))
+        g = flat(torch.autograd.grad((e - out).square().sum((1, 2, 3)).mean(0), list(diffusion.parameters())))
         saliency += g / max(1.0, g.norm().item())
     torch.manual_seed(5)
-    method = prepared(model, mask_guidance_scale=3.0)
+    method = prepared(diffusion, mask_guidance_scale=3.0)
     # near the threshold rounding decides: all but a handful of 18,649 agree
     assert (method._mask == largest(saliency.abs(), 0.5)).float().mean() > 0.999
 
 
 def test_a_masked_weight_stays_bit_for_bit() -> None:
-    model = tiny_models.diffusion()
-    before = flat(model.parameters()).detach().clone()
+    diffusion = tiny_models.diffusion()
+    before = flat(diffusion.parameters()).detach().clone()
     method = SalUn(mask_batches=2, mask_ratio=0.3)
-    fit(model, method, tiny_models.split(), (0,), Training(steps=3, batch_size=8, device="cpu"), progress=False)
-    after = flat(model.parameters()).detach()
+    tiny_models.train(diffusion, method, Training(steps=3, batch_size=8, device="cpu"))
+    after = flat(diffusion.parameters()).detach()
     assert torch.equal(after[~method._mask], before[~method._mask])
     assert (after[method._mask] != before[method._mask]).float().mean() > 0.9
 
@@ -160,30 +157,28 @@ def test_the_gradient_is_clipped_before_it_is_masked() -> None:
     norms = []
 
     class Watched(SalUn):
-        def constrain(self, model: Diffusion) -> None:
-            norms.append(flat(p.grad for p in model.parameters()).norm().item())
-            super().constrain(model)
-            norms.append(flat(p.grad for p in model.parameters()).norm().item())
+        def constrain(self, diffusion: Diffusion) -> None:
+            norms.append(flat(p.grad for p in diffusion.parameters()).norm().item())
+            super().constrain(diffusion)
+            norms.append(flat(p.grad for p in diffusion.parameters()).norm().item())
 
     training = Training(steps=1, batch_size=8, clip=0.01, device="cpu")
-    fit(tiny_models.diffusion(), Watched(mask_batches=1), tiny_models.split(), (0,), training, progress=False)
+    tiny_models.train(tiny_models.diffusion(), Watched(mask_batches=1), training)
     assert norms[0] == pytest.approx(0.01, rel=1e-3)
     assert 0 < norms[1] < norms[0]
 
 
 def test_weight_decay_is_refused_because_it_would_move_masked_weights() -> None:
-    model = tiny_models.diffusion()
-    before = model.digest()
+    diffusion = tiny_models.diffusion()
+    before = diffusion.digest()
     with pytest.raises(InputError, match=r"weight_decay = 0.1 is not allowed with SalUn"):
-        fit(
-            model, SalUn(), tiny_models.split(), (0,), Training(steps=1, weight_decay=0.1, device="cpu"), progress=False
-        )
-    assert model.digest() == before
+        tiny_models.train(diffusion, SalUn(), Training(steps=1, weight_decay=0.1, device="cpu"))
+    assert diffusion.digest() == before
 
 
 def test_the_mask_is_kept_as_bits() -> None:
-    model = tiny_models.diffusion()
-    method = prepared(model)
+    diffusion = tiny_models.diffusion()
+    method = prepared(diffusion)
     n = len(method._mask)
     assert method.state()["mask"].nbytes == -(-n // 8)
     other = SalUn()
@@ -201,13 +196,13 @@ def test_the_papers_presets_need_a_null_label(preset: str) -> None:
 
 def test_ascent_leaves_an_ignorant_row_alone() -> None:
     # eps_pred = eps + 2 misses by 4 > cap 1: the forget term is -1, with no gradient
-    model = tiny_models.diffusion()
-    method = prepared(model, variant="gradient_ascent")
+    diffusion = tiny_models.diffusion()
+    method = prepared(diffusion, variant="gradient_ascent")
     noises: list[Tensor] = []
-    diffuse = model.diffuse
-    model.diffuse = lambda x0, t, eps: noises.append(eps) or diffuse(x0, t, eps)  # type: ignore[func-returns-value, method-assign]
-    model.forward = lambda x_t, t, c: noises[-1] + 2  # type: ignore[method-assign]
-    _, forget = method.losses(model, Batch(tiny_models.batch().forget, tiny_models.batch().retain))
+    diffuse = diffusion.diffuse
+    diffusion.diffuse = lambda x0, t, eps: noises.append(eps) or diffuse(x0, t, eps)  # type: ignore[func-returns-value, method-assign]
+    diffusion.forward = lambda x_t, t, c: noises[-1] + 2  # type: ignore[method-assign]
+    _, forget = method.losses(diffusion, Batch(tiny_models.batch().forget, tiny_models.batch().retain))
     assert forget["forget"].item() == pytest.approx(-1.0)
 
 
@@ -215,7 +210,7 @@ def test_a_mask_is_kept_for_runs_on_the_same_class_rows_and_mask_knobs(tmp_path:
     def kept(forget: int = 0, batch_size: int = 8, **knobs: Any) -> int:
         training = Training(steps=1, batch_size=batch_size, device="cpu")
         method = SalUn(**{"mask_batches": 1, **knobs})
-        fit(tiny_models.diffusion(), method, tiny_models.split(), (forget,), training, priors=tmp_path, progress=False)
+        tiny_models.train(tiny_models.diffusion(), method, training, forget=(forget,), folders=Folders(priors=tmp_path))
         return len(list(tmp_path.iterdir()))
 
     assert kept() == 1

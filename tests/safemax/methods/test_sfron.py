@@ -5,29 +5,25 @@ import math
 import pytest
 import torch
 
-from safemax.data.batches import Batches
 from safemax.errors import InputError, Stopped
 from safemax.methods.sfron import SFRon, adaptive_weights
-from safemax.training.trainer import Training, fit
+from safemax.training.hooks import Folders, Hooks
+from safemax.training.settings import Training
 from tests.support import tiny_models
 
 FEW = {"fisher_batches": 2}
 TRAINING = {"steps": 4, "batch_size": 8, "lr": 1e-2, "device": "cpu", "checkpoint_every": 1}
 
 
-def batches():
-    return Batches(tiny_models.split(), (0,), forget_size=4, retain_size=4, seed=0)
-
-
 def prepared(**knobs):
-    model, method = tiny_models.diffusion(), SFRon(**FEW, **knobs)
-    method.prepare(model, batches())
-    return model, method, batches()(0)
+    diffusion, method = tiny_models.diffusion(), SFRon(**FEW, **knobs)
+    method.prepare(diffusion, tiny_models.batches())
+    return diffusion, method, tiny_models.batches()(0)
 
 
-def masked(method, model):
+def masked(method, diffusion):
     """Return, for each weight tensor, where the mask leaves it out."""
-    weights = list(model.parameters())
+    weights = list(diffusion.parameters())
     parts = method._mask.split([p.numel() for p in weights])
     return [~part.view_as(p) for part, p in zip(parts, weights, strict=True)]
 
@@ -39,14 +35,14 @@ def test_rows_are_weighted_by_the_inverse_root_of_their_loss():
 
 
 def test_the_weighted_loss_is_the_official_one_on_sums_over_pixels():
-    # methods.md 7.3 on sums over 64 pixels: minus 10 times sum_n (coef_n / sum coef) l_n, coef = 1 / (l^0.5 + 1e-8)
-    model, method, batch = prepared(forget_weight=10.0 * 64)
+    # the official loss on sums over 64 pixels: minus 10 times sum_n (coef_n / sum coef) l_n, coef = 1 / (l^0.5 + 1e-8)
+    diffusion, method, batch = prepared(forget_weight=10.0 * 64)
     torch.manual_seed(5)
-    (terms,) = method._forget_loss(model, batch)
+    (terms,) = method._forget_loss(diffusion, batch)
     torch.manual_seed(5)
     rows = batch.forget
-    t, eps = model.times(len(rows)), torch.randn_like(rows.x0)
-    loss = (model(model.diffuse(rows.x0, t, eps), t, rows.c) - eps).square().sum((1, 2, 3))
+    t, eps = diffusion.times(len(rows)), torch.randn_like(rows.x0)
+    loss = (diffusion(diffusion.diffuse(rows.x0, t, eps), t, rows.c) - eps).square().sum((1, 2, 3))
     coefficient = 1 / (loss.detach() ** 0.5 + 1e-8)
     expected = -10 * (coefficient / coefficient.sum() * loss * len(loss)).mean()
     assert terms["forget"].item() == pytest.approx(expected.item(), rel=1e-5)
@@ -60,28 +56,28 @@ def test_the_default_coefficients_are_the_official_ones_in_mean_units():
     ("done", "share"), [(0, 1.0), (25, (1 + math.cos(math.pi / 4)) / 2), (50, 0.5), (100, 0), (150, 0)]
 )
 def test_the_forget_coefficient_falls_as_a_cosine_to_0(done, share):
-    model, method, batch = prepared(decay_steps=100)
+    diffusion, method, batch = prepared(decay_steps=100)
     torch.manual_seed(5)
-    (full,) = method._forget_loss(model, batch)
+    (full,) = method._forget_loss(diffusion, batch)
     method._done = done
     torch.manual_seed(5)
-    (now,) = method._forget_loss(model, batch)
+    (now,) = method._forget_loss(diffusion, batch)
     assert now["forget"].item() == pytest.approx(share * full["forget"].item(), rel=1e-5, abs=1e-3)
 
 
 def test_the_mask_is_where_the_forget_fisher_outweighs_the_other():
     # The prior written pass by pass: gradients of 3 eps_c - 2 eps_null summed over pixels, clipped to norm 1, squared.
-    model = tiny_models.diffusion()
-    weights = list(model.parameters())
+    diffusion = tiny_models.diffusion()
+    weights = list(diffusion.parameters())
     torch.manual_seed(4)
     fisher = []
     for part in ("forget", "retain"):
         total = torch.zeros(sum(w.numel() for w in weights))
         for step in range(2):
-            rows = getattr(batches()(step), part)
-            t, eps = model.times(len(rows)), torch.randn_like(rows.x0)
-            x_t = model.diffuse(rows.x0, t, eps)
-            guided = 3 * model(x_t, t, rows.c) - 2 * model(x_t, t, torch.full_like(rows.c, 3))
+            rows = getattr(tiny_models.batches()(step), part)
+            t, eps = diffusion.times(len(rows)), torch.randn_like(rows.x0)
+            x_t = diffusion.diffuse(rows.x0, t, eps)
+            guided = 3 * diffusion(x_t, t, rows.c) - 2 * diffusion(x_t, t, torch.full_like(rows.c, 3))
             loss = (eps - guided).square().sum((1, 2, 3)).mean()
             g = torch.cat([each.flatten() for each in torch.autograd.grad(loss, weights)])
             total += (g * min(1, 1 / g.norm())).square() / 2
@@ -89,7 +85,7 @@ def test_the_mask_is_where_the_forget_fisher_outweighs_the_other():
     ratio = (fisher[0] + 1e-15) / (fisher[1] + 1e-15)
     method = SFRon(**FEW)
     torch.manual_seed(4)
-    method.prepare(model, batches())
+    method.prepare(diffusion, tiny_models.batches())
     clear = (ratio - 1).abs() > 1e-3
     assert clear.float().mean() > 0.9
     assert torch.equal(method._mask[clear], (ratio >= 1)[clear])
@@ -98,36 +94,36 @@ def test_the_mask_is_where_the_forget_fisher_outweighs_the_other():
 
 def test_a_short_gradient_is_not_stretched_in_the_fisher_information():
     # the loss 1e-3 times the sum of all weights has the gradient 1e-3 everywhere, of norm 0.14 over 18,600 weights
-    model, method = tiny_models.diffusion(), SFRon(**FEW)
-    method._guided_loss = lambda model, rows: 1e-3 * sum(p.sum() for p in model.parameters())
-    for fisher in method._fisher(model, [tiny_models.batch().forget] * 2):
+    diffusion, method = tiny_models.diffusion(), SFRon(**FEW)
+    method._guided_loss = lambda diffusion, rows: 1e-3 * sum(p.sum() for p in diffusion.parameters())
+    for fisher in method._fisher(diffusion, [tiny_models.batch().forget] * 2):
         torch.testing.assert_close(fisher, torch.full_like(fisher, 1e-6))
 
 
 class Watched(SFRon):
     """SFR-on that notes, for each forget step, whether a masked weight moved and how long the gradient was."""
 
-    def step(self, model, batch, optimizer_step):
-        before = [p.detach().clone() for p in model.parameters()]
-        left_out = masked(self, model)
+    def step(self, diffusion, batch, optimizer_step):
+        before = [p.detach().clone() for p in diffusion.parameters()]
+        left_out = masked(self, diffusion)
 
         def watched(losses, batch):
             if not self._forgetting:
-                changes = zip(model.parameters(), before, left_out, strict=True)
+                changes = zip(diffusion.parameters(), before, left_out, strict=True)
                 self.moved.append(any(((p != old) & out).any() for p, old, out in changes))
             return optimizer_step(losses, batch)
 
-        return super().step(model, batch, watched)
+        return super().step(diffusion, batch, watched)
 
-    def constrain(self, model):
+    def constrain(self, diffusion):
         if self._forgetting:
-            self.norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item())
+            self.norms.append(torch.nn.utils.get_total_norm([p.grad for p in diffusion.parameters()]).item())
 
 
 def watched(**knobs):
     method = Watched(**FEW, **knobs)
     method.moved, method.norms = [], []
-    fit(tiny_models.diffusion(), method, tiny_models.split(), (0,), Training(**TRAINING), progress=False)
+    tiny_models.train(tiny_models.diffusion(), method, Training(**TRAINING))
     return method
 
 
@@ -147,12 +143,13 @@ def test_the_forget_gradient_is_clipped_after_it_is_masked():
 
 def test_a_stopped_run_resumes_at_its_place_in_the_decay(tmp_path):
     def trained(folder=None, stop=lambda: False):
-        model, method = (
+        diffusion, method = (
             tiny_models.diffusion(),
             SFRon(**FEW, forget_weight=0.5, decay_steps=4),
         )  # too small for the clip to bind
-        fit(model, method, tiny_models.split(), (0,), Training(**TRAINING), folder=folder, stop=stop, progress=False)
-        return model.digest()
+        hooks, folders = Hooks(should_stop=stop, progress=False), Folders(checkpoints=folder)
+        tiny_models.train(diffusion, method, Training(**TRAINING), hooks=hooks, folders=folders)
+        return diffusion.digest()
 
     asked = iter(range(10))
     with pytest.raises(Stopped):
@@ -161,16 +158,16 @@ def test_a_stopped_run_resumes_at_its_place_in_the_decay(tmp_path):
 
 
 def test_the_mask_is_kept_as_bits():
-    model, method, _ = prepared()
+    diffusion, method, _ = prepared()
     state = method.state()
-    assert state["mask"].numel() == math.ceil(sum(p.numel() for p in model.parameters()) / 8)
+    assert state["mask"].numel() == math.ceil(sum(p.numel() for p in diffusion.parameters()) / 8)
     again = SFRon()
     again.load_state(state)
     assert torch.equal(again._mask, method._mask)
 
 
 def test_guidance_and_label_drop_without_a_null_label_are_refused_before_any_work():
-    model = tiny_models.diffusion(null=False)
+    diffusion = tiny_models.diffusion(null=False)
     with pytest.raises(InputError, match="no null label"):
-        SFRon(retain_null_drop=0.0).validate(model)
-    SFRon(retain_null_drop=0.0, fisher_guidance_scale=1.0).validate(model)
+        SFRon(retain_null_drop=0.0).validate(diffusion)
+    SFRon(retain_null_drop=0.0, fisher_guidance_scale=1.0).validate(diffusion)

@@ -5,20 +5,20 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from safemax.data.batches import Batch, Rows
+from safemax.data.batches import Batch, Batches, Rows
 from safemax.diffusion.model import Diffusion
 from safemax.methods.ssd import SSD, dampening
-from safemax.training.trainer import Training, fit
+from safemax.training.settings import Training
 from tests.support import tiny_models
 
 
 def dampened(**knobs: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return the weights before and after."""
-    model = tiny_models.diffusion()
-    before = [p.detach().clone() for p in model.parameters()]
+    diffusion = tiny_models.diffusion()
+    before = [p.detach().clone() for p in diffusion.parameters()]
     method = SSD(importance_batches=2, importance_draws=2, **knobs)
-    fit(model, method, tiny_models.split(), (0,), Training(steps=0, batch_size=8, device="cpu"), progress=False)
-    return before, [p.detach() for p in model.parameters()]
+    tiny_models.train(diffusion, method, Training(steps=0, batch_size=8, device="cpu"))
+    return before, [p.detach() for p in diffusion.parameters()]
 
 
 def test_a_weight_is_dampened_by_the_ratio_of_its_importances() -> None:
@@ -35,13 +35,13 @@ def test_dampening_never_enlarges() -> None:
 def test_the_forgotten_labels_embedding_is_dampened_and_the_others_are_not() -> None:
     # Retain rows never touch the embedding of label 0, and forget rows no other's. Labels 1 and 2 have I_f = 0.
     before, after = dampened(alpha=1.0)
-    model = tiny_models.diffusion()
-    (i,) = [i for i, (name, _) in enumerate(model.named_parameters()) if "class_embedding" in name]
+    diffusion = tiny_models.diffusion()
+    (i,) = [i for i, (name, _) in enumerate(diffusion.named_parameters()) if "class_embedding" in name]
     assert (after[i][0].norm() / before[i][0].norm()).item() < 0.5
     assert torch.equal(after[i][1:], before[i][1:])
 
 
-class Given:
+class Given(Batches):
     """Batches that a test has made, of three classes of which the first is forgotten."""
 
     forget_classes, retain_classes = (0,), (1, 2)
@@ -56,9 +56,9 @@ class Given:
 class OfPixels(SSD):
     """Its gradient is the mean of the rows' first pixels, so that importances can be had by hand."""
 
-    def _gradient(self, model: Diffusion, rows: Rows) -> list[torch.Tensor]:
+    def _gradient(self, diffusion: Diffusion, rows: Rows) -> list[torch.Tensor]:
         value = rows.x0[:, 0, 0, 0].mean() if len(rows) else torch.zeros(())
-        return [value.expand_as(p) for p in model.parameters()]
+        return [value.expand_as(p) for p in diffusion.parameters()]
 
 
 def test_a_batch_of_all_data_has_the_forget_classes_share_of_forget_rows() -> None:

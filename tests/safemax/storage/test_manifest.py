@@ -134,6 +134,6 @@ def test_tolerated_names_are_not_looked_at(folder: Path) -> None:
 
 
 def test_a_kill_while_writing_does_not_stop_the_next_attempt(folder: Path) -> None:
-    (folder / "manifest.tmp").write_text("half")
+    (folder / "manifest.json.1.tmp").write_text("half")
     digest = manifest.write(folder)
     assert manifest.verify(folder) == digest

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from safemax.data.batches import Batches
-from safemax.training.target_labels import classes, next_retained
-from tests.support import tiny_models
+from safemax.training.target_labels import next_retained
 
 
 def test_one_forgotten_class_goes_to_the_next_label_in_a_circle():
@@ -17,8 +15,3 @@ def test_no_label_goes_to_a_forgotten_one():
     # 2, 3 and 4 are forgotten, so all three go to 5, and 1 passes over them
     anchors = next_retained(6, (0, 1, 5))
     assert torch.equal(anchors, torch.tensor([1, 5, 5, 5, 5, 0]))
-
-
-def test_the_classes_of_a_job_are_known_from_its_batches():
-    batches = Batches(tiny_models.split(), (2, 0), forget_size=1, retain_size=1, seed=0)
-    assert classes(batches) == ((0, 2), (1,))

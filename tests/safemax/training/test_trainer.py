@@ -15,29 +15,27 @@ from safemax.errors import InputError, NonFiniteError, Stopped
 from safemax.methods import create
 from safemax.methods.finetune import Finetune
 from safemax.storage import checkpoint
-from safemax.training.trainer import Training, fit
+from safemax.training.hooks import Folders, Hooks
+from safemax.training.settings import Training
 from tests.support import tiny_models
 
 CPU = {"device": "cpu", "batch_size": 8, "checkpoint_every": 2}
 
 
 def trained(steps=6, *, folder=None, method=None, stop=lambda: False, **training):
-    """Return a model after some steps, and fit's result."""
+    """Return a model after some steps, and the result of its training."""
     model = tiny_models.diffusion()
     method = method or create("safemax")
     settings = Training(steps=steps, **{**CPU, **training})
-    result = fit(
-        model, method, tiny_models.split(), (0,), settings, folder=folder, stop=stop, origin="run-1", progress=False
-    )
-    return model, result
+    hooks, folders = Hooks(should_stop=stop, progress=False), Folders(checkpoints=folder, origin="run-1")
+    return model, tiny_models.train(model, method, settings, hooks=hooks, folders=folders)
 
 
 def test_the_loss_falls():
     logged = []
-    fit(
-        tiny_models.diffusion(), Finetune(), tiny_models.split(), (), Training(steps=60, lr=3e-3, forget_share=0.0, **CPU),
-        log=lambda metrics, step: logged.append(metrics["loss/retain"]), progress=False,
-    )  # fmt: skip
+    hooks = Hooks(log=lambda metrics, step: logged.append(metrics["loss/retain"]), progress=False)
+    training = Training(steps=60, lr=3e-3, forget_share=0.0, **CPU)
+    tiny_models.train(tiny_models.diffusion(), Finetune(), training, forget=(), hooks=hooks)
     assert len(logged) == 6
     assert logged[-1] < 0.7 * logged[0]
 
@@ -100,11 +98,10 @@ def test_a_full_disk_leaves_the_older_checkpoint_whole(tmp_path, monkeypatch):
 def test_a_non_finite_gradient_stops_before_the_weights_change():
     model = tiny_models.diffusion()
     before = model.digest()
-    split = tiny_models.split()
     method = create("safemax", retain_weight=1e6)
     model.alpha_bar[:] = float("nan")
     with pytest.raises(NonFiniteError, match="step 1: the gradient is not finite"):
-        fit(model, method, split, (0,), Training(steps=3, **CPU), progress=False)
+        tiny_models.train(model, method, Training(steps=3, **CPU))
     assert model.digest() == before
 
 

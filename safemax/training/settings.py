@@ -1,0 +1,98 @@
+"""The settings of a training run, and whether they go together with a method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from safemax.errors import InputError
+from safemax.knobs import INFINITY, check, knob
+from safemax.training.method import Method
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the loop runs, whatever the method. The optimizer is Adam (0.9, 0.999), eps 1e-8."""
+
+    steps: int = knob(1000, "optimizer steps", bounds=(0, 10_000_000), search=(50, 2000), log=True)
+    batch_size: int = knob(128, "rows of a step, over all processes, forget and retain together", bounds=(1, 1_000_000))
+    forget_share: float = knob(0.5, "share of the rows that are forget rows", bounds=(0, 1))
+    lr: float = knob(1e-4, "learning rate of Adam", bounds=(0, 10), search=(1e-5, 1e-3), log=True)
+    lr_end: float = knob(
+        1.0,
+        "learning rate of the last step as a share of lr, reached along a cosine; 1 keeps lr constant",
+        bounds=(0, 1),
+    )
+    warmup: int = knob(0, "steps over which the learning rate rises from 0", bounds=(0, 10_000_000))
+    weight_decay: float = knob(
+        0.0, "decoupled weight decay; must be 0 with a mask, since it would move masked weights", bounds=(0, 1)
+    )
+    clip: float = knob(1.0, "largest L2 norm of the gradient", bounds=(0, INFINITY))
+    ema: float = knob(
+        0.0,
+        "decay of the moving average of the weights, which replaces them at the end; 0 keeps the last weights",
+        bounds=(0, 1),
+    )
+    seed: int = knob(0, "fixes batches, noise and initial weights", bounds=(0, 2**62))
+    precision: str = knob("fp32", "arithmetic of the denoiser", choices=("fp32", "bf16"))
+    accumulate: int = knob(1, "passes that a step's rows are split into, to save memory", bounds=(1, 1024))
+    device: str = knob("auto", "auto uses a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    checkpoint_every: int = knob(100, "steps between checkpoints; 0 writes none before the end", bounds=(0, 10_000_000))
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.forget_rows % self.accumulate or self.retain_rows % self.accumulate:
+            rows = f"{self.forget_rows} forget and {self.retain_rows} retain rows"
+            raise InputError(f"accumulate = {self.accumulate} does not divide {rows}; use a divisor of both")
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of a step, from 0: a linear rise over `warmup`, then half a cosine to lr_end * lr."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        share = (step - self.warmup) / max(1, self.steps - 1 - self.warmup)
+        return self.lr * (self.lr_end + (1 - self.lr_end) * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+
+    @property
+    def forget_rows(self) -> int:
+        """Forget rows of a step."""
+        return round(self.batch_size * self.forget_share)
+
+    @property
+    def retain_rows(self) -> int:
+        """Retain rows of a step."""
+        return self.batch_size - self.forget_rows
+
+
+def validate(method: Method, training: Training, forget: tuple[int, ...]) -> None:
+    """Raise InputError where a method cannot run with these settings and forget labels."""
+    _validate_rows(method, training, forget)
+    name = type(method).__name__
+    if training.accumulate > 1 and not method.per_part:
+        raise InputError(
+            f"accumulate = {training.accumulate} is not allowed with {name}, which weighs the gradients of a whole batch; "
+            "accumulate must be 1"
+        )
+    if training.weight_decay and type(method).constrain is not Method.constrain:
+        raise InputError(
+            f"weight_decay = {training.weight_decay:g} is not allowed with {name}: it would move weights that the method "
+            "holds; weight_decay must be 0"
+        )
+
+
+def validate_parts(training: Training, processes: int) -> None:
+    """Raise InputError where accumulation would split a step into unequal parts, which count alike."""
+    for name, rows in (("forget", training.forget_rows), ("retain", training.retain_rows)):
+        if rows % (processes * training.accumulate) and training.accumulate > 1:
+            raise InputError(
+                f"accumulate = {training.accumulate} on {processes} processes does not divide {rows} {name} rows into equal parts"
+            )
+
+
+def _validate_rows(method: Method, training: Training, forget: tuple[int, ...]) -> None:
+    name, share = type(method).__name__, f"forget_share = {training.forget_share:g}"
+    if method.needs_forget and not training.forget_rows:
+        raise InputError(f"{share} of batch_size = {training.batch_size} leaves no forget rows, which {name} needs")
+    if training.forget_rows and not forget:
+        raise InputError(f"{share} is not allowed without classes to forget; forget_share must be 0")
+    if method.needs_retain and not training.retain_rows:
+        raise InputError(f"{share} of batch_size = {training.batch_size} leaves no retain rows, which {name} needs")

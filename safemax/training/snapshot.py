@@ -1,0 +1,73 @@
+"""The state of a training run as the tensors of a checkpoint, and back.
+
+A checkpoint holds weights, their moving average, the method's state, the optimizer, step and cost. It holds no generator
+state: every step seeds the generators anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from safemax.storage.checkpoint import Checkpoint
+from safemax.training.method import Method
+from safemax.training.result import Cost
+
+
+def take(
+    step: int,
+    network: Module,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    average: list[Tensor],
+    cost: Cost,
+    origin: str,
+) -> Checkpoint:
+    """Return the checkpoint of a run after `step` steps.
+
+    Args:
+        step: steps done.
+        network: the denoiser, not wrapped for several processes.
+        method: its `state` is included.
+        optimizer: of the trained weights.
+        average: moving average of each trained weight; [] without one.
+        cost: so far.
+        origin: the name of the run.
+    """
+    tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
+    tensors |= {f"average.{i:05d}": value for i, value in enumerate(average)}
+    tensors |= {f"method.{name}": value for name, value in method.state().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i:05d}.{name}": value for name, value in state.items()}
+    about: dict[str, Any] = {"origin": origin, "cost": asdict(cost)}
+    return Checkpoint(step, tensors, about)
+
+
+def restore_model(saved: Checkpoint, network: Module, method: Method, device: torch.device) -> None:
+    """Load a checkpoint's weights into the network and its method state into the method."""
+    network.load_state_dict(_under("model.", saved.tensors))
+    state = _under("method.", saved.tensors)
+    method.load_state({name: value.to(device) for name, value in state.items()})
+
+
+def restore_optimizer(saved: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+    """Load a checkpoint's moments and step counts into the optimizer, whose settings stay."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under("optimizer.", saved.tensors).items():
+        number, key = name.split(".")
+        state.setdefault(int(number), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def average_of(saved: Checkpoint, device: torch.device) -> list[Tensor]:
+    """Return a checkpoint's moving average of each trained weight, [] without one."""
+    return [value.to(device) for _, value in sorted(_under("average.", saved.tensors).items())]
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
