@@ -118,7 +118,7 @@ def test_a_model_whose_labels_have_other_names_than_the_data_is_refused(demo_sto
     other = Diffusion(base.denoiser, base.schedule, tuple("abcdefghij"))
     other.save(tmp_path / "other")
     before = model_versions.find("digits-ddpm", "candidate")
-    with pytest.raises(InputError, match="label 0 is 'a' to the model and '0' in data = digits"):
+    with pytest.raises(InputError, match="label 0 is 'a' in the model and '0' in data = digits"):
         unlearn_module.unlearn([f"--model={tmp_path}/other", "--forget=0", "--steps=2", "--batch-size=8", *EVALUATION])
     assert model_versions.find("digits-ddpm", "candidate") == before
 

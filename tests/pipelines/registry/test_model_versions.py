@@ -72,7 +72,7 @@ def test_a_version_holds_no_pickle_and_nothing_that_could_be_one(mlflow_store: M
     register(new_run(mlflow_store))
     root = model_versions.resolve(f"models:/{NAME}/1").parents[1]
     kinds = {path.suffix or path.name for path in root.rglob("*") if path.is_file()}
-    assert kinds == {".json", ".py", ".safetensors", ".txt", ".yaml", "MLmodel"}
+    assert kinds == {".html", ".json", ".py", ".pyi", ".safetensors", ".txt", ".typed", ".yaml", "MLmodel"}
 
 
 def test_what_comes_back_is_the_model_that_went_in(mlflow_store: MlflowClient) -> None:
