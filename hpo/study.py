@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-import psutil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -23,7 +20,6 @@ from pipelines import tracking
 _RIVALS, _SHARE, _MARGIN = 5, 0.75, 0.25
 _JOINT_FRONT = 5  # members of the "front" of a single objective
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-_OWNER = f"{socket.gethostname()}/{os.getpid()}/{int(psutil.Process().create_time())}"  # as tracking.alive reads it
 
 
 class TrialLost(Exception):
@@ -75,7 +71,7 @@ class TrialScheduler:
             trial = self._adopt_orphan() or self._propose_next()
             if trial is None:
                 return None
-            trial.set_user_attr("owner", _OWNER)
+            trial.set_user_attr("owner", tracking.this_process())
             self._running[trial.number] = trial
             self._record_heartbeat(trial.number)
         return self.trials[trial.number]
@@ -148,8 +144,8 @@ class TrialScheduler:
         return None
 
     def is_orphan(self, trial: FrozenTrial) -> bool:
-        """Return whether the coordinator of a running trial is dead."""
-        return not self._store.shared or not tracking.alive({"env.process": trial.user_attrs.get("owner", "?/0/0")})
+        """Return whether the coordinator of a running trial is known to be dead; a lost heartbeat tells it of other machines."""
+        return not self._store.shared or tracking.alive(trial.user_attrs.get("owner")) is False
 
     def _propose_next(self) -> Trial | None:
         """Start the waiting copy of a failed trial, or a new one."""

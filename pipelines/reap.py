@@ -1,8 +1,9 @@
 """Clean up a store: end runs whose process died without ending them, and remove what killed registrations left.
 
-A run is ended as FAILED if this machine opened it and its process is dead. `mlflow run` opens a run before it starts our
-process; if none starts (no conda, a wrong path), the run is ended once it is older than unclaimed_minutes. All other runs are
-left alone: those of living processes, of other machines (reap there too) and of other projects.
+A run is ended as FAILED if its process is known to be dead: it ran on this machine, since its last boot and in this PID
+namespace. `mlflow run` opens a run before it starts our process; if none starts (no conda, a wrong path), the run is ended once
+it is older than unclaimed_minutes. All other runs are left alone: those of living processes, of other projects, and those of
+which this process cannot know (other machines and containers: reap there too). The last are listed; dead_run ends one.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from pipelines import ROOT, tracking
+from pipelines.cli.parameters import excerpt
 from pipelines.cli.parser import main, parse
 from pipelines.registry import model_versions, orphans
+from safemax.errors import InputError
 from safemax.knobs import check, knob
 
 
@@ -26,6 +29,7 @@ class ReapOptions:
     """Which runs are ended."""
 
     unclaimed_minutes: float = knob(60.0, "age at which a run that no process has joined is ended", bounds=(1, 1e6))
+    dead_run: str = knob("", "id of a run whose process you know to be dead, though this machine cannot know")
     dry_run: bool = knob(False, "show what would happen, change nothing")
 
     def __post_init__(self) -> None:
@@ -40,7 +44,7 @@ def reap(argv: Sequence[str]) -> None:
     options = parse("python -m pipelines.reap", __doc__ or "", PARAMETERS, argv)["reap"]
     params = {"reap.unclaimed_minutes": options.unclaimed_minutes, "reap.dry_run": options.dry_run}
     with tracking.run("reap", experiment=tracking.ADMINISTRATION, params=params, tags={"kind": "reap"}) as run:
-        lines = _end_dead(tracking.store(), options)
+        lines = _end_dead(tracking.store(), options, own=run.id)
         if not options.dry_run:
             lines += [line for name in _names(tracking.store()) for line in orphans.remove_orphans(name)]
         lines = lines or ["nothing to clean up"]
@@ -48,32 +52,45 @@ def reap(argv: Sequence[str]) -> None:
         run.note("\n\n".join(lines))
 
 
-def dead(run: Run, unclaimed_minutes: float) -> str | None:
+def dead(run: Run, options: ReapOptions) -> str | None:
     """Return why a RUNNING run has no process any more, None if it has one or this machine cannot know."""
-    if tracking.PROCESS in run.data.params:
-        return None if tracking.alive(run.data.params) else f"process {run.data.params[tracking.PROCESS]} is dead"
+    process = run.data.params.get(tracking.PROCESS)
+    if process is not None:
+        if run.info.run_id == options.dead_run and not tracking.alive(process):
+            return f"process {process} is dead, says who ran reap"
+        return f"process {process} is dead" if tracking.alive(process) is False else None
     tags, minutes = run.data.tags, (time.time() - run.info.start_time / 1000) / 60
     # file://REPOSITORY#SUBFOLDER, if the project is in a git repository
     folder = tags.get("mlflow.source.name", "").removeprefix("file://").replace("#", "/")
     ours = folder == str(ROOT) and tags.get("mlflow.user") == getpass.getuser()
-    if "mlflow.project.entryPoint" in tags and ours and minutes >= unclaimed_minutes:
+    if "mlflow.project.entryPoint" in tags and ours and minutes >= options.unclaimed_minutes:
         return f"`mlflow run` opened it {minutes:.0f} minutes ago and no process joined it"
     return None
 
 
-def _end_dead(client: MlflowClient, options: ReapOptions) -> list[str]:
-    lines = []
+def _end_dead(client: MlflowClient, options: ReapOptions, own: str) -> list[str]:
     experiments = [each.experiment_id for each in tracking.search_all(client.search_experiments, ViewType.ALL)]
-    for run in tracking.search_all(client.search_runs, experiments, "attributes.status = 'RUNNING'"):
-        why = dead(run, options.unclaimed_minutes)
-        # The status again: the process may have ended its run, and itself, since the search.
-        if why is None or client.get_run(run.info.run_id).info.status != "RUNNING":
-            continue
-        lines.append(f"run {run.info.run_id} ({run.info.run_name}): {why}")
-        if not options.dry_run:
-            client.set_terminated(run.info.run_id, "FAILED")
-            client.set_tag(run.info.run_id, "failure", f"reaped: {why}")
-    return lines
+    running = tracking.search_all(client.search_runs, experiments, "attributes.status = 'RUNNING'")
+    others = [run for run in running if run.info.run_id != own]
+    if options.dead_run and options.dead_run not in [run.info.run_id for run in others]:
+        raise InputError(f"dead_run = {excerpt(options.dead_run)} is not the id of a RUNNING run")
+    return [line for run in others if (line := _end(client, run, options))]
+
+
+def _end(client: MlflowClient, run: Run, options: ReapOptions) -> str | None:
+    """End a run if it is dead; return what was done, or that this machine cannot know, None for a living run."""
+    name, process = f"run {run.info.run_id} ({run.info.run_name})", run.data.params.get(tracking.PROCESS)
+    why = dead(run, options)
+    if why is None:
+        unknown = process is not None and tracking.alive(process) is None
+        return f"{name} left alone: {process} may be alive; dead_run={run.info.run_id} ends it" if unknown else None
+    # The status again: the process may have ended its run, and itself, since the search.
+    if client.get_run(run.info.run_id).info.status != "RUNNING":
+        return None
+    if not options.dry_run:
+        client.set_terminated(run.info.run_id, "FAILED")
+        client.set_tag(run.info.run_id, "failure", f"reaped: {why}")
+    return f"{name}: {why}"
 
 
 def _names(client: MlflowClient) -> list[str]:

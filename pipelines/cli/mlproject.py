@@ -35,7 +35,7 @@ DECLARED = {
     "promote": ("model", "version", "alias", "gates", "why", "dry_run"),
     "rollback": ("model", "alias", "why", "dry_run"),
     "versions": ("model", "where", "format"),
-    "reap": ("unclaimed_minutes", "dry_run"),
+    "reap": ("unclaimed_minutes", "dead_run", "dry_run"),
 }
 # Of each method, besides its own knobs that a search may draw.
 CORRECTION = ("data", "forget", "model", "preset", "steps", "lr")

@@ -65,7 +65,7 @@ def _is_running(client: MlflowClient, run_id: str | None) -> bool:
         run = None  # permanently deleted
     if run is None:
         return False
-    return run.info.status == "RUNNING" and tracking.alive(run.data.params)
+    return run.info.status == "RUNNING" and tracking.alive(run.data.params.get(tracking.PROCESS)) is not False
 
 
 def _is_copied(client: MlflowClient, model: LoggedModel, name: str) -> bool:

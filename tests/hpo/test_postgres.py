@@ -63,7 +63,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def abandoned(address: str, plan: StudyPlan, monkeypatch: pytest.MonkeyPatch) -> int:
     """Start a trial on a machine that then dies; return the trial's number."""
     with monkeypatch.context() as patch, machine(address, plan) as (scheduler, _):
-        patch.setattr(study, "_OWNER", "another-machine/1/0")
+        patch.setattr(study.tracking, "this_process", lambda: "another-machine/1")
         trial = scheduler.start_next()
         assert trial is not None
     return trial.number

@@ -16,6 +16,7 @@ from mlflow.projects.utils import _create_run
 from pipelines import ROOT, tracking
 from pipelines.reap import reap
 from pipelines.registry import model_versions
+from safemax.errors import InputError
 
 SCRIPT = """
 import sys, time
@@ -30,19 +31,18 @@ def status(client: MlflowClient, run_id: str) -> str:
     return str(client.get_run(run_id).info.status)
 
 
-def dead_run(client: MlflowClient, host: str | None = None) -> str:
-    """Return a RUNNING run whose process is gone; on another machine, if its name is given."""
-    with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
-        process = client.get_run(run.id).data.params["env.process"]
-    gone = client.create_run(client.get_run(run.id).info.experiment_id).info.run_id
-    mine, _, started = process.split("/")
-    client.log_param(gone, "env.process", f"{host or mine}/{_free_pid()}/{started}")
-    return gone
+def dead_run(client: MlflowClient, process: str | None = None) -> str:
+    """Return a RUNNING run whose process is dead, or one that another process is said to have opened."""
+    run_id = client.create_run(client.create_experiment(f"experiment-{time.monotonic()}")).info.run_id
+    client.log_param(run_id, tracking.PROCESS, process or _record_of_dead())
+    return run_id
 
 
-def _free_pid() -> int:
+def _record_of_dead() -> str:
+    """Return the record of a process of this machine that has ended."""
     with subprocess.Popen(["true"]) as process:
-        return process.pid
+        host, _, *rest = tracking.this_process().split("/")
+    return "/".join([host, str(process.pid), *rest])
 
 
 def test_a_run_of_a_dead_process_is_failed_and_says_so(mlflow_store: MlflowClient) -> None:
@@ -56,16 +56,46 @@ def test_a_process_id_that_another_process_has_now_does_not_save_a_run(mlflow_st
     gone = mlflow_store.create_run("0").info.run_id
     with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
         process = mlflow_store.get_run(run.id).data.params["env.process"]
-        mlflow_store.log_param(gone, "env.process", process.rpartition("/")[0] + "/1000")
+        mlflow_store.log_param(gone, "env.process", process.rpartition("/")[0] + "/1")
         reap([])
         assert status(mlflow_store, run.id) == "RUNNING"
     assert status(mlflow_store, gone) == "FAILED"
 
 
-def test_other_machines_runs_and_other_peoples_runs_are_spared(mlflow_store: MlflowClient) -> None:
-    spared = [dead_run(mlflow_store, host="elsewhere"), mlflow_store.create_run("0", start_time=1).info.run_id]
+def test_runs_of_unknown_processes_and_other_peoples_runs_are_spared(mlflow_store: MlflowClient) -> None:
+    host, pid, boot, *rest = _record_of_dead().split("/")
+    elsewhere = ("/".join([host, pid, boot[::-1], *rest]), f"{host}/{pid}/1700000000", f"{host}/{pid}", "?")
+    spared = [dead_run(mlflow_store, each) for each in elsewhere]
+    spared.append(mlflow_store.create_run("0", start_time=1).info.run_id)
     reap([])
     assert {status(mlflow_store, each) for each in spared} == {"RUNNING"}
+
+
+def test_a_run_of_an_unknown_process_is_listed_and_ended_by_its_id(
+    mlflow_store: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [dead_run(mlflow_store, process) for process in ("elsewhere/7", "elsewhere/8")]
+    reap([])
+    assert f"left alone: elsewhere/7 may be alive; dead_run={runs[0]} ends it" in capsys.readouterr().out
+    reap([f"--dead_run={runs[0]}"])
+    assert [status(mlflow_store, each) for each in runs] == ["FAILED", "RUNNING"]
+    assert "elsewhere/7 is dead, says who ran reap" in mlflow_store.get_run(runs[0]).data.tags["failure"]
+
+
+@pytest.mark.parametrize("which", ["finished", "living", "nobody", "-"])
+def test_a_run_that_is_not_running_or_whose_process_lives_is_not_ended_by_its_id(
+    mlflow_store: MlflowClient, which: str
+) -> None:
+    with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as finished:
+        pass
+    with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as living:
+        if which == "living":
+            reap([f"--dead_run={living.id}"])
+        else:
+            with pytest.raises(InputError, match="dead_run = .* is not the id of a RUNNING run"):
+                reap([f"--dead_run={finished.id if which == 'finished' else which}"])
+        assert status(mlflow_store, living.id) == "RUNNING"
+    assert status(mlflow_store, finished.id) == "FINISHED"
 
 
 def test_a_run_that_mlflow_run_opened_and_nobody_took_over_is_ended_when_it_is_old(mlflow_store: MlflowClient) -> None:

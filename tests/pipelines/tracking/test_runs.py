@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -293,23 +292,6 @@ def test_a_server_that_does_not_answer_is_refused_in_one_line(monkeypatch: pytes
     with pytest.raises(InputError, match="tracking store http://127.0.0.1:9 cannot be used") as refusal:
         tracking.setup("tiny-ddpm")
     assert "\n" not in str(refusal.value)
-
-
-def test_a_process_is_alive_until_it_dies(mlflow_store: MlflowClient) -> None:
-    with opened() as run:
-        params = mlflow_store.get_run(run.id).data.params
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    host, pid, started = params["env.process"].split("/")
-    assert pid == str(os.getpid())
-    assert tracking.alive(params)
-    assert not tracking.alive({"env.process": f"{host}/{dead.pid}/{started}"})
-    assert not tracking.alive({"env.process": f"{host}/{pid}/{int(started) - 100}"})  # the number was used again
-
-
-@pytest.mark.parametrize("params", [{}, {"env.process": f"not-{socket.gethostname()}/1/1"}])
-def test_what_this_machine_cannot_know_counts_as_alive(params: dict[str, str]) -> None:
-    assert tracking.alive(params)
 
 
 def _count(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
