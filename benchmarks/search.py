@@ -36,7 +36,7 @@ from hpo.search import read_config, run
 from hpo.study import dominates
 from pipelines import tracking
 from pipelines.cli.parser import main, parse
-from pipelines.engine.signals import StopSignal, stop_on_sigterm
+from pipelines.engine.signals import StopSignal, stop_on_signals
 from pipelines.registry import model_versions
 from safemax.data.sources import load
 from safemax.judges.load import JudgeConfig, judges, reference
@@ -264,7 +264,7 @@ def _short(value: object) -> object:
 
 def benchmark(argv: Sequence[str]) -> None:
     """Measure one part and write its table."""
-    stop = stop_on_sigterm()
+    stop = stop_on_signals()
     options = parse("python -m benchmarks.search", __doc__ or "", {"options": BenchmarkOptions}, argv)["options"]
     if options.model != "demo":
         options = replace(options, model=str(Path(options.model).absolute()))

@@ -35,7 +35,7 @@ from pipelines.cli.method_options import parse_for_method
 from pipelines.cli.parameters import UsageError
 from pipelines.cli.parser import main
 from pipelines.correction.base_model import find_base
-from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_sigterm
+from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_signals
 from pipelines.engine.worker_pool import WorkerPool
 from safemax.data.batches import parse_classes
 from safemax.errors import InputError, Stopped
@@ -141,7 +141,7 @@ def read_config(argv: Sequence[str]) -> SearchConfig:
 
 def search(argv: Sequence[str]) -> None:
     """Search by the command line's parameters."""
-    stop = stop_on_sigterm()
+    stop = stop_on_signals()
     die_with_parent()
     run(read_config(argv), stop)
 

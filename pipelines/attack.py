@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pipelines.cli.options import DataOptions
 from pipelines.cli.parser import main, parse
 from pipelines.correction.retrained import GoldOptions
-from pipelines.engine.signals import die_with_parent, stop_on_sigterm
+from pipelines.engine.signals import die_with_parent, stop_on_signals
 from pipelines.examination.attack_report import publish
 from pipelines.examination.attack_suite import AttackSuite, Clock, Models
 from pipelines.examination.subject import Subject
@@ -65,7 +65,7 @@ PARAMETERS: dict[str, type] = {
 def attack(argv: Sequence[str]) -> None:
     """Attack a model by the command line's parameters."""
     chosen = parse("python -m pipelines.attack", __doc__ or "", PARAMETERS, argv)
-    stop = stop_on_sigterm()
+    stop = stop_on_signals()
     die_with_parent()
     options: AttackOptions = chosen["model"]
     subject = Subject.of(options, options.base, chosen["data"])

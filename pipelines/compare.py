@@ -25,7 +25,7 @@ from pipelines.comparison import report, variants
 from pipelines.comparison.plan import Comparison, ComparisonOptions, ablation_of
 from pipelines.comparison.runner import ComparisonRunner
 from pipelines.correction.base_model import find_base
-from pipelines.engine.signals import StopSignal, die_with_parent, is_follower_rank, stop_on_sigterm
+from pipelines.engine.signals import StopSignal, die_with_parent, is_follower_rank, stop_on_signals
 from pipelines.registry import model_versions
 from safemax.data.batches import parse_classes
 from safemax.errors import InputError
@@ -47,7 +47,7 @@ def compare(argv: Sequence[str]) -> None:
     options: ComparisonOptions = chosen["comparison"]
     compared = variants.read(options.methods, options.overrides, options.common)
     ablation = ablation_of(options)
-    stop = stop_on_sigterm()
+    stop = stop_on_signals()
     die_with_parent()
     if is_follower_rank():
         raise InputError("a comparison runs each child in one process; workers = 2 runs two at a time")

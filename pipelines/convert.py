@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from pipelines import tracking
 from pipelines.cli.options import DataOptions, product_name
 from pipelines.cli.parser import main, parse
-from pipelines.engine.signals import die_with_parent, stop_on_sigterm
+from pipelines.engine.signals import die_with_parent, stop_on_signals
 from pipelines.registry import registration
 from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
@@ -124,7 +124,7 @@ def convert_checkpoint(argv: Sequence[str]) -> None:
     arguments = parse("python -m pipelines.convert", __doc__ or "", PARAMETERS, argv)
     options: ConvertOptions = arguments["conversion"]
     options.validate()
-    stop = stop_on_sigterm()
+    stop = stop_on_signals()
     die_with_parent()
     dataset = arguments["data"].load()
     diffusion = from_official(options.state_dict, dataset.class_names, size=dataset.image_shape[-1])

@@ -18,7 +18,7 @@ from pipelines.cli.parser import main, parse
 from pipelines.correction.base_model import BaseTraining, NetworkOptions, train_base
 from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
-from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_sigterm
+from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_signals
 from pipelines.registry import model_versions
 from safemax.data.batches import parse_classes
 from safemax.errors import InputError
@@ -57,7 +57,7 @@ PARAMETERS: dict[str, type] = {
 def demo(argv: Sequence[str]) -> None:
     """Find or train the base, then correct it."""
     arguments = parse("python -m pipelines.demo", __doc__ or "", PARAMETERS, argv)
-    stop = stop_on_sigterm()
+    stop = stop_on_signals()
     die_with_parent()
     if is_follower_rank():
         raise InputError("the demo runs in one process; under torchrun use pipelines.pretrain and pipelines.unlearn")

@@ -14,7 +14,7 @@ from pipelines.cli.options import DataOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.cli.parser import main, parse
 from pipelines.correction.retrained import GoldOptions
-from pipelines.engine.signals import die_with_parent, stop_on_sigterm
+from pipelines.engine.signals import die_with_parent, stop_on_signals
 from pipelines.examination.attack_run import AttackRun
 from pipelines.examination.evaluation import Evaluator
 from pipelines.examination.evaluation_report import publish
@@ -57,7 +57,7 @@ PARAMETERS: dict[str, type] = {
 def evaluate(argv: Sequence[str]) -> None:
     """Measure a model by the command line's parameters."""
     chosen = parse("python -m pipelines.evaluate", __doc__ or "", PARAMETERS, argv)
-    stop = stop_on_sigterm()
+    stop = stop_on_signals()
     die_with_parent()
     options, evaluation = chosen["model"], chosen["evaluation"]
     subject = Subject.of(options, options.beside, chosen["data"])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pipelines.cli.options import DataOptions
 from pipelines.cli.parser import main, parse
 from pipelines.correction.base_model import BaseTraining, NetworkOptions, train_base
-from pipelines.engine.signals import die_with_parent, stop_on_sigterm
+from pipelines.engine.signals import die_with_parent, stop_on_signals
 
 PARAMETERS: dict[str, type] = {"data": DataOptions, "network": NetworkOptions, "training": BaseTraining}
 
@@ -19,7 +19,7 @@ PARAMETERS: dict[str, type] = {"data": DataOptions, "network": NetworkOptions, "
 def pretrain(argv: Sequence[str]) -> None:
     """Train and register a base as the command line says."""
     arguments = parse("python -m pipelines.pretrain", __doc__ or "", PARAMETERS, argv)
-    stop = stop_on_sigterm()
+    stop = stop_on_signals()
     die_with_parent()
     dataset = arguments["data"].load()
     address = train_base(dataset, arguments["network"], arguments["training"], stop)

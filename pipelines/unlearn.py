@@ -19,7 +19,7 @@ from pipelines.cli.parser import main
 from pipelines.correction.base_model import find_base
 from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
-from pipelines.engine.signals import die_with_parent, stop_on_sigterm
+from pipelines.engine.signals import die_with_parent, stop_on_signals
 from safemax.data.batches import parse_classes
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
@@ -48,7 +48,7 @@ PARAMETERS: dict[str, type] = {
 def unlearn(argv: Sequence[str]) -> None:
     """Correct a model as the command line says; --method chooses the method, and with it the parameters."""
     method_name, arguments = parse_for_method("python -m pipelines.unlearn", __doc__ or "", PARAMETERS, argv)
-    stop = stop_on_sigterm()
+    stop = stop_on_signals()
     die_with_parent()
     dataset = arguments["data"].load()
     name = arguments["model"].name_for(dataset)

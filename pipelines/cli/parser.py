@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pipelines.cli.parameters import Parameter, UsageError, Value, excerpt, parameters, to_text
+from pipelines.engine import signals
 from safemax.errors import InputError, NonFiniteError, Stopped, chain, unknown
 
 Chosen = TypeVar("Chosen")
@@ -116,9 +117,10 @@ def main(entry: Callable[[Sequence[str]], object]) -> NoReturn:
     """Run an entry point on the command line's arguments and exit: with 0, or with one line on stderr and a status.
 
     Status 2: a parameter. 1: any other input, a loss that is not finite, a full disk, a folder that cannot be written, a
-    tracking store that does not answer or denies access. 143: SIGTERM. 130: Ctrl-C. Every other exception is a bug of this
-    program and keeps its traceback.
+    tracking store that does not answer or denies access. 143: SIGTERM. 130: Ctrl-C. 129: SIGHUP. Every other exception is a
+    bug of this program and keeps its traceback.
     """
+    signals.end_on_signals()
     sys.exit(_status(entry, sys.argv[1:]))
 
 
@@ -128,9 +130,11 @@ def _status(entry: Callable[[Sequence[str]], object], argv: Sequence[str]) -> in
     except InputError as error:
         return _say(f"error: {error}", 2 if isinstance(error, UsageError) else 1)
     except Stopped:
-        return _say("stopped: the checkpoint is whole, the same command resumes", 128 + signal.SIGTERM)
+        return _say("stopped: the same command resumes", signals.status_after(signal.SIGTERM))
     except KeyboardInterrupt:
-        return _say("interrupted: the same command resumes from the last checkpoint", 128 + signal.SIGINT)
+        return _say(
+            "interrupted: the same command resumes from the last checkpoint", signals.status_after(signal.SIGINT)
+        )
     except NonFiniteError as error:
         return _say(f"error: {error}", 1)
     except Exception as error:

@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 
 import torch
 
-from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_sigterm
+from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_signals
 from safemax.errors import InputError, NonFiniteError, Stopped
 
 REPORT = "report"  # the one kind of message that the coordinator answers
@@ -117,7 +117,7 @@ def serve(load: Load, channel: Channel, stop: StopSignal) -> None:
 
 def main(load: Load) -> None:
     """Serve the coordinator on stdin and stdout, with one thread; what libraries print goes to stderr."""
-    stop = stop_on_sigterm()
+    stop = stop_on_signals()
     die_with_parent()
     torch.set_num_threads(1)
     channel = Channel.own()

@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines import tracking
 from pipelines.registry import served_model
+from pipelines.tracking import store_files
 from safemax.errors import InputError, unknown
 from safemax.storage import manifest
 
@@ -136,6 +137,7 @@ def download(uri: str, folder: Path, digest: str | None) -> Path:
     if digest is None:
         raise InputError(f"model = {uri} was not registered by this project: it has no tag {MANIFEST}")
     try:
+        store_files.refuse_absent(f"model = {uri}", _location(uri))
         root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise InputError(f"model = {uri} cannot be read: {str(error).splitlines()[0]}") from error
@@ -145,6 +147,14 @@ def download(uri: str, folder: Path, digest: str | None) -> Path:
     if manifest.verify(root) != digest:
         raise InputError(f"model = {uri} is not what was registered: its manifest does not match its tag {MANIFEST}")
     return root
+
+
+def _location(uri: str) -> str:
+    """Return where the store records the files of models:/NAME/VERSION or of models:/ID, a logged model."""
+    client, (name, _, number) = tracking.store(), uri.removeprefix("models:/").partition("/")
+    if not number:
+        return str(client.get_logged_model(name).artifact_location)
+    return client.get_model_version_download_uri(name, number)
 
 
 def _absent(client: MlflowClient, name: str, which: str) -> InputError:

@@ -1,4 +1,4 @@
-"""The MLflow tracking store: a client of it, all pages of a search, and in one line why it cannot be used."""
+"""The MLflow tracking store: a client of it, experiments, all pages of a search, and in one line why it cannot be used."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any, TypeVar
 import mlflow
 import requests
 from mlflow import MlflowClient
+from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipelines.tracking import store_files
 from pipelines.tracking.addresses import without_password
+from pipelines.tracking.liveness import PROCESS
 from safemax.errors import InputError, chain
 
 Entity = TypeVar("Entity")
@@ -29,24 +32,57 @@ def store() -> MlflowClient:
     if not mlflow.is_tracking_uri_set():
         mlflow.set_tracking_uri(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
     try:
-        return MlflowClient()
-    except MlflowException as error:
+        return store_files.client(mlflow.get_tracking_uri())
+    except (MlflowException, SQLAlchemyError) as error:
         raise _unusable(error) from error
 
 
 def setup(experiment: str) -> str:
     """Choose the store and the experiment, creating what is missing, and return the experiment's id.
 
-    A run that `mlflow run` has opened (MLFLOW_RUN_ID) belongs to an experiment already, and `experiment` is ignored.
+    What the user chose comes first: the run that `mlflow run` opened (MLFLOW_RUN_ID), which belongs to an experiment
+    already, then MLFLOW_EXPERIMENT_NAME, then MLFLOW_EXPERIMENT_ID.
 
     Raises:
-        InputError: the store or the experiment cannot be used.
+        InputError: the store or the experiment cannot be used, or that run is not one that this process may write to.
     """
-    client, joined = store(), os.environ.get("MLFLOW_RUN_ID")
+    client = store()
     try:
-        return client.get_run(joined).info.experiment_id if joined else mlflow.set_experiment(experiment).experiment_id
+        if run_id := os.environ.get("MLFLOW_RUN_ID"):
+            chosen = client.get_experiment(joinable(client, run_id).info.experiment_id)
+        elif (given := os.environ.get("MLFLOW_EXPERIMENT_ID")) and not os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+            chosen = client.get_experiment(given)
+        else:
+            chosen = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment)
     except MlflowException as error:
         raise _unusable(error) from error
+    if chosen.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise InputError(
+            f"experiment {chosen.name} is deleted; restore it: mlflow experiments restore -x {chosen.experiment_id}"
+        )
+    store_files.refuse_moved(chosen)
+    return str(chosen.experiment_id)
+
+
+def joinable(client: MlflowClient, run_id: str) -> Run:
+    """Return the run that MLFLOW_RUN_ID names.
+
+    Raises:
+        InputError: there is none, or it is not RUNNING, deleted, or that of another process, and would be overwritten.
+    """
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise _not_joinable(run_id, "no such run") from error
+    if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise _not_joinable(run_id, "the run is deleted")
+    if run.info.status != "RUNNING":
+        raise _not_joinable(run_id, f"the run is {run.info.status}")
+    if PROCESS in run.data.params:
+        raise _not_joinable(run_id, f"process {run.data.params[PROCESS]} has joined the run")
+    return run
 
 
 def search_all(search: Callable[..., PagedList[Entity]], *args: Any, **options: Any) -> list[Entity]:
@@ -92,5 +128,23 @@ def first_line(error: BaseException) -> str:
     return without_password(lines[0] if lines else type(error).__name__)
 
 
-def _unusable(error: MlflowException) -> InputError:
+def _experiment(client: MlflowClient, name: str) -> Experiment:
+    """Return an experiment, created if it is missing; mlflow.set_experiment would also write MLFLOW_EXPERIMENT_ID."""
+    known = client.get_experiment_by_name(name)
+    if known is not None:
+        return known
+    try:
+        return client.get_experiment(client.create_experiment(name))
+    except MlflowException as error:
+        made = client.get_experiment_by_name(name)  # by another process, meanwhile
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or made is None:
+            raise
+        return made
+
+
+def _not_joinable(run_id: str, why: str) -> InputError:
+    return InputError(f"MLFLOW_RUN_ID = {run_id} cannot be joined: {why}; unset MLFLOW_RUN_ID to open a new run")
+
+
+def _unusable(error: Exception) -> InputError:
     return InputError(f"tracking store {address()} cannot be used: {first_line(error)}")

@@ -23,6 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from PIL import Image
 from requests import RequestException
 
@@ -42,6 +43,7 @@ MODE = "workflowType=machine_learning"  # the UI opens in its GenAI mode without
 _TAG_LENGTH = 8000  # characters; MLflow truncates longer tags
 _BATCH = 100  # a call may hold at most 100 parameters, 100 tags or 1,000 metrics
 _DIGEST = 16  # hex digits of a dataset's digest; a store keeps up to 36, the UI shows them all
+_STOPPED = (Stopped, KeyboardInterrupt)
 _LOG = logging.getLogger(__name__)
 
 
@@ -57,10 +59,12 @@ def run(
 ) -> Iterator[Run]:
     """Open a run, or join the one that `mlflow run` opened, and close it with the status that it deserves.
 
-    It ends FINISHED, KILLED on safemax.errors.Stopped, or FAILED on any other exception; the exception is raised again.
+    It ends FINISHED, KILLED on safemax.errors.Stopped and Ctrl-C, or FAILED on any other exception; the exception is raised
+    again.
 
     Args:
-        name: the run's name in the UI, such as safemax-digits-forget0-seed0.
+        name: the run's name in the UI, such as safemax-digits-forget0-seed0; a name that was given to `mlflow run` (--run-name)
+            wins over it.
         experiment: its experiment, one per product model; see `setup`.
         params: by dotted key (`method.lambda`): `mlflow run` has logged the undotted ones already, as text.
         tags: what users filter runs by.
@@ -70,23 +74,23 @@ def run(
     Raises:
         InputError: the store cannot be used, or stopped answering.
     """
-    client, experiment_id = mlflow_store.store(), mlflow_store.setup(experiment)
-    if parent:
-        experiment_id = client.get_run(parent).info.experiment_id
+    client = mlflow_store.store()
+    experiment_id = client.get_run(parent).info.experiment_id if parent else mlflow_store.setup(experiment)
     joined = None if parent else os.environ.pop("MLFLOW_RUN_ID", None)
     origin = {} if joined else {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.user": getpass.getuser()}
     if parent:
         origin["mlflow.parentRunId"] = parent
     opened = Run(client, joined or client.create_run(experiment_id).info.run_id, experiment_id)
     try:
-        client.update_run(opened.id, name=name)
+        if not (joined and _is_chosen(client.get_run(joined).info.run_name)):
+            client.update_run(opened.id, name=name)
         opened._describe(params, {**origin, **commit_tags(), **tags, "mlflow.note.content": description})
         yield opened
         opened.flush()
         client.set_terminated(opened.id, "FINISHED")
     except BaseException as error:
         opened._fail(error)
-        if joined and isinstance(error, Stopped):
+        if joined and isinstance(error, _STOPPED):
             end_launcher()
         if is_unreachable(error):
             reason = f"does not answer; the same command resumes: {first_line(error)}"
@@ -234,7 +238,7 @@ class Run:
             _LOG.warning("tracking store unavailable, %d metrics pending: %s", len(self._pending), first_line(error))
 
     def _fail(self, error: BaseException) -> None:
-        status = "KILLED" if isinstance(error, Stopped) else "FAILED"
+        status = "KILLED" if isinstance(error, _STOPPED) else "FAILED"
         try:
             self._client.set_terminated(self.id, status)
             if status == "FAILED":
@@ -252,6 +256,13 @@ def metric_key(key: str) -> str:
 def spaced(markdown: str) -> str:
     """Return markdown with space between the columns of its tables: MLflow's pages leave none."""
     return re.sub(r"(?m)^\|.*[^-:|\s].*\|$", lambda row: row[0].replace(" | ", " |&emsp;"), markdown)
+
+
+def _is_chosen(name: str) -> bool:
+    """Return whether a person gave a run its name; MLflow makes up one such as brash-fox-17 where nobody did."""
+    first, _, rest = name.partition("-")
+    second, _, number = rest.partition("-")
+    return not (first in _GENERATOR_PREDICATES and second in _GENERATOR_NOUNS and number.isdecimal())
 
 
 def _rendered(figure: Figure) -> Image.Image:

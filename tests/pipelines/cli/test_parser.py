@@ -251,7 +251,7 @@ FULL = "error: the disk is full ({}); free some space, the same command resumes\
         (lambda: None, 0, ""),
         (lambda: parse("--lr=abc"), 2, f"error: lr = abc is not allowed; {LR}\n"),
         (_raise(InputError("model = x\n is not a folder")), 1, "error: model = x is not a folder\n"),
-        (_raise(Stopped()), 143, "stopped: the checkpoint is whole, the same command resumes\n"),
+        (_raise(Stopped()), 143, "stopped: the same command resumes\n"),
         (_raise(KeyboardInterrupt()), 130, "interrupted: the same command resumes from the last checkpoint\n"),
         (_wrapped_in_another_error, 1, FULL.format("[Errno 28] No space left on device: 'step-10.tmp'")),
         (_raise(RuntimeError("database or disk is full")), 1, FULL.format("database or disk is full")),

@@ -19,12 +19,12 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a c
 WAITS_TO_BE_STOPPED = """
 import os, sys, time
 from pathlib import Path
-from pipelines.engine.signals import die_with_parent, stop_on_sigterm
+from pipelines.engine.signals import die_with_parent, stop_on_signals
 
 here = Path(sys.argv[1])
 while (here / "hold").exists():
     time.sleep(0.01)
-stop = stop_on_sigterm()
+stop = stop_on_signals()
 die_with_parent()
 (here / "ready").write_text(f"{os.getpid()} {os.environ.get('SAFEMAX_LAUNCHER', '')}")
 for _ in range(6000):
@@ -56,13 +56,75 @@ def _launcher(folder: Path, assignment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", launcher], env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
-def test_a_signal_raises_the_flag_and_a_second_one_changes_nothing(tmp_path: Path) -> None:
+ENDS_BY_A_SIGNAL = """
+import sys, time
+from pathlib import Path
+from pipelines.cli.parser import main
+from pipelines.engine.signals import stop_on_signals
+from safemax.errors import Stopped
+
+def entry(argv):
+    kind, ready = argv
+    stop = stop_on_signals() if kind != "short" else lambda: False
+    Path(ready).write_text("ready")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if kind == "reads the flag" and stop():
+            raise Stopped
+        time.sleep(0.01)
+
+main(entry)
+"""
+
+
+def ended(folder: Path, kind: str, *signals: signal.Signals, ignored: str = "") -> tuple[int, str]:
+    """Return the exit status and stderr of a pipeline that gets signals when it is ready.
+
+    Args:
+        folder: of the program and its files.
+        kind: "reads the flag" between steps, is "busy" and does not, or is "short" and has no checkpoint.
+        signals: sent one after the other.
+        ignored: what a shell makes the pipeline ignore from the start, such as HUP.
+    """
+    (folder / "program.py").write_text(ENDS_BY_A_SIGNAL)
+    line = f"trap '' {ignored or 'USR1'}; exec {sys.executable} program.py '{kind}' ready"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen([sys.executable, _program(tmp_path), tmp_path], env=environment)
-    _until(tmp_path / "ready")
-    child.send_signal(signal.SIGTERM)
-    child.send_signal(signal.SIGTERM)
-    assert child.wait(10) == 143
+    child = subprocess.Popen(["bash", "-c", line], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    _until(folder / "ready")
+    for each in signals:
+        child.send_signal(each)
+        time.sleep(0.1)
+    _, stderr = child.communicate(timeout=20)
+    return child.returncode, stderr
+
+
+@pytest.mark.parametrize("kind", ["reads the flag", "short"])
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)], ids=str
+)
+def test_a_signal_ends_a_pipeline_with_its_own_status(
+    tmp_path: Path, kind: str, sent: signal.Signals, status: int
+) -> None:
+    code, stderr = ended(tmp_path, kind, sent)
+    assert code == status
+    assert "the same command resumes" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+
+
+def test_ctrl_c_says_how_to_end_at_once_and_a_second_one_does(tmp_path: Path) -> None:
+    code, stderr = ended(tmp_path, "busy", signal.SIGINT, signal.SIGINT)
+    assert code == 130
+    assert "Ctrl-C again ends at once" in stderr
+
+
+def test_a_second_signal_of_another_kind_changes_neither_the_end_nor_the_status(tmp_path: Path) -> None:
+    code, _ = ended(tmp_path, "reads the flag", signal.SIGHUP, signal.SIGTERM, signal.SIGTERM)
+    assert code == 129
+
+
+def test_a_signal_that_the_shell_made_the_pipeline_ignore_stays_ignored(tmp_path: Path) -> None:
+    code, stderr = ended(tmp_path, "reads the flag", signal.SIGHUP, signal.SIGTERM, ignored="HUP")  # as nohup does
+    assert (code, stderr) == (143, "stopped: the same command resumes\n")
 
 
 @linux

@@ -16,6 +16,7 @@ import pytest
 import requests
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from PIL import Image
@@ -55,7 +56,7 @@ def test_a_run_records_what_a_repetition_needs(mlflow_store: MlflowClient) -> No
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(Stopped("told to"), "KILLED"), (ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "FAILED")],
+    [(Stopped("told to"), "KILLED"), (ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED")],
 )
 def test_a_run_that_is_left_by_an_exception_ends_so_and_keeps_its_metrics(
     mlflow_store: MlflowClient, error: BaseException, status: str
@@ -91,6 +92,89 @@ def test_a_run_that_mlflow_run_opened_is_joined_and_renamed(
     assert stored.info.experiment_id == elsewhere
     assert f"experiments/{elsewhere}/runs" in run.url
     assert mlflow_store.get_run(second.id).info.experiment_id != elsewhere
+
+
+def _joining(client: MlflowClient, monkeypatch: pytest.MonkeyPatch, name: str | None) -> str:
+    """Open a run as `mlflow run` does, with a name or the one that MLflow makes up; return its id."""
+    run_id = client.create_run(client.create_experiment("elsewhere")).info.run_id
+    if name is not None:
+        client.set_tag(run_id, "mlflow.runName", name)  # as --run-name does
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    return str(run_id)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"), [(None, "safemax-tiny-forget0"), ("mine", "mine"), ("my-run-7", "my-run-7"), ("é ü", "é ü")]
+)
+def test_a_name_that_the_user_gave_stays(
+    mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch, given: str | None, shown: str
+) -> None:
+    _joining(mlflow_store, monkeypatch, given)
+    with opened() as run:
+        pass
+    assert mlflow_store.get_run(run.id).info.run_name == shown
+
+
+def _end(client: MlflowClient, run_id: str, how: str) -> None:
+    if how == "deleted":
+        client.delete_run(run_id)
+    elif how == "joined":
+        client.log_param(run_id, tracking.PROCESS, "elsewhere/7")
+    else:
+        client.set_terminated(run_id, how)
+
+
+@pytest.mark.parametrize("how", ["FINISHED", "FAILED", "KILLED", "SCHEDULED", "deleted", "joined"])
+@pytest.mark.parametrize("by", ["run", "setup"])
+def test_a_run_that_cannot_be_joined_is_refused_and_left_as_it_was(
+    mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch, how: str, by: str
+) -> None:
+    run_id = _joining(mlflow_store, monkeypatch, "theirs")
+    _end(mlflow_store, run_id, how)
+    before = mlflow_store.get_run(run_id).to_dictionary()
+    with pytest.raises(InputError, match=f"^MLFLOW_RUN_ID = {run_id} cannot be joined: .*; unset MLFLOW_RUN_ID"):
+        tracking.setup("tiny-ddpm") if by == "setup" else opened().__enter__()
+    assert mlflow_store.get_run(run_id).to_dictionary() == before
+    assert len(mlflow_store.search_runs(["1", "2"], run_view_type=ViewType.ALL)) == 1
+
+
+@pytest.mark.parametrize("run_id", ["0" * 32, "nobody", "../x"])
+def test_a_run_that_does_not_exist_is_refused(
+    mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch, run_id: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    with pytest.raises(InputError, match="cannot be joined: no such run"):
+        tracking.setup("tiny-ddpm")
+
+
+@pytest.mark.parametrize("given", [{"NAME": "mine"}, {"ID": "1"}, {"NAME": "mine", "ID": "0"}], ids=str)
+def test_the_users_experiment_wins_over_ours(
+    mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    mine = mlflow_store.create_experiment("mine")
+    for key, value in given.items():
+        monkeypatch.setenv(f"MLFLOW_EXPERIMENT_{key}", value)
+    for name in ("tiny-ddpm", "administration"):
+        assert tracking.setup(name) == mine
+    with opened() as run:
+        pass
+    assert mlflow_store.get_run(run.id).info.experiment_id == mine
+
+
+def test_an_experiment_chosen_for_one_run_is_not_that_of_the_next(mlflow_store: MlflowClient) -> None:
+    assert tracking.setup("first") != tracking.setup("second")
+
+
+def test_an_experiment_that_the_user_names_and_does_not_exist_is_made(
+    mlflow_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "new")
+    made = mlflow_store.get_experiment(tracking.setup("tiny-ddpm"))
+    assert made.name == "new"
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "12345")
+    with pytest.raises(InputError, match="12345"):
+        tracking.setup("tiny-ddpm")
 
 
 @pytest.mark.slow
@@ -281,7 +365,7 @@ def test_the_store_is_mlflow_db_in_the_working_directory_where_nothing_else_is_s
 
 def test_a_deleted_experiment_is_refused_in_one_line(mlflow_store: MlflowClient) -> None:
     mlflow_store.delete_experiment(mlflow_store.create_experiment("gone"))
-    with pytest.raises(InputError, match="deleted experiment 'gone'") as refusal:
+    with pytest.raises(InputError, match="experiment gone is deleted; restore it") as refusal:
         tracking.setup("gone")
     assert "\n" not in str(refusal.value)
 
