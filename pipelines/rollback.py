@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from pipelines import tracking
 from pipelines.cli.options import AliasOptions
@@ -18,38 +19,50 @@ def rollback(argv: Sequence[str]) -> None:
     options = parse("python -m pipelines.rollback", __doc__ or "", PARAMETERS, argv)["alias"]
     current = model_versions.aliased_number(options.model, options.alias)
     options.validate(current)
-    if current is None:
-        raise _nothing_to_roll_back(options)
-    target = aliases.rollback_target(aliases.recorded_moves(options.model, options.alias), current)
-    if target is None:
-        raise InputError(f"{options.alias} of {options.model} has no recorded version before {current}")
+    target, warning = _target(options, current)
     model_versions.resolve(f"models:/{options.model}/{target}")  # refuses a version that would not load
     params = {
         "rollback.model": options.model,
         "rollback.alias": options.alias,
-        "rollback.from": current,
+        "rollback.from": current or "none",
         "rollback.to": target,
     }
     name = f"rollback-{options.model}-{options.alias}-{target}"
     with tracking.run(name, experiment=tracking.ADMINISTRATION, params=params, tags={"kind": "rollback"}) as run:
-        change = f"{options.alias} of {options.model}: {current} -> {target}"
-        print(change + _warning(options.model, current, target))
+        change = f"{options.alias} of {options.model}: {current or 'none'} -> {target}"
+        print(change + warning + _regained(options.model, current, target))
         if not options.dry_run:
             record = aliases.new_move(aliases.ROLLBACK, current, target, why=options.why, run_id=run.id)
-            run.note(f"{change}. {options.why}")
+            run.note(f"{change}. {options.why}{warning}")
             run.json({"model": options.model, "alias": options.alias, **record}, "move")
             aliases.move(options.model, options.alias, record)
 
 
-def _nothing_to_roll_back(options: AliasOptions) -> InputError:
-    names = [each.name for each in tracking.search_all(tracking.store().search_registered_models)]
+def _target(options: AliasOptions, current: str | None) -> tuple[str, str]:
+    """Return the version to restore, and a warning that names deleted versions that would have come first, or ""."""
+    client = tracking.store()
+    names = [each.name for each in tracking.search_all(client.search_registered_models)]
     if options.model not in names:
-        return unknown("registered model", options.model, names)
-    return InputError(f"{options.alias} of {options.model} points to no version; there is nothing to roll back")
+        raise unknown("registered model", options.model, names)
+    versions = tracking.search_all(client.search_model_versions, f"name='{options.model}'")
+    moves = aliases.recorded_moves(options.model, options.alias)
+    history = aliases.promotion_history(moves, current)
+    deleted = {*history} - {str(each.version) for each in versions}
+    if current is None and not history:
+        raise InputError(f"{options.alias} of {options.model} points to no version; there is nothing to roll back")
+    target = aliases.rollback_target(moves, current, deleted)
+    newer = list(takewhile(lambda each: each != target, reversed(history)))
+    skipped = ", ".join(each for each in newer if each in deleted)
+    if target is None:
+        why = f"; deleted since: {skipped}" if skipped else ""
+        raise InputError(f"{options.alias} of {options.model} has no recorded version before {current or 'none'}{why}")
+    return target, f"\nwarning: passed over, as deleted since: {skipped}" if skipped else ""
 
 
-def _warning(name: str, current: str, target: str) -> str:
+def _regained(name: str, current: str | None, target: str) -> str:
     """Return a warning that names the classes that come back with a rollback, "" if there are none."""
+    if current is None:
+        return ""
     now, then = (
         model_versions.version_of(f"models:/{name}/{each}").tags.get("forgotten", "") for each in (current, target)
     )

@@ -20,7 +20,7 @@ from pipelines.cli.parser import main, parse
 from pipelines.registry import aliases
 from pipelines.registry.version_filter import conditions
 from pipelines.registry.version_table import NUMBERS, TEXTS, rows, table
-from safemax.errors import unknown
+from safemax.errors import InputError, unknown
 from safemax.knobs import check, knob
 from safemax.reports.html import table_page
 
@@ -79,12 +79,17 @@ def _log(options: ListOptions, frame: pd.DataFrame, texts: Mapping[str, str]) ->
 def _moved_by_hand(name: str) -> list[str]:
     """Return a warning for each alias that was promoted to once and now points to a version that no promotion set."""
     numbers = tracking.store().get_registered_model(name).aliases
-    moves = {alias: aliases.recorded_moves(name, alias) for alias in numbers}
-    return [
-        f"warning: {alias} points to version {number}, which no promotion set: somebody moved it by hand"
-        for alias, number in numbers.items()
-        if moves[alias] and aliases.promotion_history(moves[alias], str(number))[-1:] != [str(number)]
-    ]
+    return [line for alias, number in numbers.items() if (line := _warning(name, alias, str(number)))]
+
+
+def _warning(name: str, alias: str, number: str) -> str:
+    try:
+        moves = aliases.recorded_moves(name, alias)
+    except InputError as error:
+        return f"warning: {error}"
+    if not moves or aliases.promotion_history(moves, number)[-1:] == [number]:
+        return ""
+    return f"warning: {alias} points to version {number}, which no promotion set: somebody moved it by hand"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from __future__ import annotations
 import getpass
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
 from datetime import UTC, datetime
 from typing import NotRequired, TypedDict
 
@@ -88,9 +89,24 @@ def move(name: str, alias: str, record: Move) -> None:
 
 
 def recorded_moves(name: str, alias: str) -> list[Move]:
-    """Return the recorded moves of an alias, oldest first, each without its gates."""
+    """Return the recorded moves of an alias, oldest first, each without its gates.
+
+    Raises:
+        InputError: a tag that should hold a move holds something else.
+    """
     tags = tracking.store().get_registered_model(name).tags
-    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(f"move.{alias}.")]
+    return [_read(name, key, tags[key]) for key in sorted(tags) if key.startswith(f"move.{alias}.")]
+
+
+def _read(name: str, key: str, text: str) -> Move:
+    try:
+        record: Move = json.loads(text)
+        numbers = [record["to"], *([record["from"]] if record["from"] is not None else [])]
+        if record["kind"] in (PROMOTE, ROLLBACK) and all(re.fullmatch("[0-9]{1,9}", each) for each in numbers):
+            return record
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise InputError(f"the tag {key} of {name} does not hold a recorded move; correct or delete it: {ascii(text[:80])}")
 
 
 def promotion_history(moves: Sequence[Move], current: str | None) -> list[str]:
@@ -114,7 +130,7 @@ def promotion_history(moves: Sequence[Move], current: str | None) -> list[str]:
     return history
 
 
-def rollback_target(moves: Sequence[Move], current: str | None) -> str | None:
-    """Return the version that a rollback restores: the newest of the history that is not the current one."""
-    earlier = [number for number in promotion_history(moves, current) if number != current]
+def rollback_target(moves: Sequence[Move], current: str | None, deleted: Container[str] = ()) -> str | None:
+    """Return the version that a rollback restores: the newest of the history that is not the current one, nor deleted."""
+    earlier = [each for each in promotion_history(moves, current) if each != current and each not in deleted]
     return earlier[-1] if earlier else None

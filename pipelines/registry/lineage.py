@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
+
 import torch
+from mlflow.entities.model_registry import ModelVersion
 
 from pipelines import tracking
 from pipelines.registry import model_versions
@@ -11,6 +15,8 @@ from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
+
+PARENT_DIGEST = "parent.digest"  # the tag of a version that holds the digest of its parent's weights
 
 
 def classes_of(model: str, option: str, dataset: Dataset) -> tuple[int, ...]:
@@ -36,22 +42,100 @@ def origin(model: str, option: str) -> str | None:
 
     That is its parent, or if the parent has forgotten classes too, the nearest ancestor that has not; without a parent,
     another version with the alias base. None if `option` is none or no base is known.
+
+    Raises:
+        InputError: an ancestor on the way was deleted.
     """
     if option != "auto":
         return None if option == "none" else model_versions.resolve_alias(option)
     if not model_versions.is_registry_address(model):
         return None
-    version = model_versions.version_of(model)
-    parent = version.tags.get("parent")
-    if parent is None:
-        base = model_versions.find(version.name, "base")
-        return None if base == model_versions.resolve_alias(model) else base
-    while model_versions.is_registry_address(parent):
-        tags = model_versions.version_of(parent).tags
-        if not tags.get("forgotten") or "parent" not in tags:
-            break
-        parent = tags["parent"]
-    return parent
+    line = list(_line(model_versions.resolve_alias(model)))
+    if len(line) > 1:
+        return line[-1]
+    base = model_versions.find(model_versions.version_of(model).name, "base")
+    return None if base == line[0] else base
+
+
+def _line(address: str) -> Iterator[str]:
+    """Yield the address of a version, then its ancestors' up to the nearest one that has forgotten nothing.
+
+    A tag `parent` may lead back to an address of the line, which ends the line.
+    """
+    seen: set[str] = set()
+    parent: str | None = address
+    while parent is not None and parent not in seen:
+        yield parent
+        seen.add(parent)
+        if not model_versions.is_registry_address(parent):
+            return
+        version = model_versions.version_of(parent)
+        if parent != address and not version.tags.get("forgotten"):
+            return
+        parent = parent_of(version)
+
+
+def parent_of(version: ModelVersion) -> str | None:
+    """Return where the parent of a version is now: at its address, or if it was renamed, where its weights are.
+
+    Raises:
+        InputError: the parent was deleted.
+    """
+    stated = version.tags.get("parent")
+    if stated is None or not model_versions.is_registry_address(stated):
+        return stated
+    address = f"models:/{version.name}/{version.version}"
+    digest = version.tags.get(PARENT_DIGEST)
+    if _holds(stated, digest):
+        return model_versions.resolve_alias(stated)
+    digest = digest or str(model_versions.evidence(address).get("parent_digest"))
+    now = _with_weights(digest, version.name, besides=address)
+    if now is None:
+        raise InputError(
+            f"{stated}, the parent of {address}, was deleted, and no version has its weights {digest[:12]}"
+        )
+    return now
+
+
+def with_parent_checked(tags: Mapping[str, str], digest: str | None) -> dict[str, str]:
+    """Return the tags of a new version with the parent where it is now, its weights' digest, and nothing that leads nowhere.
+
+    A parent that was deleted during the correction becomes the tag parent.deleted: its address may soon be another version's.
+
+    Args:
+        tags: may hold `parent`, an address.
+        digest: of the parent's weights.
+    """
+    stated = tags.get("parent", "")
+    if not model_versions.is_registry_address(stated):
+        return dict(tags)
+    others = {key: value for key, value in tags.items() if key != "parent"}
+    if digest:
+        others[PARENT_DIGEST] = digest
+    name = stated.removeprefix("models:/").partition("/")[0]
+    now = stated if _holds(stated, digest) else _with_weights(digest or "", name)
+    return {**others, "parent": now} if now else {**others, "parent.deleted": stated}
+
+
+def _holds(address: str, digest: str | None) -> bool:
+    """Return whether a version exists, and if both digests are known, whether it has these weights."""
+    try:
+        tags = model_versions.version_of(address).tags
+    except InputError:
+        return False
+    return digest is None or tags.get(model_versions.WEIGHTS, digest) == digest
+
+
+def _with_weights(digest: str, name: str, besides: str = "") -> str | None:
+    """Return the address of a version with these weights, preferably one of a registered model, None if there is none."""
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        return None
+    versions = tracking.search_all(
+        tracking.store().search_model_versions, f"tags.`{model_versions.WEIGHTS}` = '{digest}'"
+    )
+    versions.sort(key=lambda each: (each.name != name, each.name, int(each.version)))
+    addresses = (f"models:/{each.name}/{each.version}" for each in versions)
+    return next((each for each in addresses if each != besides), None)
 
 
 def load(address: str, dataset: Dataset) -> Diffusion:
@@ -63,7 +147,14 @@ def load(address: str, dataset: Dataset) -> Diffusion:
 
 def forgotten(address: str) -> list[str]:
     """Return the names of all classes that a version has forgotten so far; none for a model that is not a version."""
-    return model_versions.evidence(address)["forgotten"] if model_versions.is_registry_address(address) else []
+    if not model_versions.is_registry_address(address):
+        return []
+    names = model_versions.evidence(address).get("forgotten")
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise InputError(
+            f"the evidence of {address} does not list the classes that it has forgotten: {str(names)[:80]}"
+        )
+    return names
 
 
 def class_split(address: str, forget: tuple[int, ...], dataset: Dataset) -> ClassSplit:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+import re
+from collections.abc import Callable, Iterator
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipelines import tracking
@@ -16,17 +18,17 @@ from pipelines.registry.model_versions import WEIGHTS
 def remove_orphans(name: str) -> list[str]:
     """Remove what killed registrations left under a name, except those of running runs; return a line for each.
 
-    That is: logged models of ours that no version uses, under this name or as a copy (deleted as in the UI; `mlflow gc`
+    That is: logged models of ours whose files no version of any registered model uses (deleted as in the UI; `mlflow gc`
     frees the disk), and the registered model itself if it has no version, description or tag.
     """
     client = tracking.store()
     with lock(name):
-        versions = tracking.search_all(client.search_model_versions, f"name='{name}'")
         removed = [
             f"logged model {model.model_id} of run {model.source_run_id}"
-            for model in _unused(client, name, [each.source for each in versions])
+            for model in _unused(client, name)
             if _delete(client.delete_logged_model, model.model_id)
         ]
+        versions = client.search_model_versions(f"name='{name}'", max_results=1)
         empty = [] if versions else client.search_registered_models(f"name='{name}'")
         # Somebody who gave it a description or a tag has plans for it.
         bare = any(not each.description and not each.tags for each in empty)
@@ -35,14 +37,30 @@ def remove_orphans(name: str) -> list[str]:
     return removed
 
 
-def _unused(client: MlflowClient, name: str, sources: Container[str | None]) -> Iterator[LoggedModel]:
+def _unused(client: MlflowClient, name: str) -> Iterator[LoggedModel]:
     """Yield our logged models of a name that no version uses and no running run is about to register."""
     experiments = [each.experiment_id for each in tracking.search_all(client.search_experiments)]
-    for model in tracking.search_all(client.search_logged_models, experiments, f"name='{name}'", max_results=1000):
-        if f"models:/{model.model_id}" in sources or WEIGHTS not in model.tags:
-            continue
-        if not _is_running(client, model.source_run_id) and not _is_copied(client, model, name):
+    logged = tracking.search_all(client.search_logged_models, experiments, f"name='{name}'", max_results=1000)
+    ours = [each for each in logged if WEIGHTS in each.tags]
+    versions = tracking.search_all(client.search_model_versions, "") if ours else []
+    sources = [_sources(client, each) for each in versions]
+    for model in ours:
+        used = any(model.model_id in source or _is_of_run(model, source) for source in sources)
+        if not used and not _is_running(client, model.source_run_id):
             yield model
+
+
+def _sources(client: MlflowClient, version: ModelVersion) -> str:
+    """Return the places that a version's files may be in: what it was made from, and where the store keeps them."""
+    texts = [str(version.source), str(version.model_id)]
+    if re.fullmatch(r"models:/[^/]+[/@].+", texts[0]):  # a copy of a version, which may be deleted by now
+        texts.append(client.get_model_version_download_uri(version.name, str(version.version)))
+    return "\n".join(texts)
+
+
+def _is_of_run(model: LoggedModel, source: str) -> bool:
+    """Return whether a source names the artifacts of the run that made a logged model: runs:/ID/NAME, or their path."""
+    return bool(model.source_run_id) and str(model.source_run_id) in source
 
 
 def _delete(delete: Callable[[str], object], which: str) -> bool:
@@ -66,9 +84,3 @@ def _is_running(client: MlflowClient, run_id: str | None) -> bool:
     if run is None:
         return False
     return run.info.status == "RUNNING" and tracking.alive(run.data.params.get(tracking.PROCESS)) is not False
-
-
-def _is_copied(client: MlflowClient, model: LoggedModel, name: str) -> bool:
-    """Return whether a version of another registered model may use the files of a logged model."""
-    versions = tracking.search_all(client.search_model_versions, f"run_id='{model.source_run_id}'")
-    return any(each.name != name and each.tags.get(WEIGHTS) == model.tags[WEIGHTS] for each in versions)

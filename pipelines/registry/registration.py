@@ -21,7 +21,7 @@ from mlflow.models import Model
 
 import safemax
 from pipelines import tracking
-from pipelines.registry import served_model
+from pipelines.registry import lineage, served_model
 from pipelines.registry.locks import lock
 from pipelines.registry.model_versions import MANIFEST, WEIGHTS, download, version_of
 from safemax import metric_keys as keys
@@ -73,8 +73,9 @@ def register(
         facts = {**metrics, "forgotten": ",".join(evidence["forgotten"]), **tags, WEIGHTS: weights}
         model_id, facts[MANIFEST] = _upload(client, diffusion, name, run_id, evidence, weights)
         with lock(name):
+            checked = lineage.with_parent_checked(facts, evidence.get("parent_digest"))
             number = _existing(client, name, run_id, weights) or _create(
-                client, name, run_id, model_id, facts, description
+                client, name, run_id, model_id, checked, description
             )
     if alias is not None:
         _set_alias(client, name, alias, number)
