@@ -25,6 +25,7 @@ from safemax.judges.load import JudgeConfig, identity
 from safemax.knobs import check, knob, knobs
 from safemax.methods import create
 from safemax.storage import cache
+from safemax.storage.file_names import file_name
 from safemax.training.method import Method
 from safemax.training.settings import Training
 
@@ -150,12 +151,12 @@ class SearchConfig:
     @property
     def folder(self) -> Path:
         """Where trials write their files."""
-        return cache.folder("studies").absolute() / self.study
+        return cache.folder("studies").absolute() / file_name(self.study)
 
     @property
     def journal(self) -> Path:
         """The journal file of the study where storage is auto."""
-        return self.folder.parent / f"{self.study}.journal"
+        return self.folder.with_name(f"{self.folder.name}.journal")
 
     def plan(self) -> StudyPlan:
         """Return what decides the trials of the study."""

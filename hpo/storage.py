@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
+import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy import Engine, NullPool, create_engine, text
@@ -77,32 +77,80 @@ def opened(address: str, study: str, default: Path) -> Iterator[Store]:
 @contextmanager
 def _journal(path: Path) -> Iterator[JournalStorage]:
     """Open a journal as its only owner; the lock file beside it stays, and the kernel releases it when the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     owner = FileLock(f"{path}.owner", mode=0o600, timeout=0, fallback_to_soft=False)
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"storage = {path} is not a file; name a journal file, or leave storage = auto")
+        path.parent.mkdir(parents=True, exist_ok=True)
         owner.acquire()
     except Timeout:
         raise InputError(
             f"storage = {path} is in use by another process; for several processes use postgresql://..."
         ) from None
+    except OSError as error:
+        raise _unusable(path, error) from error
     try:
-        _repair(path)
-        yield JournalStorage(JournalFileBackend(str(path)))
+        yield _replayed(path)
     finally:
         owner.release()
 
 
+def _replayed(path: Path) -> JournalStorage:
+    """Return the storage of a journal whose lines are whole."""
+    try:
+        _repair(path)
+        path.open("ab").close()  # fails now, not at the first trial
+        return JournalStorage(JournalFileBackend(str(path)))
+    except OSError as error:
+        raise _unusable(path, error) from error
+    # Optuna trusts what it reads: operations that do not fit together raise whatever its own code meets.
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, DuplicatedStudyError) as error:
+        raise _damaged(path, f"its operations do not fit together ({type(error).__name__})") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise _damaged(path, f"its operations do not fit together ({type(error).__name__})") from error
+
+
 def _repair(path: Path) -> None:
-    """Undo what a kill during a write leaves: a cut last line makes the study unreadable, a lock costs 30 seconds."""
-    if path.exists():
-        content = path.read_bytes()
-        if content and not content.startswith(_JOURNAL[: len(content)]):
-            raise InputError(f"storage = {path} is not a journal of Optuna and was not changed; name another file")
-    Path(f"{path}.lock").unlink(missing_ok=True)
-    if path.exists():
-        complete = content.rfind(b"\n") + 1
-        if complete < len(content):
-            os.truncate(path, complete)
+    """Undo what a kill or a power cut during a write leaves: an incomplete last line, NULs in its place, or a lock.
+
+    Raises:
+        InputError: another line is damaged, or the file is no journal; it was not changed.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    if content and not content.startswith(_JOURNAL[: len(content)]):
+        raise InputError(f"storage = {path} is not a journal of Optuna and was not changed; name another file")
+    operations = content.rstrip(b"\0\n")  # a power cut may leave NULs
+    complete, _, last = operations.rpartition(b"\n")
+    whole = b"".join(each + b"\n" for each in (complete, last if _is_operation(last) else b"") if each)
+    lines = whole.split(b"\n")[:-1]
+    bad = next((number for number, line in enumerate(lines, 1) if not _is_operation(line)), None)
+    if bad is not None:
+        raise _damaged(path, f"line {bad} of {len(lines)} is not an operation")
+    Path(f"{path}.lock").unlink(missing_ok=True)  # costs 30 seconds
+    if whole != content:
+        with path.open("r+b") as file:
+            file.write(whole)
+            file.truncate()
+
+
+def _is_operation(line: bytes) -> bool:
+    try:
+        operation = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(operation, dict) and isinstance(operation.get("op_code"), int)
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(
+        f"storage = {path} is damaged and was not changed: {why}; restore the file, or name another one to start again"
+    )
+
+
+def _unusable(path: Path, error: OSError) -> InputError:
+    return InputError(f"storage = {path} cannot be used: {error.strerror or error}")
 
 
 def _database(address: str) -> RDBStorage:
@@ -129,6 +177,11 @@ def _database(address: str) -> RDBStorage:
         ) from error
     except SQLAlchemyError as error:
         raise InputError(f"storage = {without_password(address)} cannot be used: {first_line(error)}") from error
+    except ValueError as error:  # its text may hold a part of the password
+        raise InputError(
+            f"storage = {without_password(address)} is not an address; it is postgresql://USER:PASSWORD@HOST:PORT/DATABASE "
+            "with a number as PORT, and %40 for @ and %2F for / in PASSWORD"
+        ) from error
 
 
 @contextmanager

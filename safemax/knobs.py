@@ -25,6 +25,7 @@ class Knob:
         search: range that a search samples from, within bounds; None excludes the knob from searches.
         log: whether a search samples on a logarithmic scale.
         choices: the allowed names of a str knob.
+        prose: whether a str knob is a sentence, in which any blank or line break is a space.
         without_null: the only value allowed with a model that has no null label; None where any is.
     """
 
@@ -33,6 +34,7 @@ class Knob:
     search: tuple[float, float] | None = None
     log: bool = False
     choices: tuple[str, ...] = ()
+    prose: bool = False
     without_null: float | None = None
 
 
@@ -44,10 +46,13 @@ def knob(
     search: tuple[float, float] | None = None,
     log: bool = False,
     choices: tuple[str, ...] = (),
+    prose: bool = False,
     without_null: float | None = None,
 ) -> Any:
     """Return a dataclass field that is a knob (see Knob); its type must be bool, int, float or str."""
-    return dataclasses.field(default=default, metadata={"knob": Knob(doc, bounds, search, log, choices, without_null)})
+    return dataclasses.field(
+        default=default, metadata={"knob": Knob(doc, bounds, search, log, choices, prose, without_null)}
+    )
 
 
 def knobs(owner: Any) -> dict[str, tuple[dataclasses.Field[Any], Knob]]:

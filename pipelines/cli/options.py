@@ -80,7 +80,7 @@ class AliasOptions:
     model: str = knob("digits-ddpm", "registered model")
     alias: str = knob("champion", "alias to move: letters, digits, - and _")
     expect: str = knob("any", "version that the alias must point to now, else nothing changes: a number, none, or any")
-    why: str = knob("", "the reason, for the record; up to 1000 characters")
+    why: str = knob("", "the reason, for the record; up to 1000 characters", prose=True)
     dry_run: bool = knob(False, "show what would happen and change nothing")
 
     def __post_init__(self) -> None:

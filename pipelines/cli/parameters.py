@@ -48,8 +48,12 @@ class Parameter:
         if self.kind is bool:
             return "true or false"
         if self.kind is str:
-            return "one of " + ", ".join(self.about.choices) if self.about.choices else "text"
+            return "one of " + ", ".join(self.about.choices) if self.about.choices else self._text
         return ("a whole number" if self.kind is int else "a number") + _span(*self.about.bounds)
+
+    @property
+    def _text(self) -> str:
+        return "text without control characters" if self.about.prose else "text"
 
     def read(self, text: str | None) -> Value:
         """Return the value that text stands for; raise UsageError where there is no text (None) or it is not allowed."""
@@ -57,7 +61,7 @@ class Parameter:
             raise UsageError(f"{self.name} has no value; {self.name} is {self.allowed}")
         if self.about.choices and text not in self.about.choices:
             raise UsageError(str(unknown(self.name, excerpt(text), self.about.choices)))
-        value = _value(self.kind, text)
+        value = plain_prose(text) if self.about.prose else _value(self.kind, text)
         low, high = self.about.bounds
         if value is None or not (isinstance(value, str) or low <= value <= high):
             raise UsageError(f"{self.name} = {excerpt(text)} is not allowed; {self.name} is {self.allowed}")
@@ -93,6 +97,15 @@ def excerpt(text: str) -> str:
     return text[:_EXCERPT] if text.isprintable() else ascii(text[:_EXCERPT])
 
 
+def plain_prose(text: str) -> str | None:
+    """Return text with single spaces for its blanks and line breaks; None if it holds a character that does not print.
+
+    Joiners within emoji and Persian words are part of what prints; marks that turn the direction of what follows are not.
+    """
+    plain = " ".join(text.split())
+    return plain if re.sub("[\u200c\u200d]", "", plain).isprintable() else None
+
+
 def _parameter(group: type, field: dataclasses.Field[Any], about: Knob) -> Parameter:
     kind = _KINDS.get(field.type if isinstance(field.type, str) else field.type.__name__)
     if kind is None:
@@ -102,7 +115,7 @@ def _parameter(group: type, field: dataclasses.Field[Any], about: Knob) -> Param
 
 def _value(kind: type, text: str) -> Value | None:
     if kind is bool:
-        return {"true": True, "false": False}.get(text)
+        return {"true": True, "false": False, "True": True, "False": False}.get(text)  # str(True) from Python callers
     if kind is int:
         return int(text) if _WHOLE.fullmatch(text) and abs(int(text)) < 2**63 else None  # torch counts in int64
     if kind is float:

@@ -38,6 +38,7 @@ from safemax.reports.comparison_tables import (
     with_paper_values,
 )
 from safemax.reports.images_and_tables import as_markdown, as_text
+from safemax.storage.file_names import file_name
 
 TABLES = {
     "table1": ("Table 1. Evaluation of unlearning", UNLEARNING),
@@ -120,7 +121,7 @@ def publish(
         )
         run.artifact(files.folder)
         if comparison.options.output != "none":
-            target = Path(comparison.options.output) / f"compare-{comparison.dataset.name}"
+            target = Path(comparison.options.output) / f"compare-{file_name(comparison.dataset.name)}"
             shutil.copytree(files.folder, target, dirs_exist_ok=True)
 
 
@@ -200,7 +201,7 @@ def _pictures(files: ReportFiles, comparison: Comparison, labels: Sequence[str],
     for k in comparison.classes:
         grid = image_strips.of_class(strips, comparison, layout, k)
         if grid is not None:
-            files.picture(f"forgotten-{_as_file_name(comparison.dataset.class_names[k])}", grid)
+            files.picture(f"forgotten-{file_name(comparison.dataset.class_names[k], letters_only=True)}", grid)
     points = _points(comparison, rows)
     if len(points):
         points.to_csv(files.folder / "figure3.csv", index=False)
@@ -249,8 +250,3 @@ def _title_and_about(
 def _with_local_links(picture: str) -> str:
     """Return a part of the note with links to the pictures in the same folder, instead of links into the run."""
     return re.sub(r"\(\S*?([\w-]+\.png)\)", r"(\1)", picture)
-
-
-def _as_file_name(name: str) -> str:
-    """Return a class's name with only the characters that MLflow allows in an artifact's path."""
-    return "".join(letter if letter.isalnum() else "-" for letter in name)

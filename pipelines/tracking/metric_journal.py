@@ -15,7 +15,7 @@ class MetricJournal:
     """The metrics of every process that worked on a job.
 
     A line reaches the kernel before `append` returns: a kill loses nothing, a power cut the last seconds. A step that was
-    repeated after a kill has two lines, of which the last counts.
+    repeated after a kill has two lines, of which the last counts. Damaged lines are passed over.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,11 +33,9 @@ class MetricJournal:
         """Return the last value of each metric at each step, in the order of the steps."""
         last: dict[tuple[str, int], Metric] = {}
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else ():
-            try:
-                key, value, timestamp, step = json.loads(line)
-            except ValueError:  # a kill cut the line
-                continue
-            last[key, step] = Metric(key, value, timestamp, step)
+            metric = _metric(line)
+            if metric is not None:
+                last[metric.key, metric.step] = metric
         return sorted(last.values(), key=lambda each: each.step)
 
     def clear(self) -> None:
@@ -49,3 +47,14 @@ class MetricJournal:
         if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n")
+
+
+def _metric(line: str) -> Metric | None:
+    """Return the metric of a line, None for a line that a kill cut or a disk damaged."""
+    try:
+        key, value, timestamp, step = json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    whole = all(isinstance(each, int) and abs(each) < 2**63 for each in (timestamp, step))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Metric(key, value, timestamp, step) if whole and number and isinstance(key, str) else None

@@ -65,10 +65,11 @@ def clear(folder: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the checkpoint files of a folder, newest first."""
+    """Return the checkpoint files of a folder, newest first; a folder that is named like one is none."""
     if not folder.is_dir():
         return []
-    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=lambda p: p.name, reverse=True)
+    files = (each for each in folder.iterdir() if _NAME.fullmatch(each.name) and each.is_file())
+    return sorted(files, key=lambda each: each.name, reverse=True)
 
 
 def _about(payload: bytes) -> dict[str, Any]:

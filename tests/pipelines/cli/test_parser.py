@@ -95,7 +95,7 @@ KNOWN = "lr, steps, ema, size, seed, judge, source, weights, lambda, retain_weig
         ),
         (["--size=7"], "size = 7 is not allowed; size is a whole number of at most 4"),
         (["--ema=yes"], "ema = yes is not allowed; ema is true or false"),
-        (["--ema=True"], "ema = True is not allowed; ema is true or false"),
+        (["--ema=TRUE"], "ema = TRUE is not allowed; ema is true or false"),
         (["--ema"], "ema has no value; ema is true or false"),
         (["--lr="], f"lr has no value; {LR}"),
         (["--source="], "source has no value; source is text"),

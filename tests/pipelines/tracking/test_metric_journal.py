@@ -45,6 +45,28 @@ def test_a_line_that_a_kill_tore_is_passed_over_and_spoils_no_other(tmp_path: Pa
         assert facts(again.read()) == [("loss/a", 1.0, 10), *kept, ("loss/a", 3.0, 30)]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("5", "null", '"text"', "{}", "[]", "[1, 2, 3, 4]", '["loss/a", "x", 5, 10]', '["loss/a", 1.0, 5, "10"]'),
+        *('["loss/a", 1.0, 5, 1e300]', '["loss/a", true, 5, 10]', '["loss/a", null, 5, 10]', "[" * 9999, "\0\0"),
+        *(
+            '["a", 1.0, 5]',
+            '["loss/a", 1.0, 5, 99999999999999999999]',
+            '[["a"], 1.0, 5, 10]',
+            '{"a":1,"b":2,"c":3,"d":4}',
+        ),
+    ],
+)
+def test_a_damaged_line_is_passed_over(tmp_path: Path, damage: str) -> None:
+    journal = MetricJournal(tmp_path)
+    journal.append([Metric("loss/a", 1.0, 5, 10)])
+    with journal.path.open("a") as file:
+        file.write(f"{damage}\n")
+    journal.append([Metric("loss/a", 2.0, 5, 20)])
+    assert facts(MetricJournal(tmp_path).read()) == [("loss/a", 1.0, 10), ("loss/a", 2.0, 20)]
+
+
 def test_numbers_that_are_not_finite_come_back(tmp_path: Path) -> None:
     spool = MetricJournal(tmp_path)
     spool.append([Metric("loss/a", float("inf"), 5, 1), Metric("loss/b", float("nan"), 5, 1)])
