@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,8 @@ import pandas as pd
 from pipelines.registry.thresholds import GateThresholds
 from safemax import metric_keys as keys
 from safemax.attacks import available
-from safemax.evaluation.verdict import verdict
+from safemax.errors import InputError
+from safemax.evaluation.verdict import number, verdict
 
 PASS, FAIL, MISSING, OFF = "pass", "FAIL", "MISSING", "off"
 _HEX = 12  # digits of a digest in the table
@@ -31,17 +32,29 @@ class Case:
         weights: sha256 of the weights that the version holds now.
         champion: evidence of the version that the alias points to now; None where it points to none.
         attacks: what `-e attack` recorded of this very version, `metrics` and `about`; None if it was not attacked.
+        classes: the names of the model's classes, each of which is forgotten or must have been measured as retained.
     """
 
     evidence: Evidence
     weights: str
     champion: Evidence | None = None
     attacks: Evidence | None = None
+    classes: Sequence[str] = ()
+
+    @property
+    def metrics(self) -> Evidence:
+        """The metrics of the version, empty where the evidence has none."""
+        return _mapping(self.evidence, "metrics")
+
+    @property
+    def forgotten(self) -> list[str]:
+        """The names of all classes that the version has forgotten, empty where the evidence does not list them."""
+        return _names(self.evidence, "forgotten") or []
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate as it was applied; `verdict` is pass, FAIL, MISSING (no evidence, which refuses too) or off."""
+    """One gate as it was applied; `verdict` is pass, FAIL, off, or MISSING: no evidence, or no finite number; it refuses too."""
 
     name: str
     value: str
@@ -61,7 +74,7 @@ class Reference:
     """
 
     name: str
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Evidence = field(default_factory=dict)
     absent: str = ""
     required: bool = True
 
@@ -96,7 +109,7 @@ def table(gates: list[Gate]) -> pd.DataFrame:
 
 def _measured_on_these_weights(case: Case) -> Gate:
     stated = case.evidence.get("model_digest")
-    result = MISSING if stated is None else PASS if stated == case.weights else FAIL
+    result = MISSING if not stated else PASS if stated == case.weights else FAIL
     return Gate("measured on these weights", str(stated)[:_HEX], f"= {case.weights[:_HEX]}", result)
 
 
@@ -104,58 +117,55 @@ def _outcome(case: Case, limits: GateThresholds) -> Gate:
     allowed = limits.verdict
     threshold = "any" if allowed is None else " or ".join(allowed)
     try:
-        judged = verdict(case.evidence["metrics"], case.evidence["base_metrics"])
-    except (KeyError, StopIteration) as missing:  # StopIteration: no rule holds for numbers that are NaN
-        value = f"unknown without {' '.join(map(str, missing.args)) or 'numbers'}"
-        return Gate("verdict", value, threshold, OFF if allowed is None else MISSING)
+        judged = verdict(case.metrics, _mapping(case.evidence, "base_metrics"))
+    except InputError as lacking:
+        return Gate("verdict", textwrap.shorten(str(lacking), 200), threshold, OFF if allowed is None else MISSING)
     result = OFF if allowed is None else PASS if judged.outcome in allowed else FAIL
     return Gate("verdict", ", ".join([judged.outcome, *judged.flags]), threshold, result)
 
 
 def _recognised_by_base(base: Reference, limits: GateThresholds) -> Gate:
     """Return the gate on what there was to forget: a base that never drew the class proves no method."""
-    name, limit, value = "recognised, base", limits.base_recognised, base.metrics.get(keys.RECOGNISED)
-    shown = "not measured" if value is None else f"{value:.4g} %"
-    if limit is None:
-        return Gate(name, shown, "-", OFF)
-    return Gate(name, shown, f">= {limit:g} %", MISSING if value is None else PASS if value >= limit else FAIL)
+    return _at_least("recognised, base", base.metrics, keys.RECOGNISED, limits.base_recognised)
 
 
 def _recognised(case: Case, limits: GateThresholds) -> Iterator[Gate]:
     """Yield the gates of the classes that this correction forgot, then those of each class forgotten earlier."""
-    own, metrics = _own(case.evidence), case.evidence.get("metrics", {})
-    shares = {key: metrics[f"forget/{key}"] for key in _RECOGNISED if f"forget/{key}" in metrics}
+    own = _own(case.evidence)
+    shares = {key: case.metrics.get(f"{keys.FORGET}{key}") for key in _RECOGNISED}
     yield from _recognised_by_sampler(",".join(own) or "?", shares, limits)
-    earlier = case.evidence.get("earlier", {})
-    for name in case.evidence.get("forgotten", []):
+    earlier = _mapping(case.evidence, "earlier")
+    for name in case.forgotten:
         if name not in own:
-            yield from _recognised_by_sampler(f"{name} (earlier)", earlier.get(name, {}), limits)
+            yield from _recognised_by_sampler(f"{name} (earlier)", _mapping(earlier, name), limits)
 
 
-def _recognised_by_sampler(name: str, shares: Mapping[str, float], limits: GateThresholds) -> Iterator[Gate]:
+def _recognised_by_sampler(name: str, shares: Evidence, limits: GateThresholds) -> Iterator[Gate]:
     for key, sampler in _RECOGNISED.items():
-        yield _at_most(f"recognised, {name}{sampler}", shares.get(key), limits.recognised_high, " %")
+        yield _at_most(f"recognised, {name}{sampler}", number(shares, key), limits.recognised_high, " %")
 
 
 def _forgets_enough(case: Case) -> Gate:
-    forgotten = case.evidence.get("forgotten", [])
-    required = [] if case.champion is None else case.champion["forgotten"]
-    result = PASS if forgotten and set(required) <= set(forgotten) else FAIL
-    return Gate("classes forgotten", ",".join(forgotten) or "none", f"at least {','.join(required) or 'one'}", result)
+    required = [] if case.champion is None else _names(case.champion, "forgotten")
+    if required is None:
+        return Gate("classes forgotten", ",".join(case.forgotten) or "none", "at least the champion's", MISSING)
+    result = PASS if case.forgotten and set(required) <= set(case.forgotten) else FAIL
+    shown = ",".join(case.forgotten) or "none"
+    return Gate("classes forgotten", shown, f"at least {','.join(required) or 'one'}", result)
 
 
 def _retained(reference: Reference, case: Case, limits: GateThresholds) -> Iterator[Gate]:
     """Yield the gates on accuracy and FID of the retained classes, compared with another model."""
-    name, old, new = reference.name, reference.metrics, case.evidence.get("metrics", {})
+    name, old, new = reference.name, reference.metrics, case.metrics
     loss_limit, ratio_limit = getattr(limits, f"accuracy_loss_to_{name}"), getattr(limits, f"fid_ratio_to_{name}")
     names = (f"accuracy lost to {name}", f"FID to {name}'s")
     if reference.absent:
         yield from (_absent(*each, reference) for each in zip(names, (loss_limit, ratio_limit), strict=True))
         return
-    loss = _combined(old.get(keys.ACCURACY), new.get(keys.ACCURACY), lambda before, now: before - now)
+    loss = _combined(old, new, keys.ACCURACY, lambda before, now: before - now)
     yield _at_most(names[0], loss, loss_limit, " points")
     key = keys.FID_INCEPTION if {keys.FID_INCEPTION} <= old.keys() & new.keys() else keys.FID_JUDGE
-    ratio = _combined(old.get(key), new.get(key), lambda before, now: now / before if before > 0 else math.nan)
+    ratio = _combined(old, new, key, lambda before, now: now / before if before > 0 else None)
     yield _at_most(names[1], ratio, ratio_limit, " times")
 
 
@@ -167,33 +177,42 @@ def _absent(name: str, limit: float | None, reference: Reference) -> Gate:
 
 def _worst_class(base: Reference, case: Case, limits: GateThresholds) -> Gate:
     """Return the gate on the retained class that lost most: among many classes, the mean hides one that is lost."""
-    name, prefix, limit = "accuracy lost, one class", "retain_class/accuracy_", limits.class_accuracy_loss
-    now = case.evidence.get("metrics", {})
-    losses = {key: old - now[key] for key, old in base.metrics.items() if key.startswith(prefix) and key in now}
-    if not losses:
-        return _at_most(name, None, limit, " points")
-    worst = max(losses, key=lambda key: losses[key])
-    gate = _at_most(name, losses[worst], limit, " points")
+    name, prefix, limit = "accuracy lost, one class", keys.of_class("accuracy", ""), limits.class_accuracy_loss
+    wanted = {key for key in (*base.metrics, *case.metrics) if key.startswith(prefix)}
+    wanted |= {f"{prefix}{each}" for each in case.classes if each not in case.forgotten}
+    losses = {
+        key: _combined(base.metrics, case.metrics, key, lambda before, now: before - now) for key in sorted(wanted)
+    }
+    known = {key: loss for key, loss in losses.items() if loss is not None}
+    if not losses or len(known) < len(losses):
+        lacking = ", ".join(key.removeprefix(prefix) for key in losses if key not in known)
+        gate = _at_most(name, None, limit, " points")
+        return replace(gate, value=textwrap.shorten(f"{gate.value} ({lacking or 'no class'})", 100))
+    worst = max(known, key=lambda key: known[key])
+    gate = _at_most(name, known[worst], limit, " points")
     return replace(gate, value=f"{gate.value} ({worst.removeprefix(prefix)})")
 
 
 def _attacked(case: Case, limits: GateThresholds) -> Iterator[Gate]:
     required, attacks = limits.evidence == "panel+attacks", case.attacks or {}
-    yield _attacks_made(case, attacks.get("about", {}), limits.attack_samples or 0.0, required)
+    yield _attacks_made(case, _mapping(attacks, "about"), limits.attack_samples or 0.0, required)
     limit = limits.attack_delta if required else None
-    yield _at_most("worst attack", attacks.get("metrics", {}).get(keys.WORST_DELTA), limit, " points")
+    worst = number(_mapping(attacks, "metrics"), keys.WORST_DELTA)
+    yield _at_most("worst attack", worst, limit, " points")
 
 
 def _attacks_made(case: Case, about: Evidence, samples: float, required: bool) -> Gate:
     """Return the gate on which attacks were made: the worst of few or weakened attacks, or without gold, says nothing."""
+    made, attacked, drawn = _names(about, "attacks") or [], _names(about, "forget") or [], number(about, "samples")
+    changed = _names(about, "changed")
     lacking = [
-        *(f"no {name}" for name in available() if name not in about.get("attacks", [])),
-        *(f"{knob} changed" for knob in about.get("changed", [])),
-        *(f"{name} not attacked" for name in case.evidence.get("forgotten", []) if name not in about.get("forget", [])),
+        *(f"no {name}" for name in available() if name not in made),
+        *(["changed parameters not recorded"] if changed is None else [f"{knob} changed" for knob in changed]),
+        *(f"{name} not attacked" for name in case.forgotten if name not in attacked),
         *([] if about.get("gold") in ("train", "kept") else ["no gold model trained for it"]),
-        *([] if about.get("samples", 0) >= samples else [f"{about.get('samples', 0)} samples"]),
+        *([] if drawn is not None and drawn >= samples else [f"{about.get('samples', 0)} samples"]),
     ]
-    value = "none" if not about else "; ".join(lacking) or "all"
+    value = "none" if not about else textwrap.shorten("; ".join(lacking), 200) or "all"
     threshold = f"all, by default, {samples:g} samples"
     result = OFF if not required else MISSING if lacking else PASS
     return Gate("attacks made", value, threshold if required else "-", result)
@@ -201,8 +220,8 @@ def _attacks_made(case: Case, about: Evidence, samples: float, required: bool) -
 
 def _base(evidence: Evidence) -> Reference:
     """Return the model at the start of the chain: the corrected one, unless that was a correction itself."""
-    chained = "root_metrics" in evidence or set(evidence.get("forgotten", [])) - set(_own(evidence))
-    metrics = evidence.get("root_metrics" if chained else "base_metrics")
+    chained = "root_metrics" in evidence or set(_names(evidence, "forgotten") or []) - set(_own(evidence))
+    metrics = _mapping(evidence, "root_metrics" if chained else "base_metrics")
     return Reference("base", metrics) if metrics else Reference("base", absent="not measured")
 
 
@@ -211,17 +230,18 @@ def _champion(case: Case) -> Reference:
     champion, mine = case.champion, case.evidence
     if champion is None:
         return Reference("champion", absent="no champion", required=False)
-    if champion.get("model_digest") == mine.get("parent_digest"):  # this version started from it, and measured it too
-        if "base_metrics" not in mine:
-            return Reference("champion", absent="not measured")
-        return Reference("champion", mine["base_metrics"])
-    if _measurement(champion) == _measurement(mine) and champion.get("metrics"):
-        return Reference("champion", champion["metrics"])
+    digest = champion.get("model_digest")
+    if digest and digest == mine.get("parent_digest"):  # this version started from it, and measured it too
+        metrics = _mapping(mine, "base_metrics")
+        return Reference("champion", metrics) if metrics else Reference("champion", absent="not measured")
+    metrics = _mapping(champion, "metrics")
+    if metrics and _measurement(champion) == _measurement(mine):
+        return Reference("champion", metrics)
     return Reference("champion", absent="measured otherwise")
 
 
 def _measurement(evidence: Evidence) -> dict[str, Any]:
-    parameters = evidence.get("parameters", {})
+    parameters = _mapping(evidence, "parameters")
     return {
         "forgotten": evidence.get("forgotten"),
         "judges": evidence.get("judges_digest"),
@@ -230,17 +250,38 @@ def _measurement(evidence: Evidence) -> dict[str, Any]:
 
 
 def _own(evidence: Evidence) -> list[str]:
-    stated = evidence.get("parameters", {}).get("data.forget", "")
-    return stated.split(",") if stated else []
+    stated = _mapping(evidence, "parameters").get("data.forget")
+    return stated.split(",") if stated and isinstance(stated, str) else []
 
 
-def _combined(old: float | None, new: float | None, rule: Callable[[float, float], float]) -> float | None:
-    return None if old is None or new is None else rule(old, new)
+def _mapping(evidence: Evidence, key: str) -> Evidence:
+    value = evidence.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _names(evidence: Evidence, key: str) -> list[str] | None:
+    """Return a list of names, None where there is none or it holds anything else."""
+    value = evidence.get(key)
+    return value if isinstance(value, list) and all(isinstance(each, str) for each in value) else None
+
+
+def _combined(old: Evidence, new: Evidence, key: str, rule: Callable[[float, float], float | None]) -> float | None:
+    before, now = number(old, key), number(new, key)
+    value = None if before is None or now is None else rule(before, now)
+    return number({key: value}, key)  # a ratio of finite numbers may overflow
+
+
+def _at_least(name: str, metrics: Evidence, key: str, limit: float | None) -> Gate:
+    value = number(metrics, key)
+    shown = "not measured" if value is None else f"{value:.4g} %"
+    if limit is None:
+        return Gate(name, shown, "-", OFF)
+    return Gate(name, shown, f">= {limit:g} %", MISSING if value is None else PASS if value >= limit else FAIL)
 
 
 def _at_most(name: str, value: float | None, limit: float | None, unit: str) -> Gate:
+    """Return a gate on a value that comes from `number`, so that it is finite or None."""
     shown = "not measured" if value is None else f"{value:.4g}{unit}"
     if limit is None:
         return Gate(name, shown, "-", OFF)
-    result = MISSING if value is None else PASS if value <= limit else FAIL  # NaN is not <= anything
-    return Gate(name, shown, f"<= {limit:g}{unit}", result)
+    return Gate(name, shown, f"<= {limit:g}{unit}", MISSING if value is None else PASS if value <= limit else FAIL)

@@ -16,6 +16,7 @@ DEFAULT = Path(__file__).with_name("gates.yaml")
 LEVELS = ("panel", "panel+attacks")
 _UNBOUNDED = ("fid_ratio_to_base", "fid_ratio_to_champion", "attack_samples")  # the other numbers are percent or points
 _LONGEST = 100_000  # characters of a gate file
+_DEEPEST = 4  # levels of nesting of a gate file; one with all keys has two
 _SHOWN = 60  # characters of a bad key or value that the error repeats
 
 
@@ -52,20 +53,38 @@ def _known() -> list[str]:
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"gates = {path} cannot be read: {error}") from None
     if len(text) > _LONGEST:
-        raise InputError(f"gates = {path} is not a gate file: it has {len(text)} characters")
+        raise InputError(f"gates = {path} is not a gate file: it has more than {_LONGEST} characters")
     try:
+        _refuse_expansion(path, text)
         node, stated = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"gates = {path} is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(stated, dict):
         raise InputError(f"gates = {path} is not a mapping; known keys: {', '.join(_known())}")
     # From the nodes, since the parsed mapping has lost the first value of a duplicate key.
     _check_keys(path, [str(key.value) for key, _ in node.value])
     return stated
+
+
+def _refuse_expansion(path: Path, text: str) -> None:
+    """Raise InputError for an anchor, an alias or deep nesting, before any of them is expanded.
+
+    Nested aliases of 1 kB stand for gigabytes, and 5,000 nested brackets take PyYAML seconds.
+    """
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
+            raise InputError(f"gates = {path} has the anchor or alias {event.anchor[:_SHOWN]!r}; write values out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise InputError(f"gates = {path} is not a gate file: it nests more than {_DEEPEST} levels")
 
 
 def _check_keys(path: Path, keys: list[str]) -> None:

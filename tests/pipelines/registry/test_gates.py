@@ -1,7 +1,8 @@
-"""Gates decide on evidence alone: what is missing refuses as what is bad does."""
+"""Gates decide on evidence alone: what is missing or no finite number refuses as what is bad does."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -18,6 +19,10 @@ from safemax.errors import InputError
 from tests.support.registered_versions import BASE, FORGOTTEN, attacked, evidence
 
 LIMITS = thresholds.read()
+
+
+# Each level merges the one before twelve times: expanded, 12^7 pairs of keys and values out of 1 kB.
+MERGES = "m0: &m0 {a: 1}\n" + "".join(f"m{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 12)}]}}\n" for n in range(1, 8))
 
 
 def refused(case: Case, **limits: Any) -> list[str]:
@@ -84,10 +89,95 @@ def test_evidence_of_other_weights_refuses() -> None:
     assert refused(Case(evidence(), "other weights")) == ["measured on these weights"]
 
 
-@pytest.mark.parametrize("key", ["forget_recognised_high", "forget_other", "retain_accuracy", "retain_fid_judge"])
-def test_a_number_that_is_nan_refuses(key: str) -> None:
-    changes: dict[str, Any] = {key: math.nan}
-    assert refused(case(**changes))
+ABSENT = object()
+NO_NUMBERS = [math.nan, math.inf, -math.inf, ABSENT, None, "0", True, [0.0], 10**400]
+# Each number that a gate or the verdict reads: where the evidence has it, and the gate that it decides.
+READ = [
+    *[
+        (("metrics", key), "verdict")
+        for key in FORGOTTEN
+        if not key.startswith(("retain/fid", "retain_class/accuracy_a"))
+    ],
+    (("base_metrics", "retain/accuracy"), "verdict"),
+    (("base_metrics", "retain_class/accuracy_b"), "verdict"),
+    (("base_metrics", "forget/recognised"), "verdict"),
+    (("root_metrics", "forget/recognised"), "recognised, base"),
+    (("metrics", "forget/recognised_high"), "recognised, b"),
+    (("metrics", "forget/second_recognised"), "recognised, b, second sampler"),
+    (("earlier", "a", "recognised_high"), "recognised, a (earlier)"),
+    (("earlier", "a", "second_recognised"), "recognised, a (earlier), second sampler"),
+    (("root_metrics", "retain/accuracy"), "accuracy lost to base"),
+    (("metrics", "retain/accuracy"), "accuracy lost to base"),
+    (("metrics", "retain/accuracy"), "accuracy lost to champion"),
+    (("base_metrics", "retain/accuracy"), "accuracy lost to champion"),
+    (("root_metrics", "retain/fid_judge"), "FID to base's"),
+    (("metrics", "retain/fid_judge"), "FID to base's"),
+    (("metrics", "retain/fid_judge"), "FID to champion's"),
+    (("base_metrics", "retain/fid_judge"), "FID to champion's"),
+    (("metrics", "retain_class/accuracy_c"), "accuracy lost, one class"),
+    (("root_metrics", "retain_class/accuracy_c"), "accuracy lost, one class"),
+    (("attacks", "metrics", "attack/worst_delta"), "worst attack"),
+    (("attacks", "about", "samples"), "attacks made"),
+    (("evidence", "model_digest"), "measured on these weights"),
+]
+
+
+def changed(path: tuple[str, ...], value: Any) -> Case:
+    """Return an honest chained correction, attacked, beside the champion that it started from; one value is changed."""
+    made = attacked(5.0, forget=["a", "b"])
+    whole = copy.deepcopy({**evidence(forget="b", earlier=("a",), parent="champion"), "attacks": made})
+    for group in ("base_metrics", "root_metrics"):
+        whole[group] = dict(whole[group])  # deepcopy keeps one dictionary for both
+    holder = whole
+    for key in path[:-1]:
+        holder = holder if key == "evidence" else holder[key]
+    if value is ABSENT:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = value
+    champion = evidence(weights="champion")
+    return Case(whole, "w", champion, whole.pop("attacks"), ("a", "b", "c"))
+
+
+def verdicts(case: Case) -> dict[str, str]:
+    applied = gates.judge(case, dataclasses.replace(LIMITS, evidence="panel+attacks"))
+    return {gate.name: gate.verdict for gate in applied}
+
+
+def test_the_case_whose_numbers_are_taken_away_passes_whole() -> None:
+    assert set(verdicts(changed(("earlier", "a", "recognised_high"), 0.7)).values()) == {"pass"}
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: "absent" if value is ABSENT else repr(value)[:9])
+def test_what_is_no_finite_number_is_missing_at_every_gate_that_reads_it(value: Any) -> None:
+    for path, name in READ:
+        if path[-1] == "model_digest" and value is not ABSENT and value is not None:
+            continue  # no number: another value is of other weights, which FAILs
+        assert (path, verdicts(changed(path, value))[name]) == (path, "MISSING")
+
+
+@pytest.mark.parametrize("value", [ABSENT, None, "text", [], 3, {}])
+@pytest.mark.parametrize("group", ["metrics", "base_metrics", "root_metrics", "earlier", "parameters", "forgotten"])
+def test_a_part_of_the_evidence_that_is_absent_or_of_another_type_refuses(group: str, value: Any) -> None:
+    assert gates.refusals(gates.judge(changed((group,), value), LIMITS))
+
+
+def test_a_retained_class_of_the_model_that_nothing_measured_is_missing() -> None:
+    whole = evidence()
+    for group in ("metrics", "base_metrics"):
+        whole[group] = {key: value for key, value in whole[group].items() if key != "retain_class/accuracy_b"}
+    unmeasured = Case(whole, "w", classes=("a", "b", "c"))
+    assert refused(unmeasured) == ["accuracy lost, one class"]
+    shown = {gate.name: gate.value for gate in gates.judge(unmeasured, LIMITS)}
+    assert shown["accuracy lost, one class"] == "not measured (b)"
+
+
+@pytest.mark.parametrize("value", [ABSENT, None, "a", [1], {}])
+def test_a_champion_that_does_not_say_what_it_forgot_refuses(value: Any) -> None:
+    champion = {**evidence(weights="champion"), "forgotten": value}
+    if value is ABSENT:
+        del champion["forgotten"]
+    assert verdicts(Case(evidence(parent="champion"), "w", champion))["classes forgotten"] == "MISSING"
 
 
 @pytest.mark.parametrize("key", ["metrics", "base_metrics", "model_digest", "parameters", "forgotten"])
@@ -229,13 +319,15 @@ def test_a_gate_file_of_ones_own_changes_what_it_states_and_keeps_the_rest(tmp_p
         ("- recognised_high", "is not a mapping; known keys: evidence, verdict"),
         ("", "is not a mapping"),
         ("a: [", "is not YAML"),
-        ("a: &x [*x]", "is not YAML|unknown key"),
+        ("a: &x [*x]", "has the anchor or alias 'x'; write values out"),
+        ("recognised_high: &x 1\nattack_delta: *x", "has the anchor or alias 'x'"),
+        (MERGES, "has the anchor or alias 'm0'"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
         ("recognised_high: !!python/object/apply:os.getcwd []", "is not YAML"),
         ("<<: {recognised_high: 1}", "unknown key"),
         ("? [recognised_high]\n: 1", "is not YAML|unknown key"),
-        ("[" * 5000, "is not YAML"),
-        ("#" * 100_001, "has 100001 characters"),
+        ("[" * 5000, "nests more than 4 levels"),
+        ("#" * 100_001, "has more than 100000 characters"),
     ],
 )
 def test_a_gate_file_is_read_strictly(tmp_path: Path, text: str, words: str) -> None:

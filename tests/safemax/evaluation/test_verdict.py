@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from safemax import metric_keys as keys
 from safemax.data.batches import to_uint8
+from safemax.errors import InputError
 from safemax.evaluation.measure import measure
 from safemax.evaluation.verdict import FLAGS, LIMITS, OUTCOMES, Verdict, verdict
 from safemax.judges.load import Judges
 from tests.support import real_data
+from tests.support.registered_versions import BASE, FORGOTTEN
 
 COUNT = 150
 
@@ -135,6 +138,25 @@ def test_a_class_that_only_the_second_sampler_draws_is_not_forgotten():
 def test_attacks_add_what_they_brought_back_beyond_the_gold_model(attacks, flags):
     metrics = judged(3, noise())[1] | {keys.NOISE_ATTRACTED: 0.0}
     assert verdict(metrics, attacks=attacks).flags == flags
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "5", True, "absent"])
+def test_a_number_that_is_absent_or_not_finite_gives_no_verdict_and_is_named(value):
+    metrics, base, attacks = {**FORGOTTEN}, {**BASE}, {"attack/invert_delta_gold": 0.0}
+    assert verdict(metrics, base, attacks).outcome == "forgotten"
+    for numbers, key in (
+        *((metrics, key) for key in FORGOTTEN if "fid" not in key),
+        *((base, key) for key in ("retain/accuracy", "forget/recognised", "retain_class/accuracy_c")),
+        (attacks, "attack/invert_delta_gold"),
+    ):
+        if value == "absent" and numbers is attacks:
+            continue
+        before = numbers.pop(key)
+        if value != "absent":
+            numbers[key] = value
+        with pytest.raises(InputError, match=f"no verdict without finite numbers for .*{key}"):
+            verdict(metrics, base, attacks)
+        numbers[key] = before
 
 
 def test_every_outcome_and_flag_of_a_rule_is_explained():
