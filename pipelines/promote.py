@@ -1,6 +1,8 @@
 """Promote a version: move an alias to it if its evidence passes every gate, and record who did so, when and why.
 
-The gates are in pipelines/registry/gates.yaml. A refusal, also of a dry run, ends with status 1 and does not move the alias.
+The version is measured again first, on a bounded number of fresh samples, and must be as good as its evidence says; without
+that where remeasure=false. The gates are in pipelines/registry/gates.yaml. A refusal, also of a dry run, ends with status 1
+and does not move the alias.
 """
 
 from __future__ import annotations
@@ -9,9 +11,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from pipelines import tracking
 from pipelines.cli.options import AliasOptions, check_model_name
 from pipelines.cli.parser import main, parse
+from pipelines.examination.remeasurement import RemeasureOptions, differs_from_parent, remeasure
 from pipelines.registry import aliases, gates, model_versions, registration, thresholds
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
@@ -38,7 +43,7 @@ class PromoteOptions:
         return f"models:/{model}{'/' if self.version.isdecimal() else '@'}{self.version}"
 
 
-PARAMETERS: dict[str, type] = {"alias": AliasOptions, "promotion": PromoteOptions}
+PARAMETERS: dict[str, type] = {"alias": AliasOptions, "promotion": PromoteOptions, "remeasurement": RemeasureOptions}
 
 
 def promote(argv: Sequence[str]) -> None:
@@ -51,9 +56,11 @@ def promote(argv: Sequence[str]) -> None:
     current = model_versions.aliased_number(target, options.alias)
     options.validate(current)
     params = {"promote.model": address, "promote.to": target, "promote.alias": options.alias, "promote.from": current}
+    params |= {"promote.remeasure": chosen["remeasurement"].remeasure}
     name = f"promote-{target}-{options.alias}-{address.rpartition('/')[2]}"
     with tracking.run(name, experiment=tracking.ADMINISTRATION, params=params, tags={"kind": "promotion"}) as run:
-        passed = _apply_gates(address, f"models:/{target}/{current}" if current else None, limits, run)
+        champion = f"models:/{target}/{current}" if current else None
+        passed = _apply_gates(address, champion, limits, chosen["remeasurement"], run)
         if options.dry_run:
             print(f"\ndry run: {address} would become {options.alias} of {target} in place of {current or 'none'}")
             return
@@ -61,8 +68,8 @@ def promote(argv: Sequence[str]) -> None:
         _move(target, number, current, options, passed, run)
 
 
-def case(address: str, champion: str | None) -> gates.Case:
-    """Return what a promotion of a version is decided on, read from its files, which are verified first.
+def case(address: str, champion: str | None) -> tuple[gates.Case, Diffusion]:
+    """Return what a promotion of a version is decided on, read from its files, which are verified first, and its model.
 
     Args:
         address: of the version, models:/NAME/VERSION.
@@ -70,22 +77,33 @@ def case(address: str, champion: str | None) -> gates.Case:
     """
     pipeline = model_versions.resolve(address)
     attacks = model_versions.attached(address, "attacks")
-    return gates.Case(
+    diffusion = Diffusion.load(pipeline)
+    facts = gates.Case(
         evidence=json.loads((pipeline.parent / "evidence.json").read_text()),
-        weights=Diffusion.load(pipeline).digest(),
+        weights=diffusion.digest(),
         champion=model_versions.evidence(champion) if champion else None,
         attacks=json.loads(attacks) if attacks else None,
+        classes=diffusion.class_names,
     )
+    return facts, diffusion.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _apply_gates(
-    address: str, champion: str | None, limits: thresholds.GateThresholds, run: tracking.Run
+    address: str,
+    champion: str | None,
+    limits: thresholds.GateThresholds,
+    options: RemeasureOptions,
+    run: tracking.Run,
 ) -> list[gates.Gate]:
-    applied = gates.judge(case(address, champion), limits)
+    facts, diffusion = case(address, champion)
+    applied, trusted = [*gates.judge(facts, limits), differs_from_parent(facts, address)], ""
+    if not gates.refusals(applied):  # what the evidence itself refuses need not be measured again
+        remeasured, trusted = remeasure(facts, diffusion, options)
+        applied += remeasured
     frame, heading = gates.table(applied), f"{address}, compared with {champion or 'no champion'}"
-    print(f"\n{heading}\n\n{as_text(frame)}\n")
+    print(f"\n{heading}\n\n{as_text(frame)}\n\n{trusted}\n")
     run.table(frame.reset_index(), "gates")
-    run.note(f"{heading}\n\n{as_markdown(frame)}")
+    run.note(f"{heading}\n\n{as_markdown(frame)}\n\n{trusted}")
     if failed := gates.refusals(applied):
         raise InputError(f"{address} is refused by: {'; '.join(failed)}; the alias was not moved")
     return applied

@@ -42,11 +42,24 @@ def resolve(uri: str) -> Path:
     """
     if not is_registry_address(uri):
         return Path(uri)
+    return verified_copy(uri) / "artifacts" / "pipeline"
+
+
+def verified_copy(uri: str, *, refuse_compiled: bool = False) -> Path:
+    """Return the root of a private copy of a version, held against the registry's digest, deleted when the process ends.
+
+    Args:
+        uri: models:/NAME/3 or models:/NAME@alias.
+        refuse_compiled: as of `download`.
+
+    Raises:
+        InputError: no such version, or one of its files is missing, changed or added.
+    """
     folder = Path(tempfile.mkdtemp(prefix="safemax-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     version = version_of(uri)
-    root = download(f"models:/{version.name}/{version.version}", folder, version.tags.get(MANIFEST))
-    return root / "artifacts" / "pipeline"
+    address, digest = f"models:/{version.name}/{version.version}", version.tags.get(MANIFEST)
+    return download(address, folder, digest, refuse_compiled=refuse_compiled)
 
 
 def evidence(uri: str) -> dict[str, Any]:
@@ -128,8 +141,16 @@ def attached(address: str, kind: str) -> bytes | None:
     return content
 
 
-def download(uri: str, folder: Path, digest: str | None) -> Path:
+def download(uri: str, folder: Path, digest: str | None, *, refuse_compiled: bool = False) -> Path:
     """Download a version's or logged model's files into a folder, verify them by a manifest's digest and return their root.
+
+    Compiled files, which a loader may have left, are not part of a version: they are removed from the copy, or refused.
+
+    Args:
+        uri: of a version or a logged model.
+        folder: an empty one.
+        digest: of the manifest, as the registry has it.
+        refuse_compiled: whether compiled files are an error, since the version's code is to be run.
 
     Raises:
         InputError: they cannot be read, were not registered by this project (digest None), or are not what was registered.
@@ -141,6 +162,11 @@ def download(uri: str, folder: Path, digest: str | None) -> Path:
         root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise InputError(f"model = {uri} cannot be read: {str(error).splitlines()[0]}") from error
+    if refuse_compiled and (planted := served_model.compiled(root)):
+        line = (
+            f"model = {uri} holds compiled files that no manifest lists and that Python would run: {', '.join(planted)}"
+        )
+        raise InputError(f"{line[:400]}; delete them if you know who wrote them")
     for name in served_model.LEFT_BY_LOADERS:
         for path in root.rglob(name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

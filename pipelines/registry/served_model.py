@@ -2,26 +2,58 @@
 
 Every version holds a copy of this file (MLflow's models-from-code) and of safemax, so it imports nothing of pipelines.
 """
+# ruff: noqa: E402 - what a version's safemax would run is checked before it is imported
 
 from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def compiled(version: Path) -> list[str]:
+    """Return the compiled files of a version's folder, but for the one that MLflow makes of this file before it runs.
+
+    No manifest lists them, and Python would run them instead of the source.
+    """
+    own = (version / "__pycache__", Path(__file__).stem)
+    files = (path for path in version.rglob("*") if path.suffix in (".pyc", ".pyo", ".so", ".pyd"))
+    return sorted(str(each.relative_to(version)) for each in files if (each.parent, each.name.split(".")[0]) != own)
+
+
+def _guard_import() -> None:
+    """Before a version's safemax is imported: raise ValueError for compiled files in its folder, and let Python leave none."""
+    spec = None if "safemax" in sys.modules else find_spec("safemax")
+    version = Path(spec.origin).parents[2] if spec and spec.origin else Path()
+    if (version / "MLmodel").exists():
+        sys.dont_write_bytecode = True
+        if planted := compiled(version):
+            raise ValueError(f"{version} holds compiled files that no manifest lists: {', '.join(planted)[:200]}")
+
+
+_guard_import()
 
 import base64
 import io
 import json
+import logging
 import re
-import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import torch
+import yaml
+from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, set_model
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, REQUEST_LIMIT_EXCEEDED
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
@@ -34,12 +66,16 @@ from safemax.errors import InputError, unknown
 from safemax.knobs import knobs
 from safemax.storage import manifest
 
-LIMITS = {"max_images": 64, "max_steps": 100}
+# Of a request: images, steps of each, and denoiser steps in all (one an image and step, two if guided): 64 images by default.
+LIMITS = {"max_images": 64, "max_steps": 100, "max_denoiser_steps": 2560}
 MAX_BYTES = 100_000  # of a request; the largest valid one has a few thousand
+MAX_REQUESTS = 8  # under way or waiting at once; one more is answered with 429
 LEFT_BY_LOADERS = ("registered_model_meta", "__pycache__")
 _SEED_MAX = 2**62
 _SHOWN = 60  # characters of a bad value that the error repeats
 _INDEX = re.compile(r"[0-9]{1,9}")
+_LOG = logging.getLogger("safemax.served_model")
+_DEADLINE: ContextVar[float] = ContextVar("deadline")  # of the request that this thread answers, by time.monotonic
 _TYPES = {bool: "boolean", int: "long", float: "double", str: "string"}
 
 
@@ -62,13 +98,13 @@ class ImageModel(PythonModel):
     """A version of a diffusion model, as `mlflow.pyfunc.load_model` and `mlflow models serve` run it."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Verify every file of the version, then load the model; in a server, also guard it against requests that crash it.
+        """Verify every file of the version, then load the model; in a server, also guard it against requests that overload it.
 
         Raises:
-            InputError: a file is missing, changed or not in the manifest.
+            InputError: a file is missing, changed, compiled or not in the manifest, or the manifest is not the registry's.
         """
         pipeline = Path(context.artifacts["pipeline"])
-        manifest.verify(pipeline.parents[1], tolerate=LEFT_BY_LOADERS)
+        _verify(pipeline.parents[1])
         diffusion = Diffusion.load(pipeline)
         self.diffusion = diffusion.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.forgotten = json.loads(Path(context.artifacts["evidence"]).read_text())["forgotten"]
@@ -83,7 +119,8 @@ class ImageModel(PythonModel):
 
         Args:
             context: unused; `load_context` has read it.
-            model_input: one class per row, in the column class_label: a name, or an index from 0 to K - 1.
+            model_input: one class per row, in the column class_label: a name, or an index from 0 to K - 1. A single row
+                may hold the list of all, as MLflow reads column-wise input.
             params: see `defaults`; num_images is per row.
 
         Returns:
@@ -101,11 +138,13 @@ class ImageModel(PythonModel):
         for name, value in params.items():
             if value is None:
                 raise InputError(f"{name} = null is not allowed; leave {name} out for its default")
-        classes, seed = [self._label(value) for value in labels], _whole("seed", params["seed"], 0, _SEED_MAX)
+        labels = _rows(labels)
         count, sampler = self._count(params["num_images"], len(labels)), self._sampler(params)
+        classes, seed = [self._label(value) for value in labels], _whole("seed", params["seed"], 0, _SEED_MAX)
+        self._afford(count * len(labels), sampler)
         records = []
         for c in classes:
-            images = to_uint8(sample(self.diffusion, torch.full((count,), c), sampler, seed=seed))
+            images = to_uint8(sample(self.diffusion, torch.full((count,), c), sampler, seed=seed, guide=_in_time))
             name = self.diffusion.class_names[c]
             records += [{"class_label": name, "seed": seed, "image_png_b64": _png(image)} for image in images]
         return records
@@ -125,10 +164,18 @@ class ImageModel(PythonModel):
         most = self.limits["max_images"]
         count = _whole("num_images", value, 1, most)
         if count * rows > most:
-            raise InputError(
-                f"num_images = {count} for {rows} rows is not allowed; a request has at most {most} images"
-            )
+            what = f"num_images = {count} for {rows} rows is not allowed"
+            raise InputError(f"{what}; a request has at most {most} images")
         return count
+
+    def _afford(self, images: int, sampler: Sampler) -> None:
+        cost, most = (
+            images * sampler.steps * (1 if sampler.guidance_scale == 1 else 2),
+            self.limits["max_denoiser_steps"],
+        )
+        if cost > most:
+            what = f"{images} images of {sampler} take {cost} denoiser steps (images x steps, twice if guided)"
+            raise InputError(f"{what}; a request has at most {most}")
 
     def _sampler(self, params: dict[str, Any]) -> Sampler:
         name, choices = params["sampler"], knobs(Sampler)["name"][1].choices
@@ -138,39 +185,108 @@ class ImageModel(PythonModel):
         return Sampler(name, steps, params["guidance_scale"], params["eta"], params["clip"])
 
 
-def _guard(server: ModuleType) -> None:
-    """Make MLflow's server answer 400 to requests that it would answer with 500 before any of our code sees them.
+def _verify(version: Path) -> None:
+    """Hold a version's files against its manifest, and that against the registry where MLflow has left the version's name.
 
-    Such as: no content type, 1,000 nested brackets, a number of 5,000 digits. MLflow has no hook for that, so this replaces
-    the function that reads a request. CSV and Parquet are refused: they carry no parameters, and their parsers need not be
-    exposed.
+    Without the name, as in a container, or without the registry, a rewritten manifest looks like the true one.
     """
-    inner = server.invocations
-    if getattr(inner, "guarded", False):
+    if planted := compiled(version):
+        raise InputError(f"{version} holds compiled files that no manifest lists: {', '.join(planted)[:200]}")
+    digest, stated = manifest.verify(version, tolerate=LEFT_BY_LOADERS), _registered_digest(version)
+    if stated is None:
+        _LOG.warning("%s was held against its own manifest only: the registry could not be asked", version)
+    elif stated != digest:
+        raise InputError(f"{version} is not what was registered: its manifest does not match its tag digest.manifest")
+
+
+def _registered_digest(version: Path) -> str | None:
+    try:
+        meta = yaml.safe_load((version / "registered_model_meta").read_text(encoding="utf-8"))
+        tags = mlflow.MlflowClient().get_model_version(meta["model_name"], str(meta["model_version"])).tags
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError, MlflowException):
+        return None
+    return tags.get("digest.manifest")
+
+
+def _rows(labels: Sequence[Any]) -> list[Any]:
+    """Return one label a row; of `{"inputs": {"class_label": [...]}}`, MLflow makes one row that holds the list."""
+    columnwise = len(labels) == 1 and isinstance(labels[0], list | tuple | np.ndarray)
+    return list(labels[0] if columnwise else labels)
+
+
+def _in_time(x_t: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """Stop at the step at which MLflow's time-out has answered a request already; outside a server there is none."""
+    if time.monotonic() > _DEADLINE.get(float("inf")):
+        raise InputError("the request took longer than the server's time-out and was stopped")
+    return eps
+
+
+def _guard(server: ModuleType) -> None:
+    """Make MLflow's server refuse early, in one line, what it would answer with 500 or work on for too long.
+
+    MLflow has no hook for that, so this replaces the wrapper that its app puts around the function that answers. CSV and
+    Parquet are refused: they carry no parameters, and their parsers need not be exposed.
+    """
+    if getattr(server._async_catch_mlflow_exception, "guarded", False):
         return
+    from fastapi import Request, Response
+    from fastapi.responses import JSONResponse
 
-    def invocations(data: bytes, content_type: str | None, *rest: Any) -> Any:
-        try:
-            if (content_type or "").partition(";")[0].strip() != "application/json":
-                raise InputError(f"content-type = {str(content_type)[:_SHOWN]!r} is not allowed; send application/json")
-            if len(data) > MAX_BYTES:
-                raise InputError(f"the request has {len(data)} bytes; {MAX_BYTES} are allowed")
-            return inner(data, content_type, *rest)
-        except InputError as error:
-            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
-        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            reason = f"the request is not JSON that this server can read: {type(error).__name__}"
-            raise MlflowException(reason, error_code=INVALID_PARAMETER_VALUE) from None
+    waiting: set[object] = set()
 
-    invocations.guarded = True  # type: ignore[attr-defined]
-    server.invocations = invocations  # type: ignore[attr-defined]
+    def catch(answer: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+        async def guarded(request: Request) -> Response:
+            ticket = object()
+            _DEADLINE.set(time.monotonic() + MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get())
+            try:
+                _admit(request.headers, len(waiting))
+                waiting.add(ticket)
+                request._body = await _body(request)
+                return await answer(request)
+            except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:  # InputError too
+                unreadable = f"the request is not JSON that this server can read: {type(error).__name__}"
+                line = str(error) if isinstance(error, InputError) else unreadable
+                refusal = MlflowException(line, INVALID_PARAMETER_VALUE)
+            except MlflowException as error:
+                refusal = error
+            finally:
+                waiting.discard(ticket)
+            status, fault = refusal.get_http_status_code(), refusal.json_kwargs.get("stack_trace", "")
+            _LOG.warning("refused with %s: %s%s", status, refusal.message.rpartition("\n")[2][:200], fault)
+            return JSONResponse({"error_code": refusal.error_code, "message": refusal.message}, status)
+
+        guarded.__annotations__ = {"request": Request}
+        return guarded
+
+    catch.guarded = True  # type: ignore[attr-defined]
+    server._async_catch_mlflow_exception = catch  # type: ignore[attr-defined]
+
+
+def _admit(headers: Any, waiting: int) -> None:
+    """Refuse a request by its headers and by how many are under way, before its body is read."""
+    if waiting >= MAX_REQUESTS:
+        raise MlflowException(f"{waiting} requests are under way; try again later", error_code=REQUEST_LIMIT_EXCEEDED)
+    kind, length = headers.get("content-type"), headers.get("content-length", "0")
+    if (kind or "").partition(";")[0].strip() != "application/json":
+        raise InputError(f"content-type = {str(kind)[:_SHOWN]!r} is not allowed; send application/json")
+    if not length.isdecimal() or len(length) > 20 or int(length) > MAX_BYTES:
+        raise InputError(f"the request has {length[:20]} bytes; {MAX_BYTES} are allowed")
+
+
+async def _body(request: Any) -> bytes:
+    """Return a request's body; refuse it as soon as it is too long, whatever its headers say."""
+    content = b""
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MAX_BYTES:
+            raise InputError(f"the request has more than {MAX_BYTES} bytes")
+    return content
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-        raise InputError(
-            f"{name} = {str(value)[:_SHOWN]} is not allowed; {name} is a whole number from {low} to {high}"
-        )
+        span = f"{name} is a whole number from {low} to {high}"
+        raise InputError(f"{name} = {str(value)[:_SHOWN]} is not allowed; {span}")
     return int(value)
 
 

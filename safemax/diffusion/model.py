@@ -206,6 +206,7 @@ class Diffusion(nn.Module):
             raise InputError(
                 f"{source} cannot be unlearned by class: its denoiser has no class embedding (num_class_embeds)"
             )
+        _validate_size(str(source), folder, config)
         try:
             denoiser = UNet2DModel.from_pretrained(unet, use_safetensors=True, local_files_only=True)
             schedule = DDPMScheduler.from_pretrained(_schedule_folder(folder), local_files_only=True)
@@ -216,6 +217,28 @@ class Diffusion(nn.Module):
         diffusion = cls(denoiser, schedule, tuple(map(str, names)))
         diffusion.names_are_stated = bool(index.get("class_names"))
         return diffusion
+
+
+def _validate_size(source: str, folder: Path, config: dict[str, Any]) -> None:
+    """Raise InputError for a network or schedule that would take hours or all memory to build, such as one of 10^7 layers."""
+    allowed = {
+        "sample_size": 1024,
+        "in_channels": 64,
+        "out_channels": 64,
+        "num_class_embeds": 100_000,
+        "layers_per_block": 16,
+    }
+    values = [(name, config[name], most) for name, most in allowed.items() if config.get(name) is not None]
+    channels = config.get("block_out_channels", [224])
+    values.append(("number of block_out_channels", len(channels) if isinstance(channels, list) else None, 12))
+    values += [("block_out_channels", each, 4096) for each in channels or []] if isinstance(channels, list) else []
+    if (path := _schedule_folder(folder) / "scheduler_config.json").exists():
+        values.append(("num_train_timesteps", _read_json(path).get("num_train_timesteps", 1000), 100_000))
+    for name, value, most in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise InputError(
+                f"{source} cannot be built: {name} = {str(value)[:60]} is not allowed; it is from 1 to {most}"
+            )
 
 
 def _validate_weights(source: str, denoiser: UNet2DModel) -> None:

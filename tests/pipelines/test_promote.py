@@ -24,6 +24,7 @@ from tests.support import tiny_models
 from tests.support.registered_versions import NAME, attacked, register
 
 MODEL = f"--model={NAME}"
+UNMEASURED = "--remeasure=false"  # the evidence of these versions is invented; test_remeasurement.py measures again
 
 
 def champion(name: str = NAME) -> str | None:
@@ -44,7 +45,7 @@ def test_an_honest_correction_becomes_the_champion_with_its_record(
     mlflow_store: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     register(mlflow_store, alias="candidate")
-    promote([MODEL, "--why=the first one"])
+    promote([MODEL, UNMEASURED, "--why=the first one"])
     assert champion() == "1"
     printed = capsys.readouterr().out
     assert "recognised, a" in printed
@@ -56,6 +57,8 @@ def test_an_honest_correction_becomes_the_champion_with_its_record(
     assert {"model": NAME, "alias": "champion", **record}.items() <= whole.items()
     assert (record["from"], record["to"], record["why"], record["run"]) == (None, "1", "the first one", run.info.run_id)
     assert "recognised, a 0.76 %, <= 5 %: pass" in whole["gates"]
+    assert "measured again no: remeasure=false, -: off" in whole["gates"]
+    assert run.data.params["promote.remeasure"] == "False"
     assert "verdict" in artifact(mlflow_store, run, "gates.json")["columns"]
 
 
@@ -90,7 +93,7 @@ def test_the_base_cannot_become_the_champion(mlflow_store: MlflowClient) -> None
     facts = {"forgotten": [], "metrics": {keys.RUNTIME_MINUTES: 1.0}, "model_digest": diffusion.digest()}
     registration.register(diffusion, NAME, run_id=run_id, evidence=facts, tags={}, description="", alias="base")
     with pytest.raises(InputError, match="refused by: .*classes forgotten"):
-        promote([MODEL, "--version=base"])
+        promote([MODEL, UNMEASURED, "--version=base"])
 
 
 def test_a_version_with_one_flipped_bit_cannot_become_the_champion(mlflow_store: MlflowClient) -> None:
@@ -100,7 +103,7 @@ def test_a_version_with_one_flipped_bit_cannot_become_the_champion(mlflow_store:
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(InputError, match="has changed since"):
-        promote([MODEL])
+        promote([MODEL, UNMEASURED])
     assert champion() is None
 
 
@@ -108,14 +111,14 @@ def test_evidence_that_was_edited_in_the_registry_convinces_nobody(mlflow_store:
     register(mlflow_store, forget_recognised_high=60.0)
     mlflow_store.set_model_version_tag(NAME, "1", keys.RECOGNISED + keys.HIGH, "0")
     with pytest.raises(InputError, match="recognised, a"):
-        promote([MODEL, "--version=1"])
+        promote([MODEL, UNMEASURED, "--version=1"])
 
 
 def test_a_dry_run_shows_the_gates_and_changes_nothing(
     mlflow_store: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     register(mlflow_store, alias="candidate")
-    promote([MODEL, "--dry-run=true"])
+    promote([MODEL, UNMEASURED, "--dry-run=true"])
     printed = capsys.readouterr().out
     assert "recognised, a" in printed
     assert "dry run: models:/tiny-ddpm/1 would become champion of tiny-ddpm in place of none" in printed
@@ -133,9 +136,9 @@ def test_expect_refuses_where_the_alias_points_elsewhere(mlflow_store: MlflowCli
 
 def test_expect_lets_pass_where_the_alias_points_there(mlflow_store: MlflowClient) -> None:
     register(mlflow_store, alias="candidate")
-    promote([MODEL, "--expect=none"])
+    promote([MODEL, UNMEASURED, "--expect=none"])
     register(mlflow_store, 1, alias="candidate")
-    promote([MODEL, "--expect=1"])
+    promote([MODEL, UNMEASURED, "--expect=1"])
     assert champion() == "2"
 
 
@@ -152,14 +155,14 @@ def test_an_alias_that_moves_while_the_gates_are_applied_stays_where_it_went(
 
     monkeypatch.setattr(promote_module.gates, "judge", slow)
     with pytest.raises(InputError, match="was moved to 2 meanwhile"):
-        promote([MODEL, "--version=1"])
+        promote([MODEL, UNMEASURED, "--version=1"])
     assert champion() == "2"
 
 
 def test_promoting_the_champion_again_changes_nothing(mlflow_store: MlflowClient) -> None:
     register(mlflow_store, alias="candidate")
-    promote([MODEL])
-    promote([MODEL])
+    promote([MODEL, UNMEASURED])
+    promote([MODEL, UNMEASURED])
     assert len(aliases.recorded_moves(NAME, "champion")) == 1
 
 
@@ -167,24 +170,24 @@ def test_a_worse_model_than_the_champion_is_refused_and_a_gate_file_may_let_it_p
     mlflow_store: MlflowClient, tmp_path: Path
 ) -> None:
     register(mlflow_store, retain_fid_judge=7.5)
-    promote([MODEL, "--version=1"])
+    promote([MODEL, UNMEASURED, "--version=1"])
     register(mlflow_store, 1, retain_fid_judge=9.8)  # 1.31 times 7.5, 1.32 times the base's 7.4
     with pytest.raises(InputError, match="refused by: FID to champion's;"):
-        promote([MODEL, "--version=2"])
+        promote([MODEL, UNMEASURED, "--version=2"])
     (tmp_path / "mine.yaml").write_text("fid_ratio_to_champion: 1.4\n")
-    promote([MODEL, "--version=2", f"--gates={tmp_path / 'mine.yaml'}"])
+    promote([MODEL, UNMEASURED, "--version=2", f"--gates={tmp_path / 'mine.yaml'}"])
     assert champion() == "2"
 
 
 def test_a_chained_correction_is_compared_with_the_champion_that_it_started_from(mlflow_store: MlflowClient) -> None:
     register(mlflow_store)
-    promote([MODEL, "--version=1"])
+    promote([MODEL, UNMEASURED, "--version=1"])
     parent = tiny_models.diffusion().digest()
     register(mlflow_store, 1, forget="b", earlier=("a",), parent=parent)
-    promote([MODEL, "--version=2"])
+    promote([MODEL, UNMEASURED, "--version=2"])
     register(mlflow_store, 2, forget="c")  # from the base: it knows a and b
     with pytest.raises(InputError, match="classes forgotten"):
-        promote([MODEL, "--version=3"])
+        promote([MODEL, UNMEASURED, "--version=3"])
 
 
 def test_attacks_are_read_from_the_run_that_made_them_on_this_very_version(
@@ -195,7 +198,7 @@ def test_attacks_are_read_from_the_run_that_made_them_on_this_very_version(
     strict, found = tmp_path / "strict.yaml", tmp_path / "attacks.json"
     strict.write_text("evidence: panel+attacks\n")
     attack = mlflow_store.create_run("0").info.run_id
-    asked = [MODEL, "--version=1", f"--gates={strict}"]
+    asked = [MODEL, UNMEASURED, "--version=1", f"--gates={strict}"]
     with pytest.raises(InputError, match="refused by: attacks made; worst attack"):
         promote(asked)
     found.write_text(json.dumps(attacked(8.0)))
@@ -204,7 +207,7 @@ def test_attacks_are_read_from_the_run_that_made_them_on_this_very_version(
     stolen = mlflow_store.get_model_version(NAME, "1").tags["evidence.attacks"]
     mlflow_store.set_model_version_tag(NAME, "2", "evidence.attacks", stolen)
     with pytest.raises(InputError, match="measured on other files"):
-        promote([MODEL, "--version=2", f"--gates={strict}"])
+        promote([MODEL, UNMEASURED, "--version=2", f"--gates={strict}"])
     found.write_text(json.dumps(attacked(0.0)))
     mlflow_store.log_artifact(attack, str(found), "evidence")
     with pytest.raises(InputError, match="has changed since it was recorded"):
@@ -213,7 +216,7 @@ def test_attacks_are_read_from_the_run_that_made_them_on_this_very_version(
 
 def test_a_version_is_promoted_in_another_registered_model_with_its_evidence(mlflow_store: MlflowClient) -> None:
     register(mlflow_store, alias="candidate")
-    asked = [MODEL, "--to=prod-ddpm"]
+    asked = [MODEL, UNMEASURED, "--to=prod-ddpm"]
     promote(asked)
     promote(asked)
     assert (champion("prod-ddpm"), champion()) == ("1", None)
@@ -224,7 +227,7 @@ def test_a_version_is_promoted_in_another_registered_model_with_its_evidence(mlf
 
 def test_a_copy_outlives_its_source_and_the_removal_of_orphans(mlflow_store: MlflowClient) -> None:
     register(mlflow_store)
-    promote([MODEL, "--version=1", "--to=prod-ddpm"])
+    promote([MODEL, UNMEASURED, "--version=1", "--to=prod-ddpm"])
     mlflow_store.delete_model_version(NAME, "1")
     orphans.remove_orphans(NAME)
     assert len(mlflow_store.search_logged_models(["0"])) == 1
@@ -234,9 +237,9 @@ def test_a_copy_outlives_its_source_and_the_removal_of_orphans(mlflow_store: Mlf
 def test_a_copy_is_judged_beside_the_champion_of_the_place_it_goes_to(mlflow_store: MlflowClient) -> None:
     register(mlflow_store, retain_fid_judge=7.5)
     register(mlflow_store, 1, retain_fid_judge=9.8)
-    promote([MODEL, "--version=1", "--to=prod-ddpm"])
+    promote([MODEL, UNMEASURED, "--version=1", "--to=prod-ddpm"])
     with pytest.raises(InputError, match="FID to champion's"):
-        promote([MODEL, "--version=2", "--to=prod-ddpm"])
+        promote([MODEL, UNMEASURED, "--version=2", "--to=prod-ddpm"])
     assert len(mlflow_store.search_model_versions("name='prod-ddpm'")) == 1
 
 
@@ -246,7 +249,7 @@ def test_a_rollback_restores_the_champion_before_and_says_which_classes_come_bac
     register(mlflow_store)
     register(mlflow_store, 1, forget="b", earlier=("a",), parent=tiny_models.diffusion().digest())
     for number in "12":
-        promote([MODEL, f"--version={number}"])
+        promote([MODEL, UNMEASURED, f"--version={number}"])
     rollback([MODEL, "--dry-run=true"])
     assert champion() == "2"
     rollback([MODEL, "--why=blurred", "--expect=2"])
@@ -261,7 +264,7 @@ def test_a_rollback_restores_the_champion_before_and_says_which_classes_come_bac
 def test_a_rollback_leaves_a_damaged_champion_but_goes_to_no_damaged_version(mlflow_store: MlflowClient) -> None:
     for seed in range(3):
         register(mlflow_store, seed)
-        promote([MODEL, f"--version={seed + 1}"])
+        promote([MODEL, UNMEASURED, f"--version={seed + 1}"])
     for number in ("3", "1"):
         source = str(mlflow_store.get_model_version(NAME, number).source).rpartition("/")[2]
         place = Path(mlflow_store.get_logged_model(source).artifact_location.removeprefix("file://"))

@@ -82,7 +82,7 @@ def test_the_path_in_small_ends_with_a_champion_that_draws(
     )
     gates = dict.fromkeys(disabled)
     (tmp_path / "open.yaml").write_text(json.dumps(gates))
-    promote(["--why=0 must go", f"--gates={tmp_path / 'open.yaml'}"])
+    promote(["--why=0 must go", "--remeasure=false", f"--gates={tmp_path / 'open.yaml'}"])
     assert "champion of digits-ddpm: none -> 2" in capsys.readouterr().out
     model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
     rows = pd.DataFrame(BODY["dataframe_records"])

@@ -72,7 +72,7 @@ def served(mlflow_store: MlflowClient, tmp_path: Path) -> Iterator[tuple[str, li
     """A store with a base and its promoted correction, served by the command; its address and the links that it prints."""
     demo_module.demo(SMALL)
     (tmp_path / "open.yaml").write_text(json.dumps(OPEN))
-    promote(["--version=2", f"--gates={tmp_path / 'open.yaml'}"])
+    promote(["--version=2", "--remeasure=false", f"--gates={tmp_path / 'open.yaml'}"])
     port = free_port()
     command = [sys.executable, "-m", "pipelines.ui", f"--port={port}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

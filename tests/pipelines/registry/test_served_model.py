@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
 import json
 import os
+import py_compile
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,10 +35,12 @@ from mlflow.pyfunc import scoring_server
 from PIL import Image
 from starlette.testclient import TestClient
 
-from pipelines.registry import registration, served_model
+from pipelines.registry import model_versions, registration, served_model
+from pipelines.serve import ServeOptions, command, serve
 from safemax.data.batches import to_uint8
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.errors import InputError
+from safemax.storage import manifest
 from tests.support import tiny_models
 
 FAST = {"steps": 2}
@@ -115,7 +120,20 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (-1, {}, "class_label = '-1' is not known; allowed: b, c, or the index of one"),
     (True, {}, "class_label = 'True' is not known; allowed: b, c, or the index of one"),
     (None, {}, "class_label = 'None' is not known; allowed: b, c, or the index of one"),
-    (["b"], {}, "class_label = \"['b']\" is not known; allowed: b, c, or the index of one"),
+    ([["b"]], {}, "class_label = \"['b']\" is not known; allowed: b, c, or the index of one"),
+    (["b", "a"], {}, "class_label = 'a' was forgotten by this model; allowed: b, c, or the index of one"),
+    (
+        "b",
+        {"num_images": 64, "steps": 21},
+        "64 images of ddim-21-g1.5-clip take 2688 denoiser steps (images x steps, twice if guided); "
+        "a request has at most 2560",
+    ),
+    (
+        ["b"] * 30,
+        {"steps": 100, "guidance_scale": 1.0},
+        "30 images of ddim-100-g1-clip take 3000 denoiser steps (images x steps, twice if guided); "
+        "a request has at most 2560",
+    ),
     ("b", {"num_images": 65}, "num_images = 65 is not allowed; num_images is a whole number from 1 to 64"),
     ("b", {"num_images": 0}, "num_images = 0 is not allowed; num_images is a whole number from 1 to 64"),
     ("b", {"num_images": None}, "num_images = null is not allowed; leave num_images out for its default"),
@@ -173,6 +191,113 @@ def test_served_images_are_those_of_the_process(client: TestClient, model: Any) 
     status, answer = post(client, {"dataframe_records": [{"class_label": "b"}], "params": {**FAST, "seed": 3}})
     assert status == 200
     assert answer["predictions"] == model.predict(ask("b"), params={**FAST, "seed": 3})
+
+
+@pytest.mark.parametrize("form", ["inputs", "instances", "dataframe_split", "dataframe_records"])
+def test_every_form_of_a_request_is_read_alike_column_wise_too(client: TestClient, model: Any, form: str) -> None:
+    rows: dict[str, Any] = {
+        "inputs": {"class_label": ["b", "2"]},
+        "instances": [{"class_label": "b"}, {"class_label": "2"}],
+        "dataframe_split": {"columns": ["class_label"], "data": [["b"], ["2"]]},
+        "dataframe_records": [{"class_label": "b"}, {"class_label": "2"}],
+    }
+    status, answer = post(client, {form: rows[form], "params": FAST})
+    assert (status, answer.get("message")) == (200, None)
+    assert answer["predictions"] == model.predict(ask("b", "2"), params=FAST)
+
+
+@pytest.mark.parametrize("labels", [["b", "2"], ("b", "2"), np.array(["b", "2"], dtype=object)])
+def test_columns_are_read_in_process_too(model: Any, labels: Any) -> None:
+    assert model.predict({"class_label": labels}, params=FAST) == model.predict(ask("b", "2"), params=FAST)
+
+
+def test_what_a_request_may_cost_is_enough_for_all_images_by_default() -> None:
+    guided = 2
+    assert served_model.LIMITS["max_images"] * Sampler().steps * guided == served_model.LIMITS["max_denoiser_steps"]
+
+
+def test_a_body_that_is_too_long_is_cut_whatever_its_headers_say(client: TestClient) -> None:
+    sent = 0
+
+    def chunks() -> Iterator[bytes]:  # no content-length: the body comes in chunks
+        nonlocal sent
+        for _ in range(10_000):
+            sent += 50_000
+            yield b" " * 50_000
+
+    answer = client.post("/invocations", content=chunks(), headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["message"]) == (400, "the request has more than 100000 bytes")
+
+
+@pytest.mark.parametrize("length", ["100001", "9" * 30, "-1", "1e3"])
+def test_a_length_that_is_not_allowed_is_refused_before_the_body_is_read(length: str) -> None:
+    with pytest.raises(InputError, match=f"the request has {length[:20]} bytes; 100000 are allowed"):
+        served_model._admit({"content-type": "application/json", "content-length": length}, 0)
+
+
+def test_more_requests_than_the_queue_takes_are_answered_with_429_at_once(model: Any) -> None:
+    app = scoring_server.init(model)
+    body = json.dumps({"dataframe_records": [{"class_label": "b"}], "params": {"steps": 100}}).encode()
+
+    async def answered() -> int:
+        received = asyncio.Queue[dict[str, Any]]()
+        received.put_nowait({"type": "http.request", "body": body, "more_body": False})
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json")]
+        where = {"method": "POST", "path": "/invocations", "query_string": b"", "root_path": ""}
+        await app({"type": "http", "http_version": "1.1", "headers": headers, **where}, received.get, send)
+        return int(sent[0]["status"])
+
+    async def flood() -> list[int]:
+        return await asyncio.gather(*(answered() for _ in range(20)))
+
+    statuses = asyncio.run(flood())
+    assert sorted(set(statuses)) == [200, 429]
+    assert statuses.count(200) == served_model.MAX_REQUESTS
+    assert asyncio.run(flood()).count(200) == served_model.MAX_REQUESTS  # the places are free again
+
+
+def test_work_ends_when_the_server_has_given_up_on_it(model: Any) -> None:
+    token = served_model._DEADLINE.set(time.monotonic() - 1)
+    loaded = model.unwrap_python_model()
+    deadline = sys.modules[type(loaded).__module__]._DEADLINE
+    inner = deadline.set(time.monotonic() - 1)
+    try:
+        with pytest.raises(MlflowException, match="took longer than the server's time-out and was stopped"):
+            model.predict(ask("b"), params=FAST)
+    finally:
+        deadline.reset(inner)
+        served_model._DEADLINE.reset(token)
+
+
+def test_a_refusal_is_one_line_in_the_log(
+    client: TestClient, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    caplog.clear()
+    bodies: list[tuple[bytes, str]] = [
+        (json.dumps({"dataframe_records": [{"class_label": "a"}]}).encode(), "class_label = 'a' was forgotten"),
+        (b"[" * 50_000, "RecursionError"),
+        (b" " * 100_001, "the request has 100001 bytes"),
+        (b'{"dataframe_records": [{"class_label": "b"}], "params": {"steps": "many"}}', "steps"),
+        (b'{"dataframe_records": 3}', ""),
+        (b"not json", ""),
+    ]
+    for body, words in bodies:
+        assert (
+            client.post("/invocations", content=body, headers={"content-type": "application/json"}).status_code == 400
+        )
+        lines = [each.getMessage() for each in caplog.records if each.levelname != "INFO"]
+        assert len(lines) == 1
+        assert lines[0].startswith("refused with 400: ")
+        assert words in lines[0]
+        assert "\n" not in lines[0]
+        assert "Traceback" not in "".join(capfd.readouterr())
+        caplog.clear()
 
 
 def test_no_hostile_request_is_a_server_error(client: TestClient) -> None:
@@ -302,6 +427,74 @@ def test_one_flipped_bit_is_refused_at_loading(version: Path) -> None:
         weights.write_bytes(content)
 
 
+@pytest.fixture
+def intact(version: Path) -> Iterator[Path]:
+    """The version's folder; what a test does to it is undone."""
+    kept = version.with_name("kept")
+    shutil.copytree(version, kept)
+    yield version
+    shutil.rmtree(version)
+    kept.rename(version)
+
+
+def forgetful(version: Path) -> None:
+    """Make a version say that nothing was forgotten, with a manifest that agrees."""
+    evidence = version / "artifacts" / "evidence.json"
+    evidence.write_text(json.dumps({**json.loads(evidence.read_text()), "forgotten": []}))
+    for name in served_model.LEFT_BY_LOADERS:
+        for path in version.rglob(name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    manifest.write(version)
+
+
+PLANTED = [
+    "code/safemax/__pycache__/errors.cpython-311.pyc",
+    "code/safemax/errors.pyc",
+    "code/torch.so",
+    "__pycache__/x.pyc",
+]
+
+
+def test_emptied_forgotten_with_a_rewritten_manifest_is_refused_by_the_loader_and_by_serve(intact: Path) -> None:
+    forgetful(intact)
+    with pytest.raises(InputError, match="its manifest does not match its tag digest.manifest"):
+        mlflow.pyfunc.load_model(ADDRESS)
+    with pytest.raises(InputError, match="its manifest does not match its tag digest.manifest"):
+        serve([f"--model={ADDRESS}"])
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_compiled_file_is_refused_by_the_loader_and_by_serve(intact: Path, name: str) -> None:
+    (intact / name).parent.mkdir(exist_ok=True)
+    (intact / name).write_bytes(b"planted")
+    for load in (lambda: mlflow.pyfunc.load_model(ADDRESS), lambda: serve([f"--model={ADDRESS}"])):
+        with pytest.raises(InputError, match=f"holds compiled files that no manifest lists.*: {name}"):
+            load()
+
+
+@pytest.mark.parametrize("name", ["code/safemax/extra.py", "sitecustomize.py", "code/.pth"])
+def test_a_file_that_the_manifest_does_not_list_is_not_served(intact: Path, name: str) -> None:
+    (intact / name).write_text("raise SystemExit")
+    with pytest.raises(InputError, match=f"{name} is"):
+        serve([f"--model={ADDRESS}"])
+
+
+@pytest.mark.parametrize("model", ["base", "./folder", "owner/name", "models:/tiny-ddpm@nobody", "models:/nobody/1"])
+def test_only_a_version_in_the_registry_is_served(version: Path, model: str) -> None:
+    with pytest.raises(ValueError, match="is not allowed; only a version in the registry|unknown"):
+        serve([f"--model={model}"])
+
+
+def test_what_is_served_is_a_copy_that_python_leaves_as_it_is(version: Path) -> None:
+    folder = model_versions.verified_copy(ADDRESS, refuse_compiled=True)
+    words, environment = command(folder, ServeOptions(ADDRESS, 5011, "127.0.0.1"))
+    assert folder != version
+    assert words[1:3] == ["-B", "-m"]
+    assert words[3:] == ["uvicorn", "--port", "5011", "mlflow.pyfunc.scoring_server.app:app", "--host", "127.0.0.1"]
+    assert environment["PYTHONDONTWRITEBYTECODE"] == "1"
+    assert str(folder) in environment["__pyfunc_model_path__"]
+
+
 @pytest.mark.slow
 def test_a_version_carries_the_code_that_it_needs(version: Path, tmp_path: Path) -> None:
     script = f"""
@@ -312,13 +505,26 @@ print(safemax.__file__)
 print(model.predict(pandas.DataFrame({{"class_label": ["b"]}}), params={FAST!r})[0]["image_png_b64"])
 """
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
-    command = [sys.executable, "-c", script]
-    for _ in range(2):  # the first leaves __pycache__ in the store
-        answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    words = [sys.executable, "-c", script]
+    for _ in range(2):
+        answer = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         place, image = answer.stdout.split()
         assert place == str(version / "code" / "safemax" / "__init__.py")
     drawn = mlflow.pyfunc.load_model(ADDRESS).predict(ask("b"), params=FAST)
     assert image == drawn[0]["image_png_b64"]
+    assert served_model.compiled(version) == []
+    planted = version / "code" / "safemax" / "__pycache__" / f"errors.{sys.implementation.cache_tag}.pyc"
+    planted.parent.mkdir()
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    py_compile.compile(str(evil), str(planted), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    try:
+        refused = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    finally:
+        shutil.rmtree(planted.parent)
+    assert refused.returncode == 1
+    assert "holds compiled files that no manifest lists: code/safemax/__pycache__/errors" in refused.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 CLIENT = Path(__file__).parents[3] / "examples" / "client.ipynb"
@@ -339,15 +545,22 @@ def test_the_notebook_is_one_holds_no_output_and_names_what_the_server_takes() -
     assert all(name in code_of(CLIENT)[0] for name in served_model.defaults())
 
 
-@pytest.fixture
-def server(version: Path) -> Iterator[str]:
-    """`mlflow models serve`, as the README has it; its address."""
+@pytest.fixture(params=["mlflow models serve", "serve"])
+def server(version: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Our own server, as the README has it, and MLflow's; its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", ADDRESS, "--env-manager", "local", "-p", port]
-    with subprocess.Popen(command, env={**os.environ, "PATH": binaries}, start_new_session=True) as process:
+    words = [sys.executable, "-m", "mlflow", "models", "serve", "-m", ADDRESS, "--env-manager", "local", "-p", port]
+    if request.param == "serve":
+        words = [sys.executable, "-m", "pipelines.serve", f"--model={ADDRESS}", f"--port={port}"]
+        binaries = os.environ["PATH"]
+    with subprocess.Popen(
+        words,
+        env={**os.environ, "PATH": binaries, "PYTHONPATH": str(Path(__file__).parents[3])},
+        start_new_session=True,
+    ) as process:
         try:
             yield f"http://127.0.0.1:{port}"
         finally:
@@ -355,7 +568,7 @@ def server(version: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_mlflow_models_serve_draws_refuses_survives_and_serves_the_notebook(
+def test_a_server_draws_refuses_survives_and_serves_the_notebook(
     server: str, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ask_for(body: bytes, kind: str | None = "application/json") -> tuple[int, dict[str, Any]]:

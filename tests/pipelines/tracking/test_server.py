@@ -150,7 +150,7 @@ def test_the_whole_path_from_data_to_a_served_champion_runs_on_a_team_server(
     demo_module.demo([*SMALL, "--seed=1"])
     (tmp_path / "open.yaml").write_text(json.dumps(OPEN))
     for number in "23":
-        promote([f"--version={number}", f"--gates={tmp_path / 'open.yaml'}", "--why=a test"])
+        promote([f"--version={number}", "--remeasure=false", f"--gates={tmp_path / 'open.yaml'}", "--why=a test"])
     rollback(["--expect=3"])
     versions(["--where=method=safemax"])
     assert model_versions.aliased_number(NAME, "champion") == "2"
