@@ -129,3 +129,40 @@ def test_a_missing_folder_gives_one_line():
 def test_class_names_are_kept_in_the_index(tmp_path):
     tiny_models.diffusion().save(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["class_names"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"layers_per_block": 10**7}, "layers_per_block = 10000000 is not allowed; it is from 1 to 16"),
+        ({"layers_per_block": "2"}, "layers_per_block = 2 is not allowed"),
+        (
+            {"block_out_channels": [8] * 10**5},
+            "number of block_out_channels = 100000 is not allowed; it is from 1 to 12",
+        ),
+        ({"block_out_channels": []}, "number of block_out_channels = 0 is not allowed"),
+        ({"block_out_channels": 8}, "number of block_out_channels = None is not allowed"),
+        ({"block_out_channels": [8, 10**9]}, "block_out_channels = 1000000000 is not allowed; it is from 1 to 4096"),
+        ({"block_out_channels": [8, 8.5]}, "block_out_channels = 8.5 is not allowed"),
+        ({"num_class_embeds": 10**12}, "num_class_embeds = 1000000000000 is not allowed; it is from 1 to 100000"),
+        ({"num_class_embeds": True}, "num_class_embeds = True is not allowed"),
+        ({"in_channels": 10**6}, "in_channels = 1000000 is not allowed; it is from 1 to 64"),
+        ({"sample_size": -8}, "sample_size = -8 is not allowed; it is from 1 to 1024"),
+    ],
+)
+def test_a_network_that_would_never_be_built_is_refused_before_it_is(tmp_path, change, line):
+    tiny_models.diffusion().save(tmp_path)
+    path = tmp_path / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=line) as refusal:
+        Diffusion.load(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("steps", [10**10, 0, None, "1000"])
+def test_a_schedule_of_too_many_steps_is_refused_before_it_is_built(tmp_path, steps):
+    tiny_models.diffusion().save(tmp_path)
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": steps}))
+    with pytest.raises(InputError, match=f"num_train_timesteps = {steps} is not allowed; it is from 1 to 100000"):
+        Diffusion.load(tmp_path)
