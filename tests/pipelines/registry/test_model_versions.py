@@ -153,11 +153,21 @@ def test_a_file_too_many_or_too_few_is_refused(mlflow_store: MlflowClient, damag
 def test_what_a_loader_leaves_in_the_store_does_not_spoil_the_version(mlflow_store: MlflowClient) -> None:
     register(new_run(mlflow_store))
     mlflow.pyfunc.load_model(f"models:/{NAME}/1")  # writes registered_model_meta, and where bytecode is on, __pycache__
-    (stored_files(mlflow_store) / "code" / "safemax" / "__pycache__").mkdir(exist_ok=True)
-    (stored_files(mlflow_store) / "code" / "safemax" / "__pycache__" / "data.cpython-311.pyc").write_bytes(b"?")
+    (stored_files(mlflow_store) / "__pycache__").mkdir(exist_ok=True)
+    (stored_files(mlflow_store) / "__pycache__" / "served_model.cpython-311.pyc").write_bytes(b"?")
     folder = model_versions.resolve(f"models:/{NAME}/1").parents[1]
     mlflow.pyfunc.load_model(f"models:/{NAME}/1")
     assert not [*folder.rglob("__pycache__"), *folder.glob("registered_model_meta")]
+
+
+def test_compiled_files_in_the_store_are_left_out_of_the_copy_and_never_loaded(mlflow_store: MlflowClient) -> None:
+    register(new_run(mlflow_store))
+    (stored_files(mlflow_store) / "code" / "safemax" / "__pycache__").mkdir()
+    (stored_files(mlflow_store) / "code" / "safemax" / "__pycache__" / "data.cpython-311.pyc").write_bytes(b"?")
+    folder = model_versions.resolve(f"models:/{NAME}/1").parents[1]
+    assert not [*folder.rglob("__pycache__")]
+    with pytest.raises(InputError, match="holds compiled files that no manifest lists: code/safemax/__pycache__/data"):
+        mlflow.pyfunc.load_model(f"models:/{NAME}/1")
 
 
 @pytest.mark.parametrize(
