@@ -16,7 +16,7 @@ import torch
 from benchmarks import tables
 from benchmarks.corrections import MeasuredCorrection, rows
 from pipelines.cli.parser import main, parse
-from safemax.data.batches import parse_classes
+from safemax.data.class_names import parse_classes
 from safemax.data.sources import load
 from safemax.judges.load import JudgeConfig, Reference, judges, reference
 from safemax.knobs import check, knob

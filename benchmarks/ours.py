@@ -16,7 +16,7 @@ import pandas as pd
 from benchmarks import tables
 from benchmarks.corrections import MeasuredCorrection, rows
 from pipelines.cli.parser import main, parse
-from safemax.data.batches import parse_classes
+from safemax.data.class_names import parse_classes
 from safemax.data.sources import load
 from safemax.knobs import check, knob
 from safemax.reports.comparison_tables import interval

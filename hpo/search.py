@@ -37,7 +37,7 @@ from pipelines.cli.parser import main
 from pipelines.correction.base_model import find_base
 from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_signals
 from pipelines.engine.worker_pool import WorkerPool
-from safemax.data.batches import parse_classes
+from safemax.data.class_names import parse_classes
 from safemax.errors import InputError, Stopped
 
 

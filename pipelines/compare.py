@@ -27,7 +27,7 @@ from pipelines.comparison.runner import ComparisonRunner
 from pipelines.correction.base_model import find_base
 from pipelines.engine.signals import StopSignal, die_with_parent, is_follower_rank, stop_on_signals
 from pipelines.registry import model_versions
-from safemax.data.batches import parse_classes
+from safemax.data.class_names import parse_classes
 from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig

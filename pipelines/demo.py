@@ -20,7 +20,7 @@ from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
 from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_signals
 from pipelines.registry import model_versions
-from safemax.data.batches import parse_classes
+from safemax.data.class_names import parse_classes
 from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig

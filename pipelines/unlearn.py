@@ -20,7 +20,7 @@ from pipelines.correction.base_model import find_base
 from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
 from pipelines.engine.signals import die_with_parent, stop_on_signals
-from safemax.data.batches import parse_classes
+from safemax.data.class_names import parse_classes
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import knob

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from safemax.data import sources
-from safemax.data.batches import derive_seed, parse_classes
+from safemax.data.batches import derive_seed
+from safemax.data.class_names import parse_classes
 from safemax.data.dataset import Dataset
 from safemax.diffusion import sampling
 from safemax.diffusion.model import Diffusion

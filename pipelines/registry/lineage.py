@@ -10,7 +10,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from pipelines import tracking
 from pipelines.registry import model_versions
-from safemax.data.batches import parse_classes
+from safemax.data.class_names import parse_classes
 from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion

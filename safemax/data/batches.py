@@ -45,35 +45,6 @@ def reseed(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(derived)
 
 
-def parse_classes(text: str, class_names: Sequence[str]) -> tuple[int, ...]:
-    """Read `forget`: class names or indices, separated by commas.
-
-    A name wins over an index, and a name may contain commas where it is the only one.
-
-    Returns:
-        Sorted indices, each once.
-
-    Raises:
-        InputError: a class is unknown, none is given, or none would be left to retain.
-    """
-    names = list(class_names)
-    items = [text.strip()] if text.strip() in names else [item.strip() for item in text.split(",")]
-    if not all(items):
-        raise InputError(f"forget = {text!r} names no class; known: {', '.join(names)}")
-    chosen = tuple(sorted({_index(item, names) for item in items}))
-    if len(chosen) == len(names):
-        raise InputError(f"forget = {text!r} names every class; at least one of {', '.join(names)} must be retained")
-    return chosen
-
-
-def _index(item: str, names: list[str]) -> int:
-    if item in names:
-        return names.index(item)
-    if item.isdecimal() and int(item) < len(names):
-        return int(item)
-    raise unknown("class", item, names)
-
-
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Images and their labels, the unit that losses see.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from safemax.errors import InputError
 from safemax.storage import cache
+
+COLOUR = 16  # levels between the channels of a pixel: JPEG gives grey photographs a few
+MANY = 1024  # distinct colours of a large photograph at least; 95 % of CIFAR-10 have over 600 in 1,024 pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,8 @@ class Dataset:
         test: images that training never sees.
         class_names: K names; the index of a name is its label.
         natural: whether a mirrored image is as likely as the image, so that training may flip.
+        notes: sentences about what was skipped or assumed when the images were read.
+        options: parameters that differ from their defaults, such as background, for the record.
     """
 
     name: str
@@ -55,17 +60,23 @@ class Dataset:
     test: Split
     class_names: tuple[str, ...]
     natural: bool
+    notes: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, name: str, train: Split, test: Split, class_names: tuple[str, ...]) -> Dataset:
-        """Return a dataset that is natural where its images have colour and its names more than one character.
+    def of(cls, name: str, train: Split, test: Split, class_names: Sequence[str], notes: Sequence[str] = ()) -> Dataset:
+        """Return a dataset that is natural where `looks_natural` says so of its training images.
 
-        Names of one character are digits or letters, which a mirror changes, whatever their colours. A comma in a name
-        becomes a semicolon: commas separate the classes that a user names.
+        A comma in a name becomes a semicolon: commas separate the classes that a user names.
+
+        Raises:
+            InputError: two classes have one name.
         """
-        class_names = tuple(each.replace(",", ";") for each in class_names)
-        natural = train.images.shape[1] == 3 and any(len(each) > 1 for each in class_names)
-        return cls(name, train, test, class_names, natural)
+        names = tuple(each.replace(",", ";") for each in class_names)
+        if len(set(names)) < len(names):
+            twice = next(each for each in names if names.count(each) > 1)
+            raise InputError(f"two classes are named {twice!r}; a comma counts as a semicolon; rename one")
+        return cls(name, train, test, names, looks_natural(train.images), tuple(notes))
 
     @property
     def num_classes(self) -> int:
@@ -88,13 +99,34 @@ class Dataset:
         return sha.hexdigest()
 
 
+def looks_natural(images: Tensor) -> bool:
+    """Say whether images are like photographs, which may be mirrored: most of them have colour and many shades.
+
+    Of up to 256 images, spread over all, more than half must have a pixel whose channels differ by more than COLOUR and
+    more distinct colours than a quarter of their pixels, or than MANY. Scans, drawings and text are not natural; nor
+    are photographs without colour, which cannot be told from scans.
+
+    Args:
+        images: (N, C, H, W) uint8.
+    """
+    if images.shape[1] == 1:
+        return False
+    some = images[:: -(-len(images) // 256)]
+    coloured = (some.amax(1).int() - some.amin(1)).flatten(1).amax(1) > COLOUR
+    packed = (some.int() * torch.tensor([65536, 256, 1], dtype=torch.int32).view(3, 1, 1)).sum(1).flatten(1)
+    shades = torch.tensor([len(each.unique()) for each in packed])
+    natural = coloured & (shades > min(packed.shape[1] // 4, MANY))
+    return bool(natural.float().mean() > 0.5)
+
+
 def load_cached(path: Path, name: str) -> Dataset | None:
     """Read what `save_cached` wrote; None where there is no file or where it is damaged."""
     tensors = cache.load_tensors(path)
     if tensors is None:
         return None
     train, test = (Split(tensors[f"{split}.images"], tensors[f"{split}.labels"]) for split in ("train", "test"))
-    return Dataset.of(name, train, test, tuple(cache.tensor_to_json(tensors["class_names"])))
+    class_names, notes = (cache.tensor_to_json(tensors[each]) for each in ("class_names", "notes"))
+    return Dataset.of(name, train, test, class_names, notes)
 
 
 def save_cached(dataset: Dataset, path: Path) -> Dataset:
@@ -105,7 +137,8 @@ def save_cached(dataset: Dataset, path: Path) -> Dataset:
         for field in ("images", "labels")
     }
     try:
-        cache.save_tensors(path, {**tensors, "class_names": cache.json_to_tensor(dataset.class_names)})
+        texts = {"class_names": cache.json_to_tensor(dataset.class_names), "notes": cache.json_to_tensor(dataset.notes)}
+        cache.save_tensors(path, {**tensors, **texts})
     except OSError as error:
         raise InputError(f"cannot write the cache {path} ({error.strerror}); set SAFEMAX_CACHE to a folder") from error
     return dataset

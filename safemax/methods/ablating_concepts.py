@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax.data.batches import Batch, Batches, parse_classes, to_float, to_uint8
+from safemax.data.batches import Batch, Batches, to_float, to_uint8
+from safemax.data.class_names import parse_classes
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.knobs import knob

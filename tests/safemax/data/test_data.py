@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from safemax.data.batches import Batches, Rows, derive_seed, parse_classes, reseed, to_float, to_uint8
+from safemax.data.batches import Batches, Rows, derive_seed, reseed, to_float, to_uint8
+from safemax.data.class_names import parse_classes
 from safemax.data.dataset import Dataset, Split
 from safemax.data.sources import load
 from safemax.errors import InputError
@@ -131,7 +132,7 @@ def test_digits_are_not_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_parquet_folder_keeps_pixels_order_and_names(tmp_path: Path) -> None:
     data = load(str(pets(tmp_path / "pets")))
-    assert (data.name, data.class_names, data.num_classes, data.natural) == ("pets", ("cat", "dog"), 2, True)
+    assert (data.name, data.class_names, data.num_classes) == ("pets", ("cat", "dog"), 2)
     assert data.train.labels.tolist() == [0, 1, 0, 1]
     assert data.train.images[:, 0, 0, 1].tolist() == [0, 1, 2, 3]
     assert data.test.images[:, 2, 7, 7].tolist() == [90, 91]
