@@ -138,7 +138,12 @@ class SearchConfig:
         if self.search.search_sampler == "grid":
             facts["trials"] = self.search.trials  # the number decides the grid's levels
         held = {name: value for name, value in self.space.held.items() if name not in ("device", "checkpoint_every")}
-        facts |= {"data": self.dataset.digest, "model": self.base_digest, "forget": self.forget}
+        facts |= {
+            "data": self.dataset.digest,
+            **self.dataset.flip_facts,
+            "model": self.base_digest,
+            "forget": self.forget,
+        }
         facts |= {"method": self.method_name, "ranges": self.space.describe(), "first": self.space.first, "held": held}
         facts |= {"judges": identity(self.dataset, self.judging), "inception": self.judging.inception}
         return cache.key(facts | {"evaluation": self.evaluation.describe()})
@@ -169,7 +174,7 @@ class SearchConfig:
     def trial_config(self) -> TrialConfig:
         """Return what all trials share."""
         return TrialConfig(
-            self.data.data, self.data.size, str(self.base), list(self.forget),
+            asdict(self.data), str(self.base), list(self.forget),
             self.forgotten, self.method_name, self._knobs(),
             asdict(self.training), asdict(self.evaluation), asdict(self.judging), str(self.folder),
             self.search.prune,
@@ -185,7 +190,7 @@ class SearchConfig:
     def shared_params(self) -> dict[str, object]:
         """Return the parameters that all trials share, by dotted key."""
         names = {"name": self.dataset.name, "forget": self.class_names, "digest": self.dataset.digest}
-        dotted = {f"data.{key}": value for key, value in names.items()}
+        dotted = {f"data.{key}": value for key, value in names.items()} | self.dataset.params
         dotted |= {f"eval.{key}": value for key, value in self.evaluation.describe().items()}
         return {**dotted, "model.source": self.parent, "method.name": self.method_name, **self.dotted(self.space.held)}
 

@@ -39,6 +39,7 @@ from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_signal
 from pipelines.engine.worker_pool import WorkerPool
 from safemax.data.class_names import parse_classes
 from safemax.errors import InputError, Stopped
+from safemax.evaluation.enough_images import check_enough_images
 
 
 def run(config: SearchConfig, stop: StopSignal) -> str:
@@ -132,9 +133,11 @@ def read_config(argv: Sequence[str]) -> SearchConfig:
     except InputError as error:
         raise UsageError(str(error)) from error
     tracking.setup(product)
+    forget = parse_classes(chosen["forget"].forget, dataset.class_names)
+    check_enough_images(dataset, forget)
     source = find_base(product, chosen["data"].data) if source == "base" else source
     return SearchConfig(
-        chosen["search"], chosen["data"], dataset, parse_classes(chosen["forget"].forget, dataset.class_names), source,
+        chosen["search"], chosen["data"], dataset, forget, source,
         product, name, method, training, chosen["evaluation"], chosen["judging"], ranges,
     )  # fmt: skip
 

@@ -44,8 +44,7 @@ class TrialConfig:
     """What all trials of a search share: plain JSON, since it is sent to workers as text.
 
     Args:
-        data: source of the real images.
-        size: side that the images are resized to; 0 keeps theirs.
+        data: fields of pipelines.cli.options.DataOptions.
         base: folder of the model to correct.
         forget: labels to forget.
         forgotten: names of all classes that the model to correct has forgotten so far.
@@ -58,8 +57,7 @@ class TrialConfig:
         prune: whether trials report on the way and may be pruned.
     """
 
-    data: str
-    size: int
+    data: dict[str, Any]
     base: str
     forget: list[int]
     forgotten: list[str]
@@ -81,7 +79,7 @@ class TrialContext:
 
     def __init__(self, config: TrialConfig, stop: Callable[[], bool]) -> None:
         self.config, self.stop = config, stop
-        dataset = DataOptions(config.data, config.size).load()
+        dataset = DataOptions(**config.data).load(quiet=True)
         self.classes = ClassSplit.of(dataset.class_names, config.forget, config.forgotten)
         self.dataset = replace(dataset, train=self.classes.counted(dataset.train))
         self.evaluation = Evaluation(**config.evaluation)

@@ -29,6 +29,7 @@ from pipelines.engine.signals import StopSignal, die_with_parent, is_follower_ra
 from pipelines.registry import model_versions
 from safemax.data.class_names import parse_classes
 from safemax.errors import InputError
+from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 
@@ -57,6 +58,8 @@ def compare(argv: Sequence[str]) -> None:
     source = find_base(product, chosen["data"].data) if source == "base" else model_versions.resolve_alias(source)
     every = range(dataset.num_classes)
     classes = tuple(every) if options.classes == "all" else parse_classes(options.classes, dataset.class_names)
+    for label in classes:
+        check_enough_images(dataset, (label,))
     comparison = Comparison(
         options, chosen["data"], dataset, classes, source, product, compared, ablation, chosen["evaluation"],
         chosen["judging"],

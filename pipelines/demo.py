@@ -22,6 +22,7 @@ from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_
 from pipelines.registry import model_versions
 from safemax.data.class_names import parse_classes
 from safemax.errors import InputError
+from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
@@ -66,6 +67,7 @@ def demo(argv: Sequence[str]) -> None:
     network = NetworkOptions(name=base.name)
     name = network.name_for(dataset)
     forget = parse_classes(arguments["forget"].forget, dataset.class_names)
+    check_enough_images(dataset, forget)
     tracking.setup(name)
 
     def find_or_train() -> str:

@@ -21,6 +21,7 @@ from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
 from pipelines.engine.signals import die_with_parent, stop_on_signals
 from safemax.data.class_names import parse_classes
+from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import knob
@@ -53,6 +54,7 @@ def unlearn(argv: Sequence[str]) -> None:
     dataset = arguments["data"].load()
     name = arguments["model"].name_for(dataset)
     forget = parse_classes(arguments["forget"].forget, dataset.class_names)
+    check_enough_images(dataset, forget)
     tracking.setup(name)
     source = arguments["model"].model
     correction = Correction(

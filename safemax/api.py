@@ -6,6 +6,7 @@ Each is a thin call of the library that the commands use too: the same arguments
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -38,13 +39,14 @@ Classes = str | int | Sequence[str | int]
 Settings = TypeVar("Settings")
 
 
-def load_data(source: str = "digits", *, size: int | None = None) -> Dataset:
+def load_data(source: str = "digits", *, size: int | None = None, **options: Any) -> Dataset:
     """Load labelled images with a train and a test split.
 
     Args:
         source: `digits` (needs no network), `cifar10`, `fashion_mnist`, `mnist`, a Hugging Face id, or a folder of
             Parquet files or of images (`train/<class>/*.png`, `test/<class>/*.png`).
         size: side in pixels to which every image is cropped and resized; None keeps theirs.
+        options: `label_column`, `image_column`, `background`, `pixel_range` and `flip` of `safemax.data.load`.
 
     Returns:
         the data set: uint8 images (N, C, H, W), labels (N,), the names of the classes.
@@ -57,7 +59,10 @@ def load_data(source: str = "digits", *, size: int | None = None) -> Dataset:
         >>> data.num_classes, data.image_shape, len(data.train), len(data.test)
         (10, (1, 8, 8), 1501, 296)
     """
-    return sources.load(source, size=size)
+    dataset = sources.load(source, size=size, **options)
+    for note in dataset.notes:
+        warnings.warn(f"data = {source}: {note}", stacklevel=2)
+    return dataset
 
 
 def load_model(source: str | Path) -> Diffusion:

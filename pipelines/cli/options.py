@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from pipelines.engine.signals import is_follower_rank
 from safemax.errors import InputError
 from safemax.knobs import check, knob
 
@@ -43,15 +45,29 @@ class DataOptions:
         "digits", "digits, cifar10, fashion_mnist, mnist, a Hugging Face id, or a folder of Parquet files or of images"
     )
     size: int = knob(0, "side in pixels that images are resized to; 0 keeps their size", bounds=(0, 1024))
+    label_column: str = knob("auto", "column of the labels; auto is label, or the only one named like a label")
+    image_column: str = knob("auto", "column of the images; auto is image, or the only one that holds images")
+    background: str = knob("white", "what transparent pixels are composited on", choices=("white", "black"))
+    pixel_range: str = knob(
+        "auto", "LOW,HIGH: values of black and white in grey images of more than 8 bits, e.g. 0,65535"
+    )
+    flip: str = knob(
+        "auto", "mirror images in training, and train the judges for it; auto: if they look like photographs",
+        choices=("auto", "true", "false"),
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check(self)
 
-    def load(self) -> Dataset:
-        """Return the data set."""
+    def load(self, *, quiet: bool = False) -> Dataset:
+        """Return the data set, and print what was skipped or assumed when it was read, unless `quiet`."""
         from safemax.data.sources import load
 
-        return load(self.data, size=self.size or None)
+        options = {name: value for name, value in asdict(self).items() if name not in ("data", "size")}
+        dataset = load(self.data, size=self.size or None, **options)
+        for note in () if quiet or is_follower_rank() else dataset.notes:
+            print(f"data = {self.data}: {note}", file=sys.stderr, flush=True)
+        return dataset
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,7 @@ class ChildConfig:
     """What all jobs of a comparison share: plain JSON, since it is sent to workers as text.
 
     Args:
-        data: source of the real images.
-        size: side that the images are resized to; 0 keeps theirs.
+        data: fields of pipelines.cli.options.DataOptions.
         base: folder of the model to correct.
         source: address of the model to correct.
         experiment: of the comparison.
@@ -58,8 +57,7 @@ class ChildConfig:
         device: of safemax.training.settings.Training.
     """
 
-    data: str
-    size: int
+    data: dict[str, Any]
     base: str
     source: str
     experiment: str
@@ -91,7 +89,7 @@ class ChildConfig:
         judging = JudgeConfig(**self.judging)
         facts |= {"evaluation": Evaluation(**self.evaluation).describe(), "judges": identity(dataset, judging)}
         facts |= {"inception": judging.inception, "measuring": code_digest()}
-        facts |= {"second_samples": self.evaluation["second_samples"]}
+        facts |= {"second_samples": self.evaluation["second_samples"], **dataset.flip_facts}
         if job["kind"] == "gold":
             return cache.key({**facts, "source": self.source, "steps": self.gold_steps})
         correction = self.correction(dataset, job)
@@ -106,7 +104,7 @@ class ChildContext:
 
     def __init__(self, config: ChildConfig, stop: StopSignal) -> None:
         self.config, self.stop = config, stop
-        self.dataset = DataOptions(config.data, config.size).load()
+        self.dataset = DataOptions(**config.data).load(quiet=True)
         self.evaluation, judging = Evaluation(**config.evaluation), JudgeConfig(**config.judging)
         self.device = str(accelerator_for(Training(device=config.device)).device)
         with stop.interruptible():

@@ -114,12 +114,12 @@ class Comparison:
         options = {f"comparison.{key}": value for key, value in asdict(self.options).items() if key != "output"}
         evaluation = {f"eval.{key}": value for key, value in self.evaluation.describe().items()}
         names = {"data.name": self.dataset.name, "data.digest": self.dataset.digest, "model.source": self.source}
-        return {**options, **evaluation, **names}
+        return {**options, **evaluation, **names, **self.dataset.params}
 
     def child_config(self, parent: str) -> ChildConfig:
         """Return what all jobs share; `parent` is the id of the comparison's run."""
         return ChildConfig(
-            self.data.data, self.data.size, self.base, self.source, self.name, parent, asdict(self.evaluation),
+            asdict(self.data), self.base, self.source, self.name, parent, asdict(self.evaluation),
             asdict(self.judging), self.options.gold_steps, self.options.device,
         )  # fmt: skip
 

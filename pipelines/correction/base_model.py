@@ -82,10 +82,11 @@ def train_base(
         "start": diffusion.digest(),
         "network": {key: value for key, value in asdict(network).items() if key != "name"},
         "training": asdict(training),
+        **dataset.flip_facts,
     }
     folder = cache.folder("checkpoints") / cache.key(facts)
     params: dict[str, object] = {f"train.{key}": value for key, value in asdict(training).items()}
-    params |= {"data.name": dataset.name, "model.null_drop": network.null_drop}
+    params |= {"data.name": dataset.name, **dataset.params, "model.null_drop": network.null_drop}
     if is_follower_rank():
         Trainer(
             diffusion, Finetune(null_drop=network.null_drop), dataset.train, (), training,

@@ -69,6 +69,7 @@ class Correction:
             "data.name": self.dataset.name,
             "data.forget": ",".join(self.class_names),
             "data.digest": self.dataset.digest,
+            **self.dataset.params,
         }
         return {**names, "model.source": self.source, "method.name": self.method_name, **dotted}
 

@@ -89,7 +89,7 @@ def _facts(
     network = {name: value for name, value in dict(template.denoiser.config).items() if not name.startswith("_")}
     schedule = template.alpha_bar.tolist()
     return {"network": network, "schedule": schedule, "data": dataset.digest, "forget": forget,
-            "training": decisive, "method": {"null_drop": method.null_drop}}  # fmt: skip
+            "training": decisive, "method": {"null_drop": method.null_drop}, **dataset.flip_facts}  # fmt: skip
 
 
 def _train(

@@ -12,6 +12,7 @@ from pipelines.cli.options import DataOptions, product_name
 from pipelines.registry import lineage, model_versions
 from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
+from safemax.evaluation.enough_images import check_enough_images
 
 
 class SubjectOptions(Protocol):
@@ -66,6 +67,7 @@ class Subject:
         address = model_versions.resolve_alias(options.model)
         lineage.refuse_other_data(address, dataset)
         forget = lineage.classes_of(address, options.forget, dataset)
+        check_enough_images(dataset, forget)
         classes = lineage.class_split(address, forget, dataset)
         return cls(address, lineage.origin(address, base), dataset, classes, experiment)
 
@@ -86,6 +88,7 @@ class Subject:
             "model.source": self.address,
             "data.name": self.dataset.name,
             "data.digest": self.dataset.digest,
+            **self.dataset.params,
             "data.forget": ",".join(self.class_names),
         }
         tags = {"kind": kind, "version": self.address}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -10,7 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from pipelines import tracking
 from pipelines.registry import model_versions
-from safemax.data.class_names import parse_classes
+from safemax.data.class_names import label_meaning, parse_classes
 from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
@@ -165,7 +166,8 @@ def class_split(address: str, forget: tuple[int, ...], dataset: Dataset) -> Clas
 def agree_on_classes(diffusion: Diffusion, dataset: Dataset) -> None:
     """Raise InputError if a model's classes or images are not those of a data set; name the classes of a model without names.
 
-    Otherwise a label with two names would be forgotten under one and served under the other.
+    Otherwise a label with two names would be forgotten under one and served under the other. What the labels of a model
+    without names are taken for is printed, since nothing can verify it.
     """
     if diffusion.num_classes != dataset.num_classes or diffusion.image_shape != dataset.image_shape:
         raise InputError(
@@ -173,6 +175,7 @@ def agree_on_classes(diffusion: Diffusion, dataset: Dataset) -> None:
             f"data = {dataset.name} has {dataset.num_classes} of {dataset.image_shape}"
         )
     if not diffusion.names_are_stated:
+        print(f"the model has no class names; {label_meaning(dataset.class_names)}", file=sys.stderr, flush=True)
         diffusion.class_names, diffusion.names_are_stated = dataset.class_names, True
     for k, (ours, theirs) in enumerate(zip(diffusion.class_names, dataset.class_names, strict=True)):
         if ours != theirs:

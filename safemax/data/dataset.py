@@ -89,6 +89,16 @@ class Dataset:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    @property
+    def params(self) -> dict[str, object]:
+        """Return the options as parameters of a run: data.background, ..."""
+        return {f"data.{name}": value for name, value in self.options.items()}
+
+    @property
+    def flip_facts(self) -> dict[str, bool]:
+        """Return what decides trained work beside the digest: whether training mirrors, where the user decided it."""
+        return {"flip": self.natural} if "flip" in self.options else {}
+
     @cached_property
     def digest(self) -> str:
         """Sha256 (hex) of pixels, labels, shapes and class names; the dataset's own name and location do not count."""

@@ -101,6 +101,7 @@ def _facts(name: str, attack: Attack, diffusion: Diffusion, setting: Setting, ju
         "base": base,
         "judges": judges,
         "data": setting.dataset.digest,
+        **setting.dataset.flip_facts,
         "forget": setting.forget,
         "neighbour": setting.neighbour,
         "samples": setting.samples,

@@ -16,6 +16,7 @@ METRICS = {
     keys.COVERAGE: MetricInfo("real images of the forgotten class with a sample among them", "0..1", "lower"),
 }
 
+NEAREST = 5  # the neighbour that a real image's ball reaches to
 CHUNK = 1024  # rows of a distance matrix held at once
 
 
@@ -45,7 +46,7 @@ def nearness(images: JudgedImages, reference: Reference, forget: tuple[int, ...]
     return precision_coverage(real, generated)
 
 
-def precision_coverage(real: Tensor, generated: Tensor, k: int = 5) -> dict[str, float]:
+def precision_coverage(real: Tensor, generated: Tensor, k: int = NEAREST) -> dict[str, float]:
     """Return precision and coverage of generated features against real ones.
 
     A real row's ball reaches to its k-th nearest other real row, rim included. Precision is the share of generated rows inside a
