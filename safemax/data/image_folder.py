@@ -106,7 +106,7 @@ class _Split:
 
     def notes(self, folder: Path) -> Iterator[str]:
         """Yield what is skipped, and what is deeper than a class folder."""
-        rest = [path for path in self.files if path not in set(self.images)]
+        rest = [path for path in self.files if path.suffix.lower() not in suffixes()]
         yield from skipped([path.relative_to(folder) for path in rest], "no images that can be read here")
         stray = [path.relative_to(folder) for path in self.images if path.parent == self.top]
         yield from skipped(stray, "in no class folder") if self.labelled else ()

@@ -21,6 +21,7 @@ _NOT_READ = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
 _COMMON = ("PNG", "JPEG", "WEBP", "TIFF")  # tried first
 _WHITE_IS_ZERO, _BITS, _PHOTOMETRIC = 0, 258, 262  # TIFF 6.0: BitsPerSample, PhotometricInterpretation
 _SIXTEEN_BITS = 65535
+_SLACK = 1e-6  # of the range: 0.1 is a little more in a file of 32-bit floats
 FIRST_FRAME = "hold several frames, of which the first is read"
 BLANK = "have a shape in their transparency alone, which background = {background} hides; the other background shows it"
 
@@ -166,9 +167,11 @@ def _scaled(values: np.ndarray, limits: tuple[float, float] | None, invert: bool
         raise InputError(
             f"has values from {low:g} to {high:g} of unknown range; pass pixel_range=LOW,HIGH, black and white"
         )
-    if not (limits[0] <= low and high <= limits[1]):  # not a number is outside, too
+    span = limits[1] - limits[0]
+    slack = _SLACK * span
+    if not (limits[0] - slack <= low and high <= limits[1] + slack):  # not a number is outside, too
         raise InputError(f"has values from {low:g} to {high:g}, outside pixel_range = {limits[0]:g},{limits[1]:g}")
-    share = (values.astype(np.float64) - limits[0]) / (limits[1] - limits[0])
+    share = ((values.astype(np.float64) - limits[0]) / span).clip(0, 1)
     return np.rint(255 * (1 - share if invert else share)).astype(np.uint8)
 
 

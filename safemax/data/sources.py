@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from safemax.data.class_names import as_number
 from safemax.data.columns import AUTO
 from safemax.data.dataset import Dataset, Split, load_cached, save_cached
 from safemax.data.decoding import VERSION, ReadOptions, Table, decode
@@ -29,6 +30,10 @@ from safemax.storage import cache
 
 FLIPS = (AUTO, "true", "false")
 _DEFAULTS = (AUTO, BACKGROUNDS[0])
+_MIRRORED_TEXT = (
+    "the images look like photographs, so training mirrors them, but their classes are named like digits or letters; "
+    "if a mirrored image is of no class, pass flip=false"
+)
 HUB = {"cifar10": "uoft-cs/cifar10", "fashion_mnist": "zalando-datasets/fashion_mnist", "mnist": "ylecun/mnist"}
 KNOWN = ("digits", *HUB, "a hub id owner/name", "a folder", "FOLDER/*.parquet")
 
@@ -76,7 +81,10 @@ def load(
     given = {"label_column": label_column, "image_column": image_column, "background": background,
              "pixel_range": pixel_range, "flip": flip}  # fmt: skip
     dataset = replace(dataset, options={name: value for name, value in given.items() if value not in _DEFAULTS})
-    return dataset if flip == AUTO else replace(dataset, natural=flip == "true")
+    if flip != AUTO:
+        return replace(dataset, natural=flip == "true")
+    is_text = all(len(name) == 1 or as_number(name) is not None for name in dataset.class_names)
+    return replace(dataset, notes=(*dataset.notes, *[_MIRRORED_TEXT] * (dataset.natural and is_text)))
 
 
 def _load(source: str, options: ReadOptions) -> Dataset:

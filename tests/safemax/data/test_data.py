@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import resource
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,90 +18,7 @@ from safemax.data.batches import Batches, Rows, derive_seed, reseed, to_float, t
 from safemax.data.class_names import parse_classes
 from safemax.data.dataset import Dataset, Split
 from safemax.data.sources import load
-from safemax.errors import InputError
-
-Table = Mapping[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep every cache of a test apart and the network out."""
-    import datasets
-    import huggingface_hub
-
-    caches = tmp_path_factory.mktemp("caches")
-    monkeypatch.setenv("SAFEMAX_CACHE", str(caches / "safemax"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", caches / "hf")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-
-def picture(value: int = 0, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:
-    """Draw a picture whose left column is white and whose other pixels have one value."""
-    pixels = np.full((size[1], size[0]), value, np.uint8)
-    pixels[:, 0] = 255
-    return Image.fromarray(pixels).convert(mode)
-
-
-def write_parquet(folder: Path, features: Mapping[str, Any], **splits: Table) -> Path:
-    """Write one Parquet file per split, as push_to_hub names them."""
-    import datasets
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, table in splits.items():
-        rows = datasets.Dataset.from_dict(table, features=datasets.Features(dict(features)))
-        rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    return folder
-
-
-def write_images(folder: Path, *names: str, suffix: str = ".png") -> Path:
-    """Write one picture under each name, such as train/cat/0."""
-    for value, name in enumerate(names):
-        path = folder / f"{name}{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture(value).save(path)
-    return folder
-
-
-def image_and(label: Any, **more: Any) -> dict[str, Any]:
-    """Return the features of a table with an image column."""
-    import datasets
-
-    return {"img": datasets.Image(), "label": label, **more}
-
-
-def pets(
-    folder: Path, *, mode: str = "RGB", size: tuple[int, int] = (8, 8), labels: Sequence[int | None] = (0, 1, 0, 1)
-) -> Path:
-    """Write cats and dogs: train images of values 0, 1, ..., and test images of 90 and 91."""
-    import datasets
-
-    images = [picture(k, mode, size) for k in range(len(labels))]
-    return write_parquet(
-        folder,
-        image_and(datasets.ClassLabel(names=["cat", "dog"])),
-        train={"img": images, "label": list(labels)},
-        test={"img": [picture(90, mode, size), picture(91, mode, size)], "label": [1, 0]},
-    )
-
-
-def numbered(folder: Path, train: Sequence[int | None], test: Sequence[int | None] = (0,)) -> Path:
-    """Write a table whose labels are integers without names."""
-    import datasets
-
-    tables = {
-        split: {"img": [picture() for _ in labels], "label": list(labels)}
-        for split, labels in (("train", train), ("test", test))
-    }
-    return write_parquet(folder, image_and(datasets.Value("int64")), **tables)
-
-
-def line_of(call: Callable[[], Any]) -> str:
-    """Return the one line that a call is refused with."""
-    with pytest.raises(InputError) as refused:
-        call()
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+from tests.support.written_data import image_and, line_of, numbered, pets, picture, write_images, write_parquet
 
 
 def test_digits_are_split_by_class_at_every_sixth_image() -> None:
@@ -440,9 +356,13 @@ def test_missing_columns_are_refused(tmp_path: Path) -> None:
     kinds = {"text": datasets.Value("string"), "label": datasets.Value("int64")}
     words = write_parquet(tmp_path / "words", kinds, train=table, test=table)
     assert "no image column" in line_of(lambda: load(str(words)))
-    table = {"img": [picture()], "label": ["cat"]}
-    texts = write_parquet(tmp_path / "texts", image_and(datasets.Value("string")), train=table, test=table)
-    assert "no label column" in line_of(lambda: load(str(texts)))
+    table = {"img": [picture()], "digit": [0]}
+    numbers = write_parquet(
+        tmp_path / "numbers", {"img": datasets.Image(), "digit": datasets.Value("int64")}, train=table, test=table
+    )
+    line = line_of(lambda: load(str(numbers)))
+    assert "no label column" in line
+    assert "label_column=NAME; columns: img, digit" in line
 
 
 def test_a_folder_of_one_class_is_refused_and_a_comma_in_a_name_becomes_a_semicolon(tmp_path: Path) -> None:
