@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -156,6 +156,8 @@ class _Reader:
             return read_image(source, self._options)
         except InputError as error:
             raise InputError(f"the image in {place} {error}") from error
+        except UnidentifiedImageError as error:
+            raise InputError(f"the image in {place} does not decode (no known image format)") from error
         except _UNDECODABLE as error:
             raise InputError(f"the image in {place} does not decode ({type(error).__name__}: {error})") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,14 +77,16 @@ class _Split:
 
     def __init__(self, split: str, top: Path, files: Sequence[Path]) -> None:
         self.split, self.top = split, top
-        self.files = [path for path in files if path.is_relative_to(top)]
+        # Path.relative_to takes seconds for the files of a large data set.
+        self._depth, within = len(top.parts), f"{top}{os.sep}"
+        self.files = [path for path in files if str(path).startswith(within)]
         self.metadata = [top / name for name in METADATA if (top / name) in self.files]
         self.images = [path for path in self.files if path.suffix.lower() in suffixes()]
         self.labelled = [path for path in self.images if path.parent != top]
         self.classes = {each.name for each in top.iterdir() if each.is_dir() and not each.name.startswith(".")}
 
     def class_of(self, path: Path) -> str:
-        return path.relative_to(self.top).parts[0]
+        return path.parts[self._depth]
 
     def by_folder(self) -> Table:
         """Return the table of the images in class folders."""
@@ -98,11 +101,13 @@ class _Split:
     def described(self) -> Table:
         """Return the table of the images that the metadata file names."""
         frame = read_metadata(self.metadata[0])
-        schema = pa.Schema.from_pandas(frame.drop(columns=_FILE_NAME), preserve_index=False)
-        schema = schema.append(_SCHEMA.field(_IMAGE)) if _IMAGE not in schema.names else schema
-        columns = [frame[_FILE_NAME].tolist()] + [frame[name].tolist() for name in frame if name != _FILE_NAME]
-        names = [_IMAGE, *(str(name) for name in frame if name != _FILE_NAME)]
-        return _table(self.split, self.metadata[0], schema, columns, names, (self.top,))
+        others = frame.drop(columns=[name for name in (_FILE_NAME, _IMAGE) if name in frame])
+        try:
+            schema = pa.Schema.from_pandas(others, preserve_index=False).append(_SCHEMA.field(_IMAGE))
+        except pa.ArrowException as error:
+            raise InputError(f"{self.metadata[0]} has a column of several types: {error}") from error
+        columns = [frame[_FILE_NAME].tolist(), *(others[name].tolist() for name in others)]
+        return _table(self.split, self.metadata[0], schema, columns, [_IMAGE, *map(str, others)], (self.top,))
 
     def notes(self, folder: Path) -> Iterator[str]:
         """Yield what is skipped, and what is deeper than a class folder."""
@@ -110,7 +115,7 @@ class _Split:
         yield from skipped([path.relative_to(folder) for path in rest], "no images that can be read here")
         stray = [path.relative_to(folder) for path in self.images if path.parent == self.top]
         yield from skipped(stray, "in no class folder") if self.labelled else ()
-        deep = [path for path in self.labelled if len(path.relative_to(self.top).parts) > 2]
+        deep = [path for path in self.labelled if len(path.parts) > self._depth + 2]
         if deep:
             example = deep[0].parent.relative_to(folder)
             name = self.class_of(deep[0])
@@ -120,7 +125,9 @@ class _Split:
 def read_metadata(path: Path) -> pd.DataFrame:
     """Read a metadata file; InputError where it is damaged or has no column file_name."""
     try:
-        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_json(path, lines=True)
+        # As text: the class 007 keeps its zeros, and NA is a name.
+        as_text = {"dtype": str, "keep_default_na": False}
+        frame = pd.read_csv(path, **as_text) if path.suffix == ".csv" else pd.read_json(path, lines=True, dtype=False)
     except ValueError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if _FILE_NAME not in frame:

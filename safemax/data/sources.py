@@ -258,5 +258,6 @@ def _saved(name: str, folder: Path, files: list[Path]) -> _Origin:
 
 
 def _key(base: Path, files: Iterable[Path], classes: Iterable[str] = ()) -> str:
-    stats = [(str(file.relative_to(base)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    found = [(str(file).removeprefix(str(base)), file.stat()) for file in files]
+    stats = [(name, each.st_size, each.st_mtime_ns) for name, each in found]
     return json.dumps([str(base.resolve()), sorted(classes), stats])

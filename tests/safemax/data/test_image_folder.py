@@ -108,6 +108,30 @@ def test_metadata_name_the_classes(tmp_path: Path, form: str) -> None:
     assert data.train.images[:, 0, 0, 1].tolist() == [0, 1]
 
 
+def test_names_in_metadata_are_read_as_they_are_written(tmp_path: Path) -> None:
+    folder = write_metadata(tmp_path, "train", "test")
+    for split in ("train", "test"):
+        (folder / split / "metadata.csv").write_text(
+            "file_name,label,image\na.png,010,x\nsub/b.png,007,x\na.png,NA,x\n"
+        )
+    assert load(str(folder)).class_names == ("007", "010", "NA")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\0,,\n", b'{"file_name": 1'])
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_damaged_metadata_are_one_line(tmp_path: Path, content: bytes, form: str) -> None:
+    folder = write_metadata(tmp_path, "train", "test", form=form)
+    (folder / "train" / f"metadata.{form}").write_bytes(content)
+    assert f"metadata.{form}" in line_of(lambda: load(str(folder)))
+
+
+def test_a_metadata_column_of_several_types_is_refused(tmp_path: Path) -> None:
+    folder = write_metadata(tmp_path, "train", "test", form="jsonl")
+    rows = '{"file_name": "a.png", "label": {"a": 1}}\n{"file_name": "a.png", "label": [1]}\n'
+    (folder / "train" / "metadata.jsonl").write_text(rows)
+    assert "metadata.jsonl has a column of several types" in line_of(lambda: load(str(folder)))
+
+
 def test_metadata_may_have_a_label_column_of_any_name(tmp_path: Path) -> None:
     folder = str(write_metadata(tmp_path, "train", "test", label="species"))
     assert load(folder, label_column="species").class_names == ("cat", "dog")
