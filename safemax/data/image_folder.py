@@ -60,6 +60,7 @@ def scan(folder: Path, files: Sequence[Path], label_column: str = AUTO) -> Image
         outside = [path for path in outside if path.parts[0].lower() not in WORDS]
     notes += skipped(outside, "in no folder of a split")
     if _use_metadata(splits, label_column):
+        notes += [note for split in splits.values() for note in split.undescribed(folder)]
         return ImageFolder([split.described() for split in splits.values()], frozenset(), notes)
     if label_column != AUTO:
         raise InputError(
@@ -108,6 +109,12 @@ class _Split:
             raise InputError(f"{self.metadata[0]} has a column of several types: {error}") from error
         columns = [frame[_FILE_NAME].tolist(), *(others[name].tolist() for name in others)]
         return _table(self.split, self.metadata[0], schema, columns, [_IMAGE, *map(str, others)], (self.top,))
+
+    def undescribed(self, folder: Path) -> list[str]:
+        """Return a note on the images that the metadata file does not name."""
+        named = {os.path.normpath(self.top / str(name)) for name in read_metadata(self.metadata[0])[_FILE_NAME]}
+        rest = [path.relative_to(folder) for path in self.images if os.path.normpath(path) not in named]
+        return skipped(rest, f"not named in {self.top.name}/{self.metadata[0].name}")
 
     def notes(self, folder: Path) -> Iterator[str]:
         """Yield what is skipped, and what is deeper than a class folder."""

@@ -132,6 +132,13 @@ def test_a_metadata_column_of_several_types_is_refused(tmp_path: Path) -> None:
     assert "metadata.jsonl has a column of several types" in line_of(lambda: load(str(folder)))
 
 
+def test_images_that_metadata_do_not_name_are_counted(tmp_path: Path) -> None:
+    folder = write_images(write_metadata(tmp_path, "train", "test"), "test/c", "test/sub/d")
+    data = load(str(folder))
+    assert len(data.test) == 2
+    assert data.notes == ("skipped 2 files, which are not named in test/metadata.csv: test/c.png, test/sub/d.png",)
+
+
 def test_metadata_may_have_a_label_column_of_any_name(tmp_path: Path) -> None:
     folder = str(write_metadata(tmp_path, "train", "test", label="species"))
     assert load(folder, label_column="species").class_names == ("cat", "dog")
