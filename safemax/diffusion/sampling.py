@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -16,6 +17,7 @@ from safemax.errors import InputError
 from safemax.knobs import check, knob
 
 Guide = Callable[[Tensor, Tensor, Tensor], Tensor]
+Rule: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,44 @@ class Sampler:
     def __post_init__(self) -> None:
         check(self)
 
+    def validate(self, diffusion: Diffusion) -> None:
+        """Raise InputError unless the model has as many diffusion steps, and a null label where guidance needs one."""
+        if self.steps > diffusion.T:
+            raise InputError(
+                f"{self} takes {self.steps} denoising steps, but the model has T = {diffusion.T} diffusion steps; "
+                f"up to {diffusion.T} are allowed: protocol = custom with sampler_steps"
+            )
+        if self.guidance_scale != 1 and not diffusion.has_null:
+            raise InputError(
+                f"guidance_scale = {self.guidance_scale:g} needs a null label and this model has none; 1 is unguided"
+            )
+
+    def times(self, T: int) -> Tensor:  # noqa: N803 - the field's letter
+        """Return the steps t to denoise at, (steps,) int64, falling.
+
+        Where `is_leading`, T - T/steps down to 0. Else evenly from T - 1: down to 0, and for dpmpp, which ends with a step
+        of its own to x0, down to a stride above 0.
+        """
+        if self.is_leading(T):
+            return torch.arange(0, T, T // self.steps).flip(0)
+        points = min(self.steps + 1, T) if self.name == "dpmpp" else self.steps
+        return torch.linspace(T - 1, 0, points, dtype=torch.float64).round().long()[: self.steps]
+
+    def is_leading(self, T: int) -> bool:  # noqa: N803
+        """Return whether the steps are those of the DDIM code, which the protocols' published numbers are of.
+
+        They are where their number divides T and is at least LEAST_LEADING. Others would begin far below T - 1, though from
+        pure noise: at T/2 with two steps, at 798 with 400 of 1000.
+        """
+        return self.name != "dpmpp" and self.steps >= LEAST_LEADING and T % self.steps == 0
+
     def __str__(self) -> str:
         """Return a name fit for a key or a caption: ddim-20-g1.5-clip."""
         eta = f"-eta{self.eta:g}" if self.name == "ddim" and self.eta else ""
         return f"{self.name}-{self.steps}{eta}-g{self.guidance_scale:g}-{'clip' if self.clip else 'noclip'}"
 
 
+LEAST_LEADING = 10
 # The samplers of the protocols.
 FAST = Sampler("ddim", 20, 1.5, 0.0, True)
 PAPER = Sampler("ddpm", 1000, 3.0, 0.0, False)
@@ -77,10 +111,7 @@ def sample(
     Returns:
         images, (N, C, H, W) float32 in [-1, 1], on the CPU; a pixel that overflowed is at its bound, a NaN at 0.
     """
-    if sampler.guidance_scale != 1 and not diffusion.has_null:
-        raise InputError(
-            f"guidance_scale = {sampler.guidance_scale:g} needs a null label and this model has none; 1 is unguided"
-        )
+    sampler.validate(diffusion)
     noise = torch.randn(
         len(labels), *diffusion.image_shape, generator=torch.Generator().manual_seed(derive_seed(seed, 0))
     )
@@ -120,47 +151,52 @@ class _Trajectory:
 
     @torch.no_grad()
     def denoise(self, noise: Tensor, start: tuple[Tensor, int] | None, bar: tqdm) -> Tensor:
-        rule = _rule(self.diffusion, self.sampler)
-        rule.set_timesteps(self.sampler.steps, device=noise.device)
-        steps = rule.timesteps
+        times = self.sampler.times(self.diffusion.T).to(noise.device)
+        rule = _rule(self.diffusion, self.sampler, times)
+        walk = torch.stack([times, rule.timesteps])  # t, and what the rule calls that step
         x_t = noise
         if start is not None:
             x0, t0 = start
             t = torch.full((len(noise),), t0, device=noise.device)
             x_t = self.diffusion.diffuse(x0.to(noise.device), t, noise)
-            steps = steps[steps <= t0]
+            walk = walk[:, times <= t0]
         generator = torch.Generator(noise.device).manual_seed(self.seed)
-        for t_now in steps:
-            x_t = self._step(rule, x_t, t_now, generator)
+        for t_now, step in walk.unbind(1):
+            x_t = self._step(rule, x_t, t_now, step, generator)
             bar.update()
         return x_t.nan_to_num(0.0).clamp(-1, 1)
 
-    def _step(self, rule: DDIMScheduler, x_t: Tensor, t_now: Tensor, generator: torch.Generator) -> Tensor:
+    def _step(self, rule: Rule, x_t: Tensor, t_now: Tensor, step: Tensor, generator: torch.Generator) -> Tensor:
         c = self.labels if self.label_at is None else self.label_at(int(t_now), self.labels)
         t = t_now.expand(len(x_t))
         eps = predict(self.diffusion, x_t, t, c, self.sampler.guidance_scale)
         if self.guide is not None:
             eps = self.guide(x_t, t, eps)
         if self.sampler.name == "dpmpp":
-            return rule.step(eps, t_now, x_t, return_dict=False)[0]
+            return rule.step(eps, step, x_t, return_dict=False)[0]
         eta = 1.0 if self.sampler.name == "ddpm" else self.sampler.eta
         return rule.step(
-            eps, t_now, x_t, eta=eta, use_clipped_model_output=self.sampler.clip, generator=generator, return_dict=False
+            eps, step, x_t, eta=eta, use_clipped_model_output=self.sampler.clip, generator=generator, return_dict=False
         )[0]
 
 
-def _rule(diffusion: Diffusion, sampler: Sampler) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    config = diffusion.schedule.config
+def _rule(diffusion: Diffusion, sampler: Sampler, times: Tensor) -> Rule:
+    """Return the rule that walks through these steps; its `timesteps` are its own names of them."""
+    betas, T = diffusion.schedule.betas.tolist(), diffusion.T  # noqa: N806 - the field's letter
     if sampler.name == "dpmpp":
         # Thresholding with a largest value of 1 is plain clipping of x0, which this class does not offer by name.
-        return DPMSolverMultistepScheduler.from_config(
-            config, algorithm_type="dpmsolver++", solver_order=2, thresholding=sampler.clip, sample_max_value=1.0
-        )
-    return DDIMScheduler.from_config(
-        config,
-        clip_sample=sampler.clip,
-        clip_sample_range=1.0,
-        set_alpha_to_one=True,
+        solver = DPMSolverMultistepScheduler(
+            T, trained_betas=betas, algorithm_type="dpmsolver++", solver_order=2, thresholding=sampler.clip,
+            sample_max_value=1.0,
+        )  # fmt: skip
+        solver.set_timesteps(timesteps=times.tolist(), device=times.device)
+        return solver
+    leading = sampler.is_leading(T)
+    rule = DDIMScheduler(
+        T if leading else sampler.steps, trained_betas=betas if leading else None, clip_sample=sampler.clip,
         timestep_spacing="leading",
-        steps_offset=0,
-    )
+    )  # fmt: skip
+    if not leading:  # DDIMScheduler only walks in strides of T // steps, so these steps get numbers of their own
+        rule.alphas_cumprod = diffusion.alpha_bar[times.flip(0)].cpu()
+    rule.set_timesteps(sampler.steps, device=times.device)
+    return rule

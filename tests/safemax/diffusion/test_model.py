@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from safemax.diffusion.model import Diffusion
@@ -166,3 +166,63 @@ def test_a_schedule_of_too_many_steps_is_refused_before_it_is_built(tmp_path, st
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": steps}))
     with pytest.raises(InputError, match=f"num_train_timesteps = {steps} is not allowed; it is from 1 to 100000"):
         Diffusion.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["timestep", "identity"])
+def test_a_label_embedding_that_is_no_table_is_refused(tmp_path, kind):
+    tiny_models.diffusion().save(tmp_path)
+    path = tmp_path / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"class_embed_type": kind}))
+    with pytest.raises(InputError, match=f"class_embed_type = {kind} is no table of labels"):
+        Diffusion.load(tmp_path)
+
+
+def test_diffusers_opens_a_saved_model_with_its_own_classes(tmp_path):
+    model = tiny_models.diffusion()
+    model.save(tmp_path)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
+    assert isinstance(pipeline, DDPMPipeline)
+    x, t, c = torch.randn(2, 1, 8, 8), torch.tensor([10, 500]), torch.tensor([0, 3])
+    with torch.no_grad():
+        theirs = pipeline.unet(x, t, class_labels=c).sample
+        torch.testing.assert_close(theirs, model.eval()(x, t, c))
+    assert torch.equal(pipeline.scheduler.alphas_cumprod, model.alpha_bar)
+
+
+def test_a_folder_saved_before_still_loads(tmp_path):
+    tiny_models.diffusion().save(tmp_path)
+    path = tmp_path / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "SafemaxPipeline"}))
+    assert Diffusion.load(tmp_path).class_names == ("a", "b", "c")
+
+
+def test_weights_in_a_pickle_alone_name_the_way_out(tmp_path):
+    tiny_models.diffusion().save(tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").rename(
+        tmp_path / "unet" / "diffusion_pytorch_model.bin"
+    )
+    with pytest.raises(InputError, match=r"only as .bin, a pickle.*use_safetensors=False\).save_pretrained") as caught:
+        Diffusion.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_a_variant_alone_name_the_file(tmp_path):
+    tiny_models.diffusion().save(tmp_path)
+    unet = tmp_path / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").rename(unet / "diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(InputError, match=r"only as diffusion_pytorch_model.fp16.safetensors; rename"):
+        Diffusion.load(tmp_path)
+
+
+def test_names_decide_whether_the_last_label_is_the_null_label(tmp_path):
+    tiny_models.diffusion(null=False).save(tmp_path)
+    path = tmp_path / "model_index.json"
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "class_names"})
+    )
+    model = Diffusion.load(tmp_path)
+    assert (model.num_classes, model.has_null, model.names_are_stated) == (2, True, False)
+    model.name_classes(("x", "y", "z"))
+    assert (model.num_classes, model.has_null, model.names_are_stated) == (3, False, True)
+    with pytest.raises(InputError, match="5 class names do not fit 3 label embeddings"):
+        model.name_classes(tuple("abcde"))

@@ -5,6 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from safemax.data.batches import derive_seed
+from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, predict, sample
 from safemax.errors import InputError
 from tests.support import tiny_models
@@ -118,3 +119,60 @@ def test_a_walk_from_a_real_image_starts_where_it_is_told():
     images = sample(model, LABELS[:2], Sampler("ddim", 1000, **UNCLIPPED), seed=0, start=(x0, 0))
     # t0 = 0: x_t is x0 with noise of standard deviation 0.01, and one step takes it back by 1 / sqrt(alpha_bar_0)
     assert (images - 0.5).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("T", [1000, 200, 75, 40])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 20, 37, 39, 40, 50, 75, 200, 400, 501, 600, 999, 1000])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmpp"])
+def test_steps_begin_near_pure_noise_and_fall_to_the_image(T, steps, name):
+    if steps > T:
+        return
+    times = Sampler(name, steps).times(T)
+    assert len(times) == steps
+    assert (times.diff() < 0).all()
+    assert times[-1] == 0 or steps == 1 or name == "dpmpp"
+    # the DDIM code's begin a stride below T, which is at most a tenth of T
+    assert times[0] == T - 1 or (T % steps == 0 and steps >= 10 and times[0] == T - T // steps)
+
+
+def test_the_protocols_steps_are_the_ddim_codes():
+    assert Sampler("ddim", 20).times(1000).tolist() == list(range(950, -1, -50))
+    assert Sampler("ddpm", 50).times(1000).tolist() == list(range(980, -1, -20))
+    assert Sampler("ddpm", 1000).times(1000).tolist() == list(range(999, -1, -1))
+
+
+@pytest.mark.parametrize(("name", "steps"), [("ddim", 7), ("ddpm", 37), ("dpmpp", 7), ("ddim", 2), ("dpmpp", 40)])
+@pytest.mark.parametrize("T", [1000, 40])
+def test_uneven_steps_take_noise_to_the_image_that_the_model_knows(name, steps, T):
+    x0 = 0.3
+    model = tiny_models.diffusion(steps=T)
+    model.denoiser = Analytic(
+        lambda x, t: (
+            (x - model.alpha_bar[t].sqrt().view(-1, 1, 1, 1) * x0) / (1 - model.alpha_bar[t]).sqrt().view(-1, 1, 1, 1)
+        )
+    )
+    images = sample(model, LABELS[:3], Sampler(name, steps, **UNCLIPPED), seed=0)
+    torch.testing.assert_close(images, torch.full_like(images, x0), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [333, 600])
+def test_uneven_ddim_follows_the_same_path_as_all_steps(steps):
+    # the score of a Gaussian keeps its starting noise; a wrong stride would change its scale
+    model = with_denoiser(lambda m, x, t: (1 - m.alpha_bar[t]).sqrt().view(-1, 1, 1, 1) * x)
+    every, some = (sample(model, LABELS[:6], Sampler("ddim", n, **UNCLIPPED), seed=0) for n in (1000, steps))
+    torch.testing.assert_close(some, every, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmpp"])
+def test_more_steps_than_the_model_has_are_refused(name):
+    model = tiny_models.diffusion(steps=40)
+    with pytest.raises(InputError, match="takes 50 denoising steps, but the model has T = 40"):
+        sample(model, LABELS[:1], Sampler(name, 50), seed=0)
+
+
+@pytest.mark.parametrize("betas", ["sigmoid", "squaredcos_cap_v2", "laplace"])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmpp"])
+def test_every_schedule_of_ddpm_can_be_sampled(betas, name):
+    tiny = tiny_models.diffusion()
+    model = Diffusion(tiny.denoiser, DDPMScheduler(beta_schedule=betas, clip_sample=False), tiny.class_names)
+    assert sample(model, LABELS[:1], Sampler(name, 4), seed=0).isfinite().all()
