@@ -33,13 +33,16 @@ from hpo.trial_runs import Ending, TrialRuns, inherit
 from pipelines import tracking
 from pipelines.cli.method_options import parse_for_method
 from pipelines.cli.parameters import UsageError
-from pipelines.cli.parser import main
+from pipelines.cli.parser import main, text_of
 from pipelines.correction.base_model import find_base
+from pipelines.correction.recorded_data import parse_with_recorded
+from pipelines.correction.source import ready
 from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_signals
 from pipelines.engine.worker_pool import WorkerPool
 from safemax.data.class_names import parse_classes
 from safemax.errors import InputError, Stopped
 from safemax.evaluation.enough_images import check_enough_images
+from safemax.methods import validate_steps
 
 
 def run(config: SearchConfig, stop: StopSignal) -> str:
@@ -123,22 +126,28 @@ def _validate_key(scheduler: TrialScheduler, config: SearchConfig) -> None:
 
 def read_config(argv: Sequence[str]) -> SearchConfig:
     """Return the search that a command line describes; --method chooses the method, and with it the knobs."""
-    name, chosen = parse_for_method("python -m hpo.search", __doc__ or "", PARAMETERS, argv)
+    name = text_of(argv, "method") or "safemax"
+    chosen = parse_with_recorded(
+        lambda settings: parse_for_method("python -m hpo.search", __doc__ or "", PARAMETERS, argv, settings)[1]
+    )
     dataset = chosen["data"].load()
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
     method = chosen[name]
     try:
         ranges = space.read(chosen["search"].space, method, chosen["training"], chosen.given)
         method, training = space.holding(ranges.held, method), space.holding(ranges.held, chosen["training"])
+        fewest = ranges.ranges["steps"].low if "steps" in ranges.ranges else training.steps
+        validate_steps(method, int(fewest))
     except InputError as error:
         raise UsageError(str(error)) from error
     tracking.setup(product)
     forget = parse_classes(chosen["forget"].forget, dataset.class_names)
     check_enough_images(dataset, forget)
     source = find_base(product, chosen["data"].data) if source == "base" else source
+    source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"])
     return SearchConfig(
         chosen["search"], chosen["data"], dataset, forget, source,
-        product, name, method, training, chosen["evaluation"], chosen["judging"], ranges,
+        product, name, method, training, evaluation, chosen["judging"], ranges,
     )  # fmt: skip
 
 

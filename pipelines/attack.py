@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pipelines.cli.options import DataOptions
 from pipelines.cli.parser import main, parse
+from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.retrained import GoldOptions
 from pipelines.engine.signals import die_with_parent, stop_on_signals
 from pipelines.examination.attack_report import publish
@@ -64,7 +65,9 @@ PARAMETERS: dict[str, type] = {
 
 def attack(argv: Sequence[str]) -> None:
     """Attack a model by the command line's parameters."""
-    chosen = parse("python -m pipelines.attack", __doc__ or "", PARAMETERS, argv)
+    chosen = parse_with_recorded(
+        lambda settings: parse("python -m pipelines.attack", __doc__ or "", PARAMETERS, argv, settings)
+    )
     stop = stop_on_signals()
     die_with_parent()
     options: AttackOptions = chosen["model"]

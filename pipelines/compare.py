@@ -25,6 +25,8 @@ from pipelines.comparison import report, variants
 from pipelines.comparison.plan import Comparison, ComparisonOptions, ablation_of
 from pipelines.comparison.runner import ComparisonRunner
 from pipelines.correction.base_model import find_base
+from pipelines.correction.recorded_data import parse_with_recorded
+from pipelines.correction.source import ready
 from pipelines.engine.signals import StopSignal, die_with_parent, is_follower_rank, stop_on_signals
 from pipelines.registry import model_versions
 from safemax.data.class_names import parse_classes
@@ -32,6 +34,7 @@ from safemax.errors import InputError
 from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
+from safemax.methods import validate_steps
 
 PARAMETERS: dict[str, type] = {
     "comparison": ComparisonOptions,
@@ -44,10 +47,14 @@ PARAMETERS: dict[str, type] = {
 
 def compare(argv: Sequence[str]) -> None:
     """Compare by the command line's parameters."""
-    chosen = parse("python -m pipelines.compare", __doc__ or "", PARAMETERS, argv)
+    chosen = parse_with_recorded(
+        lambda settings: parse("python -m pipelines.compare", __doc__ or "", PARAMETERS, argv, settings)
+    )
     options: ComparisonOptions = chosen["comparison"]
     compared = variants.read(options.methods, options.overrides, options.common)
     ablation = ablation_of(options)
+    for each in (*compared, *(variant for _, _, variant in ablation)):
+        validate_steps(each.method, each.training.steps)
     stop = stop_on_signals()
     die_with_parent()
     if is_follower_rank():
@@ -56,12 +63,13 @@ def compare(argv: Sequence[str]) -> None:
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
     tracking.setup(product)
     source = find_base(product, chosen["data"].data) if source == "base" else model_versions.resolve_alias(source)
+    source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"])
     every = range(dataset.num_classes)
     classes = tuple(every) if options.classes == "all" else parse_classes(options.classes, dataset.class_names)
     for label in classes:
         check_enough_images(dataset, (label,))
     comparison = Comparison(
-        options, chosen["data"], dataset, classes, source, product, compared, ablation, chosen["evaluation"],
+        options, chosen["data"], dataset, classes, source, product, compared, ablation, evaluation,
         chosen["judging"],
     )  # fmt: skip
     _validate_output(options.output)

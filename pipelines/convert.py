@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from pipelines import tracking
 from pipelines.cli.options import DataOptions, product_name
 from pipelines.cli.parser import main, parse
+from pipelines.correction import recorded_data
 from pipelines.engine.signals import die_with_parent, stop_on_signals
 from pipelines.registry import registration
 from safemax.data.batches import to_float
@@ -132,6 +133,8 @@ def convert_checkpoint(argv: Sequence[str]) -> None:
         raise InputError(
             f"state_dict = {options.state_dict} makes {diffusion.image_shape} images, the data are {dataset.image_shape}"
         )
+    if options.output == "none":
+        registration.refuse_other_shape(product_name(options.name, dataset.name), diffusion)
     with stop.interruptible():
         checks = _checks(diffusion, dataset, options)
         summary = ", ".join(
@@ -141,7 +144,7 @@ def convert_checkpoint(argv: Sequence[str]) -> None:
             diffusion.save(Path(options.output))
             print(f"wrote {options.output}; {summary}")
             return
-        address = _register(diffusion, dataset, options, checks, summary)
+        address = _register(diffusion, dataset, options, checks, summary, recorded_data.tag_of(arguments.record()))
     print(f"registered {address} with the alias base; {summary}")
 
 
@@ -160,7 +163,12 @@ def _checks(diffusion: Diffusion, dataset: Dataset, options: ConvertOptions) -> 
 
 
 def _register(
-    diffusion: Diffusion, dataset: Dataset, options: ConvertOptions, checks: dict[str, float], summary: str
+    diffusion: Diffusion,
+    dataset: Dataset,
+    options: ConvertOptions,
+    checks: dict[str, float],
+    summary: str,
+    data_tag: dict[str, str],
 ) -> str:
     name = product_name(options.name, dataset.name)
     source = hashlib.sha256(Path(options.state_dict).read_bytes()).hexdigest()
@@ -177,7 +185,7 @@ def _register(
         run.note(note)
         evidence = {"forgotten": [], "metrics": checks, "converted_from": source, "data_digest": dataset.digest,
                     "model_digest": diffusion.digest()}  # fmt: skip
-        tags = {"kind": "base", "data.digest": dataset.digest}
+        tags = {"kind": "base", "data.digest": dataset.digest, **data_tag}
         version = registration.register(
             diffusion, name, run_id=run.id, evidence=evidence, tags=tags, description=note, alias="base"
         )

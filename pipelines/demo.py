@@ -26,6 +26,7 @@ from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
+from safemax.methods import validate_steps
 from safemax.methods.safemax import SAFEMax
 from safemax.training.settings import Training
 
@@ -66,6 +67,7 @@ def demo(argv: Sequence[str]) -> None:
     evaluation = arguments["evaluation"]
     network = NetworkOptions(name=base.name)
     name = network.name_for(dataset)
+    validate_steps(arguments["safemax"], training.steps)
     forget = parse_classes(arguments["forget"].forget, dataset.class_names)
     check_enough_images(dataset, forget)
     tracking.setup(name)
@@ -76,7 +78,13 @@ def demo(argv: Sequence[str]) -> None:
             precision=training.precision, device=training.device,
         )  # fmt: skip
         return model_versions.find(name, "base") or train_base(
-            dataset, network, pretraining, stop, sampler=evaluation.main_sampler, shown=min(10, evaluation.counts[1])
+            dataset,
+            network,
+            pretraining,
+            stop,
+            sampler=evaluation.main_sampler,
+            shown=min(10, evaluation.counts[1]),
+            record=arguments.record(),
         )
 
     correction = Correction(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pipelines.cli.options import DataOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.cli.parser import main, parse
+from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.retrained import GoldOptions
 from pipelines.engine.signals import die_with_parent, stop_on_signals
 from pipelines.examination.attack_run import AttackRun
@@ -56,16 +57,19 @@ PARAMETERS: dict[str, type] = {
 
 def evaluate(argv: Sequence[str]) -> None:
     """Measure a model by the command line's parameters."""
-    chosen = parse("python -m pipelines.evaluate", __doc__ or "", PARAMETERS, argv)
+    chosen = parse_with_recorded(
+        lambda settings: parse("python -m pipelines.evaluate", __doc__ or "", PARAMETERS, argv, settings)
+    )
     stop = stop_on_signals()
     die_with_parent()
-    options, evaluation = chosen["model"], chosen["evaluation"]
+    options = chosen["model"]
     subject = Subject.of(options, options.beside, chosen["data"])
+    diffusion = lineage.load(subject.address, subject.dataset)
+    evaluation = chosen["evaluation"].fitted(diffusion)
     attack_run = AttackRun.find(subject.address, options.attack_run)
     params = {"model.beside": subject.base, "model.gold": chosen["gold"].gold, "attack.run": attack_run.id}
     params |= {f"eval.{key}": value for key, value in evaluation.describe().items()}
     with subject.run("evaluation", f"evaluate-{subject.title}", params) as run:
-        diffusion = lineage.load(subject.address, subject.dataset)
         evaluator = Evaluator.load(subject, diffusion, evaluation, chosen["judging"], chosen["gold"], stop)
         with stop.interruptible():
             started = time.perf_counter()

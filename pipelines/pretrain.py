@@ -22,7 +22,7 @@ def pretrain(argv: Sequence[str]) -> None:
     stop = stop_on_signals()
     die_with_parent()
     dataset = arguments["data"].load()
-    address = train_base(dataset, arguments["network"], arguments["training"], stop)
+    address = train_base(dataset, arguments["network"], arguments["training"], stop, record=arguments.record())
     if address:
         print(f"registered {address} with the alias base")
 

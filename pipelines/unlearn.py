@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from pipelines import tracking
 from pipelines.cli.method_options import MethodOptions, parse_for_method
 from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions
-from pipelines.cli.parser import main
+from pipelines.cli.parser import main, text_of
 from pipelines.correction.base_model import find_base
 from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
+from pipelines.correction.recorded_data import parse_with_recorded
+from pipelines.correction.source import ready
 from pipelines.engine.signals import die_with_parent, stop_on_signals
 from safemax.data.class_names import parse_classes
 from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import knob
+from safemax.methods import validate_steps
 from safemax.training.settings import Training
 
 
@@ -48,7 +51,11 @@ PARAMETERS: dict[str, type] = {
 
 def unlearn(argv: Sequence[str]) -> None:
     """Correct a model as the command line says; --method chooses the method, and with it the parameters."""
-    method_name, arguments = parse_for_method("python -m pipelines.unlearn", __doc__ or "", PARAMETERS, argv)
+    method_name = text_of(argv, "method") or "safemax"
+    arguments = parse_with_recorded(
+        lambda settings: parse_for_method("python -m pipelines.unlearn", __doc__ or "", PARAMETERS, argv, settings)[1]
+    )
+    validate_steps(arguments[method_name], arguments["training"].steps)
     stop = stop_on_signals()
     die_with_parent()
     dataset = arguments["data"].load()
@@ -56,11 +63,12 @@ def unlearn(argv: Sequence[str]) -> None:
     forget = parse_classes(arguments["forget"].forget, dataset.class_names)
     check_enough_images(dataset, forget)
     tracking.setup(name)
-    source = arguments["model"].model
+    options = arguments["model"]
+    address = find_base(name, arguments["data"].data) if options.model == "base" else options.model
+    source = ready(address, options.schedule, dataset, arguments["evaluation"])
     correction = Correction(
-        dataset, forget, find_base(name, arguments["data"].data) if source == "base" else source, name, method_name,
-        arguments[method_name], arguments["training"], arguments["evaluation"], arguments["judging"],
-        arguments["method"].previews, arguments.record(),
+        dataset, forget, source.address, name, method_name, arguments[method_name], arguments["training"],
+        source.evaluation, arguments["judging"], arguments["method"].previews, arguments.record(),
     )  # fmt: skip
     correct(correction, stop)
 

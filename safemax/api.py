@@ -27,7 +27,7 @@ from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import cached_samples
 from safemax.judges.load import JudgeConfig, judges, reference
-from safemax.methods import create
+from safemax.methods import create, validate_steps
 from safemax.methods.finetune import Finetune
 from safemax.storage import cache
 from safemax.training.hooks import Folders, Hooks, Log
@@ -121,7 +121,7 @@ def pretrain(
 
     Args:
         data: the images.
-        architecture: `small` (8x8), `ddpm` (32x32, the paper's); auto fits the image size.
+        architecture: `small`, `medium`, `deep` or `ddpm` (the paper's, at 32x32); auto fits the image size.
         null_drop: share of rows given the null label, which guidance needs.
         log: called with losses and the step, every tenth step and at the last.
         progress: show a bar.
@@ -140,11 +140,8 @@ def pretrain(
         (10, True)
     """
     settings = _settings(Training, {"steps": 800, "lr": 1e-3, "ema": 0.99, "forget_share": 0.0}, training)
-    fitting = "small" if data.image_shape[-1] <= 16 else "ddpm"
     torch.manual_seed(derive_seed(settings.seed, 0))
-    diffusion = Diffusion.create(
-        fitting if architecture == "auto" else architecture, data.image_shape, data.class_names
-    )
+    diffusion = Diffusion.create(architecture, data.image_shape, data.class_names)
     Trainer(
         diffusion, Finetune(null_drop=null_drop), data.train, (), settings,
         flip=data.natural, hooks=Hooks(log, progress=progress),
@@ -190,6 +187,7 @@ def unlearn(
     """
     chosen = create(method) if isinstance(method, str) else copy.deepcopy(method)
     settings = _settings(Training, chosen.training, training)
+    validate_steps(chosen, settings.steps)
     corrected = copy.deepcopy(diffusion)
     result = Trainer(
         corrected, chosen, data.train, _labels(forget, data), settings,

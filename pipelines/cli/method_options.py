@@ -25,7 +25,13 @@ class MethodOptions:
         check(self)
 
 
-def parse_for_method(prog: str, doc: str, shared: Mapping[str, type], argv: Sequence[str]) -> tuple[str, Arguments]:
+def parse_for_method(
+    prog: str,
+    doc: str,
+    shared: Mapping[str, type],
+    argv: Sequence[str],
+    settings: Mapping[str, Mapping[str, Value]] | None = None,
+) -> tuple[str, Arguments]:
     """Return the name of the method that argv chooses, and the parameters: the shared groups and the method's own.
 
     Args:
@@ -33,6 +39,7 @@ def parse_for_method(prog: str, doc: str, shared: Mapping[str, type], argv: Sequ
         doc: as in `parse`.
         shared: the pipeline's groups by title, MethodOptions among them.
         argv: as in `parse`.
+        settings: as in `parse`; a preset's values win over them.
 
     Raises:
         UsageError: as in `parse`, or an unknown method or preset.
@@ -40,7 +47,9 @@ def parse_for_method(prog: str, doc: str, shared: Mapping[str, type], argv: Sequ
     name, method = choose(argv, "method", {name: (name, method) for name, method in available().items()}, "safemax")
     groups = for_method(shared, name, method)
     preset = preset_settings(name, text_of(argv, "preset") or "none")
-    return name, parse(prog, f"{doc.strip()}\n\n{_about(name, method)}", groups, argv, {"preset": preset})
+    return name, parse(
+        prog, f"{doc.strip()}\n\n{_about(name, method)}", groups, argv, {"preset": preset, **(settings or {})}
+    )
 
 
 def for_method(shared: Mapping[str, type], name: str, method: type[Method]) -> dict[str, type]:

@@ -12,6 +12,7 @@ from importlib import import_module
 
 from pipelines import ROOT
 from pipelines.cli.method_options import for_method
+from pipelines.cli.options import DataOptions
 from pipelines.cli.parameters import Parameter, Value, parameters, to_text
 from pipelines.cli.parser import NOT_GIVEN
 from pipelines.engine.signals import LAUNCHER
@@ -48,7 +49,8 @@ _HEADER = """\
 #
 # An entry point declares the parameters that people change most. Every other one of its command passes too: -P seed=1.
 # `python -m MODULE --help` lists them all (with --method=NAME for a method). A wrong name or value ends in one line, status 2.
-# auto: not given, so that a preset's value holds, else the method's own. A value that you give wins over both.
+# auto: not given, so that a preset's value holds, else the method's own; for data, those that the model was made with.
+# A value that you give wins over all.
 # MLflow quotes values itself. exec and the launcher's process id let a stop of `mlflow run` reach the pipeline.
 name: safemax
 conda_env: conda.yaml
@@ -91,6 +93,8 @@ class Entry:
 
         MLflow passes a declared default on as if it were given, and what is given wins over a preset.
         """
+        if name in knobs(DataOptions) and any(each.name == "model" for each in self.parameters()):
+            return NOT_GIVEN  # what the model's base was made with
         own = (group for group in self.groups.values() if issubclass(group, Method | Training))
         from_preset = any(name == each.name for group in own for each in parameters(group))
         if from_preset and any(each.name == "preset" for each in self.parameters()):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from safemax.data.dataset import Dataset
 
 
+SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid")
 _NOT_IN_A_NAME = re.compile(r"[/:.%\"'\s]+")  # MLflow refuses them in a registered model's name, or its filters break
 
 
@@ -83,6 +84,10 @@ class ModelOptions:
 
     model: str = knob("base", "base (the registered one), a folder, a Hugging Face id, or models:/NAME@ALIAS")
     name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
+    schedule: str = knob("auto", "noise schedule of a folder without a scheduler", choices=("auto", *SCHEDULES))
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def name_for(self, dataset: Dataset) -> str:
         """Return the name of the product model."""

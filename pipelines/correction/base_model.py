@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from pipelines import tracking
 from pipelines.cli.options import product_name
 from pipelines.cli.parameters import with_defaults
+from pipelines.correction import recorded_data
 from pipelines.engine.signals import is_follower_rank
 from pipelines.registry import model_versions, orphans, registration
 from safemax import metric_keys as keys
@@ -33,7 +34,11 @@ from safemax.training.trainer import Trainer
 class NetworkOptions:
     """The network to train."""
 
-    architecture: str = knob("auto", "small (8x8), ddpm (the paper's, 32x32); auto fits the image size")
+    architecture: str = knob(
+        "auto",
+        "small, medium, deep (4 levels) or ddpm (the paper's, 35.75 M parameters); auto is small to 16 pixels, ddpm at 32, "
+        "else medium to 39 and deep to 64",
+    )
     name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
     null_drop: float = knob(0.1, "share of rows given the null label, which guidance needs", bounds=(0, 1))
 
@@ -42,11 +47,8 @@ class NetworkOptions:
 
     def create(self, dataset: Dataset, seed: int) -> Diffusion:
         """Return the untrained network for a data set's images and classes."""
-        architecture = self.architecture
-        if architecture == "auto":
-            architecture = "small" if dataset.image_shape[-1] <= 16 else "ddpm"
         torch.manual_seed(derive_seed(seed, 0))
-        return Diffusion.create(architecture, dataset.image_shape, dataset.class_names)
+        return Diffusion.create(self.architecture, dataset.image_shape, dataset.class_names)
 
     def name_for(self, dataset: Dataset) -> str:
         """Return the name of the registered model."""
@@ -65,6 +67,7 @@ def train_base(
     *,
     sampler: Sampler = FAST,
     shown: int = 2 * SHOWN_PER_CLASS,
+    record: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
     """Train a base model in an MLflow run of its own, register it with the alias `base` and return its address.
 
@@ -75,8 +78,13 @@ def train_base(
         stop: called before each step; True ends the run as KILLED, and the same command resumes it.
         sampler: draws the run's picture.
         shown: images of each class in it.
+        record: the command line's parameters; corrections of the base take their data options from it.
+
+    Raises:
+        InputError: the name has a base of images of another shape.
     """
     diffusion = network.create(dataset, training.seed)
+    registration.refuse_other_shape(network.name_for(dataset), diffusion)
     facts = {
         "data": dataset.digest,
         "start": diffusion.digest(),
@@ -93,6 +101,7 @@ def train_base(
             flip=dataset.natural, hooks=Hooks(should_stop=stop), folders=Folders(folder),
         ).fit()  # fmt: skip
         return ""
+    print(_cost(diffusion, training))
     orphans.remove_orphans(network.name_for(dataset))
     name = f"pretrain-{dataset.name}-seed{training.seed}"
     with tracking.run(name, experiment=network.name_for(dataset), params=params, tags={"kind": "base"}) as run:
@@ -107,10 +116,23 @@ def train_base(
         run.log(result.cost.metrics())
         labels = torch.arange(dataset.num_classes).repeat_interleave(shown)
         picture = run.picture(grid(sample(diffusion, labels, sampler, seed=0, progress=True), shown), "samples/base")
-        version = _register(diffusion, dataset, network.name_for(dataset), result.cost.metrics(), run, picture, params)
+        version = _register(
+            diffusion, dataset, network.name_for(dataset), result.cost.metrics(), run, picture, params,
+            recorded_data.tag_of(record or {}),
+        )  # fmt: skip
         run.delete_journal()
     checkpoint.clear(folder)
     return f"models:/{network.name_for(dataset)}/{version}"
+
+
+def _cost(diffusion: Diffusion, training: Training) -> str:
+    """Return what the training takes, in one line, said before it begins."""
+    cost, (_, side, _) = diffusion.cost, diffusion.image_shape
+    hours = cost.training_hours(training.steps, training.batch_size)
+    return (
+        f"architecture {diffusion.architecture} for {side}x{side} images: {cost.parameters / 1e6:.2f} M parameters; "
+        f"{training.steps} steps of {training.batch_size} rows take about {hours:.2g} hours of a CPU, a GPU a hundredth of that"
+    )
 
 
 def _register(
@@ -121,10 +143,12 @@ def _register(
     run: tracking.Run,
     picture: str,
     params: dict[str, object],
+    data_tag: dict[str, str],
 ) -> str:
     size = sum(p.numel() for p in diffusion.parameters()) / 1e6
     note = (
-        f"Base model of {dataset.name}: {size:.2f} M parameters, {cost[keys.RUNTIME_MINUTES]:.2f} minutes.\n\n{picture}"
+        f"Base model of {dataset.name}: {registration.shape_of(diffusion)} images, architecture {diffusion.architecture}, "
+        f"{size:.2f} M parameters, {cost[keys.RUNTIME_MINUTES]:.2f} minutes.\n\n{picture}"
     )
     run.note(note)
     run.flush()  # a version exists only if its run has its numbers
@@ -133,7 +157,7 @@ def _register(
         "forgotten": [], "metrics": cost, "data_digest": dataset.digest, "model_digest": diffusion.digest(),
         "parameters": params, "environment": environment,
     }  # fmt: skip
-    tags = {"kind": "base", "data.digest": dataset.digest, "git.commit": str(environment["commit"])}
+    tags = {"kind": "base", "data.digest": dataset.digest, "git.commit": str(environment["commit"]), **data_tag}
     return registration.register(
         diffusion, name, run_id=run.id, evidence=evidence, tags=tags, description=note, alias="base"
     )

@@ -12,7 +12,7 @@ from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
-from safemax.methods import knobs_of
+from safemax.methods import knobs_of, validate_steps
 from safemax.storage import cache
 from safemax.training.hooks import Folders, Hooks
 from safemax.training.method import Method
@@ -37,6 +37,9 @@ class Correction:
         judging: the networks that look at the samples.
         previews: pictures of samples on the way; 0 makes none.
         parameters: the command line's parameters with value and source, for the record; they decide nothing.
+
+    Raises:
+        InputError: a method that learns has no steps to learn in.
     """
 
     dataset: Dataset
@@ -50,6 +53,9 @@ class Correction:
     judging: JudgeConfig
     previews: int = 4
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        validate_steps(self.method, self.training.steps)
 
     @property
     def class_names(self) -> list[str]:

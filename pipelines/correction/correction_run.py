@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pipelines import tracking
+from pipelines.correction import recorded_data
 from pipelines.correction.correction import Correction, SearchProvenance
 from pipelines.correction.result import CorrectionResult
 from pipelines.engine.signals import StopSignal
@@ -172,6 +173,7 @@ class CorrectionRun:
             "data.digest": correction.dataset.digest,
             "verdict": verdict(result.after, result.before).outcome,
             "git.commit": str(tracking.environment()["commit"]),
+            **recorded_data.tag_of(correction.parameters, self.parent),
             **self.provenance.tags,
         }
         origin = f"Corrected from {model_versions.link(self.parent)} by run [{correction.run_name}]({run.page})."

@@ -187,6 +187,7 @@ def _version_lineage(address: str) -> dict[str, str]:
     version, evidence = model_versions.version_of(address), model_versions.evidence(address)
     facts = {
         "made by run": str(version.run_id),
+        "images": f"{version.tags.get(registration.SHAPE, '-')}, architecture {version.tags.get('architecture', '-')}",
         "corrected from": str(evidence.get("parent", "nothing: it is a base")),
     }
     facts |= {key: str(evidence[key]) for key in ("parent_digest", "model_digest") if key in evidence}

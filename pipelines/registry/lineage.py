@@ -169,10 +169,12 @@ def agree_on_classes(diffusion: Diffusion, dataset: Dataset) -> None:
     Otherwise a label with two names would be forgotten under one and served under the other. What the labels of a model
     without names are taken for is printed, since nothing can verify it.
     """
+    if not diffusion.names_are_stated and dataset.num_classes == diffusion.num_classes + 1:
+        diffusion.name_classes(dataset.class_names)  # as many classes as labels: none of them is the null label
     if diffusion.num_classes != dataset.num_classes or diffusion.image_shape != dataset.image_shape:
         raise InputError(
             f"the model has {diffusion.num_classes} classes of {diffusion.image_shape} images, "
-            f"data = {dataset.name} has {dataset.num_classes} of {dataset.image_shape}"
+            f"data = {dataset.name} has {dataset.num_classes} of {dataset.image_shape}" + _resize(diffusion, dataset)
         )
     if not diffusion.names_are_stated:
         print(f"the model has no class names; {label_meaning(dataset.class_names)}", file=sys.stderr, flush=True)
@@ -182,6 +184,12 @@ def agree_on_classes(diffusion: Diffusion, dataset: Dataset) -> None:
             raise InputError(
                 f"label {k} is {ours!r} in the model and {theirs!r} in data = {dataset.name}; they must be equal"
             )
+
+
+def _resize(diffusion: Diffusion, dataset: Dataset) -> str:
+    """Return what an error says where resized images would fit the model."""
+    (*ours, _, side), (*theirs, _, other) = diffusion.image_shape, dataset.image_shape
+    return f"; size = {side} resizes the images" if ours == theirs and side != other else ""
 
 
 def refuse_other_data(model: str, dataset: Dataset) -> None:

@@ -21,11 +21,12 @@ from mlflow.models import Model
 
 import safemax
 from pipelines import tracking
-from pipelines.registry import lineage, served_model
+from pipelines.registry import lineage, model_versions, served_model
 from pipelines.registry.locks import lock
 from pipelines.registry.model_versions import MANIFEST, WEIGHTS, download, version_of
 from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
+from safemax.errors import InputError
 from safemax.storage import manifest
 
 # The metrics that become tags of a version. The registry's pages list every tag of every version, so there are few.
@@ -33,6 +34,7 @@ TAGGED = (
     *(keys.UA, keys.RECOGNISED, keys.RECOGNISED + keys.HIGH, keys.ACCURACY, keys.FID_INCEPTION),
     *(keys.FID_JUDGE, keys.RUNTIME_MINUTES, keys.PEAK_MEMORY_GB),
 )
+SHAPE = "image_size"  # tag of a version: channels, height and width
 _SERVING_NEEDS = (
     *("accelerate", "diffusers", "huggingface_hub", "mlflow", "numpy", "pandas", "pillow", "safetensors", "scipy"),
     *("torch", "tqdm"),
@@ -70,7 +72,8 @@ def register(
     number = _existing(client, name, run_id, weights)
     if number is None:
         metrics = {key: f"{value:.6g}" for key, value in evidence.get("metrics", {}).items() if key in TAGGED}
-        facts = {**metrics, "forgotten": ",".join(evidence["forgotten"]), **tags, WEIGHTS: weights}
+        shape = {SHAPE: shape_of(diffusion), "architecture": diffusion.architecture}
+        facts = {**metrics, **shape, "forgotten": ",".join(evidence["forgotten"]), **tags, WEIGHTS: weights}
         model_id, facts[MANIFEST] = _upload(client, diffusion, name, run_id, evidence, weights)
         with lock(name):
             checked = lineage.with_parent_checked(facts, evidence.get("parent_digest"))
@@ -80,6 +83,22 @@ def register(
     if alias is not None:
         _set_alias(client, name, alias, number)
     return number
+
+
+def refuse_other_shape(name: str, diffusion: Diffusion) -> None:
+    """Raise InputError where the base of a registered model has images of another shape: corrections would change subject."""
+    address = model_versions.find(name, "base")
+    shape = model_versions.version_of(address).tags.get(SHAPE) if address else None
+    if shape not in (None, shape_of(diffusion)):
+        raise InputError(
+            f"name = {name} is not allowed: its base {address} has images of {shape}, this one of {shape_of(diffusion)}; "
+            f"name={name}-{diffusion.image_shape[-1]} makes a model of its own"
+        )
+
+
+def shape_of(diffusion: Diffusion) -> str:
+    """Return the shape of a model's images, such as 1x28x28."""
+    return "x".join(map(str, diffusion.image_shape))
 
 
 def copy(address: str, name: str) -> str:

@@ -14,7 +14,7 @@ from pipelines import tracking
 from safemax import metric_keys as keys
 
 # Columns of the table, and the metrics that they show: the first of each that a version has.
-TEXTS = ("method", "forgotten", "verdict", "aliases", "parent")
+TEXTS = ("method", "forgotten", "verdict", "aliases", "parent", "images")
 NUMBERS: dict[str, tuple[str, ...]] = {
     "ua": (keys.UA,),
     "recognised": (keys.RECOGNISED,),
@@ -57,6 +57,7 @@ def _row(version: ModelVersion, aliases: Sequence[str]) -> dict[str, object]:
         "verdict": tags.get("verdict", ""),
         "aliases": ",".join(sorted(aliases)),
         "parent": tags.get("parent", "").rpartition("/")[2],
+        "images": f"{tags.get('image_size', '')} {tags.get('architecture', '')}".strip(),
     }
     return {"version": str(version.version), **metrics, **short, **texts}
 

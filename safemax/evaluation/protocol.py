@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from typing import Any
 
+from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, PAPER, SECOND, Sampler
 from safemax.errors import InputError
 from safemax.knobs import check, knob
@@ -63,6 +65,28 @@ class Evaluation:
         """Forget images in all, and images of each retained class."""
         forget, retain = (500, 5000) if self.protocol == "paper" else (500, 100)
         return self.forget_samples or forget, self.retain_samples or retain
+
+    def fitted(self, diffusion: Diffusion) -> Evaluation:
+        """Return this evaluation, unguided (as protocol = custom) and with a warning where the model has no null label.
+
+        Raises:
+            InputError: a sampler takes more steps than the model has.
+        """
+        fitted, main = self, self.main_sampler
+        if not diffusion.has_null and main.guidance_scale != 1:
+            forget, retain = self.counts
+            fitted = replace(
+                self, protocol="custom", sampler=main.name, sampler_steps=main.steps, guidance_scale=1.0,
+                sampler_eta=main.eta, clip_x0=main.clip, forget_samples=forget, retain_samples=retain,
+            )  # fmt: skip
+            warnings.warn(
+                f"the model has no null label, so protocol = {self.protocol} is sampled unguided (guidance_scale = 1) and "
+                "recorded as custom",
+                stacklevel=2,
+            )
+        for sampler in (fitted.main_sampler, fitted.second_sampler):
+            sampler.validate(diffusion)
+        return fitted
 
     def describe(self) -> dict[str, Any]:
         """Return what makes two numbers comparable, for params and evidence."""

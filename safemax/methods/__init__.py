@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from safemax.errors import unknown
+from safemax.errors import InputError, unknown
 from safemax.knobs import external, knobs
 from safemax.plugins import classes_in
 from safemax.training.method import Method
@@ -67,6 +67,13 @@ def preset_of(name: str, preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
         others = ", ".join(key for key in settings if key not in {**own, **training})
         raise TypeError(f"preset {preset} of {name} sets {others}, which neither {method.__name__} nor Training has")
     return own, training
+
+
+def validate_steps(method: Method, steps: int) -> None:
+    """Raise InputError for a training of no steps, which only a method that edits the weights at once may have."""
+    if steps == 0 and method.training.get("steps") != 0:
+        name = type(method).__module__.rpartition(".")[2]
+        raise InputError(f"steps = 0 is not allowed: {name} learns in steps; steps is a whole number of at least 1")
 
 
 def knobs_of(method: Method) -> Mapping[str, Any]:

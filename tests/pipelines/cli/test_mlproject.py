@@ -122,7 +122,7 @@ def test_a_declared_parameter_that_a_preset_sets_is_not_given_unless_the_user_gi
     given = parser.parse(name, "", entry.groups, _argv(entry, tmp_path, {})).given
     for preset in available()[name].presets:
         assert not given & set(preset_settings(name, preset))
-    assert given == {"method", "data", "forget", "model", "preset"}
+    assert given == {"method", "forget", "model", "preset"}
 
 
 @pytest.mark.parametrize("name", available())
