@@ -258,7 +258,7 @@ def evaluate(
         `safemax.evaluation.metric_info.meaning` tells what a key means.
 
     Raises:
-        InputError: an unknown class, or a field or value that is not allowed.
+        InputError: an unknown class, a field or value that is not allowed, or a model with fewer steps than a sampler.
 
     Examples:
         >>> data = load_data("digits")
@@ -268,7 +268,7 @@ def evaluate(
         >>> 0 <= metrics["forget/ua_reject"] <= 100
         True
     """
-    protocol, labels = _settings(Evaluation, {}, evaluation), _labels(forget, data)
+    protocol, labels = _settings(Evaluation, {}, evaluation).fitted(diffusion), _labels(forget, data)
     classifiers = judges(data, judging or JudgeConfig(), device=str(diffusion.device), progress=progress)
     samples = cached_samples(diffusion, labels, protocol, progress=progress)
     return measure(samples, classifiers, reference(data, classifiers), labels)

@@ -133,7 +133,9 @@ class CorrectionRun:
         if not previews or step % math.ceil(max(1, self.correction.training.steps) / previews):
             return
         labels = torch.tensor([*self.correction.forget] * 8 + [*range(self.diffusion.num_classes)])
-        images = sample(self.diffusion, labels, PREVIEW if self.diffusion.has_null else UNGUIDED_PREVIEW, seed=0)
+        sampler = PREVIEW if self.diffusion.has_null else UNGUIDED_PREVIEW
+        sampler = replace(sampler, steps=min(sampler.steps, self.diffusion.T))
+        images = sample(self.diffusion, labels, sampler, seed=0)
         with self.run.tolerate_outage():
             self.run.picture(grid(images, 8), "samples/by_step", step)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from pipelines.correction.retrained import GoldOptions
 from pipelines.engine.signals import StopSignal
@@ -13,6 +13,7 @@ from pipelines.examination.subject import Subject
 from pipelines.registry import lineage
 from safemax.attacks.base import Attack, Setting
 from safemax.diffusion.model import Diffusion
+from safemax.diffusion.sampling import FAST
 from safemax.evaluation.attack_results import AttackComparison, cached_attack
 from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.metrics.retention import neighbours
@@ -44,6 +45,7 @@ class Models:
     def load(cls, subject: Subject, gold: GoldOptions, stop: StopSignal, clock: Clock) -> Models:
         """Load the three; the gold model is trained if it must be."""
         model = lineage.load(subject.address, subject.dataset)
+        replace(FAST, guidance_scale=1.0).validate(model)  # the attacks' sampler; each is unguided where it must be
         base = lineage.load(subject.base, subject.dataset) if subject.base else None
         with clock.time("gold model"):
             retrained = gold.find(base or model, subject.base, subject.dataset, subject.classes.forget, stop)

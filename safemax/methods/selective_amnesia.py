@@ -86,13 +86,23 @@ class SelectiveAmnesia(Method):
         False, "compute the Fisher information on images in [0, 1] instead of [-1, 1] (official: true)"
     )
 
+    @property
+    def _sampler(self) -> Sampler:
+        return Sampler(
+            self.replay_sampler, self.replay_steps, self.replay_guidance_scale, eta=0.0, clip=self.replay_clip
+        )
+
+    def validate(self, diffusion: Diffusion) -> None:
+        """Raise InputError also where the replay images cannot be drawn from the model."""
+        super().validate(diffusion)
+        self._sampler.validate(diffusion)
+
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Draw the replay images, estimate the Fisher information on them, and copy the weights."""
         labels = torch.arange(diffusion.num_classes).repeat_interleave(self.replay_images)
-        sampler = Sampler(
-            self.replay_sampler, self.replay_steps, self.replay_guidance_scale, eta=0.0, clip=self.replay_clip
+        images = to_uint8(sample(diffusion, labels, self._sampler, seed=int(torch.randint(2**31, ())))).to(
+            diffusion.device
         )
-        images = to_uint8(sample(diffusion, labels, sampler, seed=int(torch.randint(2**31, ())))).to(diffusion.device)
         self._replay = images.view(diffusion.num_classes, self.replay_images, *diffusion.image_shape)
         self._theta_star = [p.detach().clone() for p in diffusion.parameters()]
         diffusion.eval()

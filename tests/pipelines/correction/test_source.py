@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+import safemax
 from pipelines.correction.source import ready
 from safemax import methods
 from safemax.diffusion.model import Diffusion
@@ -125,3 +126,16 @@ def test_a_method_that_learns_needs_steps(name: str) -> None:
 
 def test_an_edit_in_closed_form_needs_none() -> None:
     methods.validate_steps(methods.create("ssd"), replace(Training(), steps=0).steps)
+
+
+def test_replay_images_that_the_model_cannot_draw_are_refused() -> None:
+    method = methods.create("selective_amnesia", replay_steps=41)
+    with pytest.raises(InputError, match="takes 41 denoising steps, but the model has T = 40"):
+        method.validate(tiny_models.diffusion(steps=40))
+
+
+def test_the_library_refuses_what_the_pipelines_refuse() -> None:
+    with pytest.raises(InputError, match="the model has T = 40"):
+        safemax.evaluate(tiny_models.diffusion(steps=40), DATASET, forget="a")
+    with pytest.raises(InputError, match="steps = 0 is not allowed"):
+        safemax.unlearn(tiny_models.diffusion(), "safemax", DATASET, forget="a", steps=0)
