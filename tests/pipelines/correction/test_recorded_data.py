@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -96,7 +97,7 @@ def test_every_data_option_is_recorded() -> None:
 def test_a_base_records_its_shape_and_data_and_keeps_others_out(mlflow_store: MlflowClient) -> None:
     network = NetworkOptions(name="birds")
     training = Training(steps=1, batch_size=4, ema=0.0, forget_share=0.0, device="cpu")
-    record = {"data": {"value": "tiny"}, "size": {"value": 8}}
+    record: dict[str, dict[str, Any]] = {"data": {"value": "tiny"}, "size": {"value": 8}}
     train_base(tiny_models.dataset(), network, training, lambda: False, shown=1, record=record)
     tags = mlflow_store.get_model_version("birds", "1").tags
     assert (tags["image_size"], tags["architecture"]) == ("1x8x8", "small")

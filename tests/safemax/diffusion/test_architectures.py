@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -22,7 +23,7 @@ def narrow(architecture: str) -> dict[str, object]:
 
 
 @pytest.fixture
-def tiny_widths() -> object:
+def tiny_widths() -> Iterator[None]:
     tiny = {name: narrow(name) for name in architectures.ARCHITECTURES}
     with mock.patch.dict(architectures.ARCHITECTURES, tiny):
         yield
