@@ -54,7 +54,7 @@ def reap(argv: Sequence[str]) -> None:
 
 def dead(run: Run, options: ReapOptions) -> str | None:
     """Return why a RUNNING run has no process any more, None if it has one or this machine cannot know."""
-    process = run.data.params.get(tracking.PROCESS)
+    process = _process(run)
     if process is not None:
         if run.info.run_id == options.dead_run and not tracking.alive(process):
             return f"process {process} is dead, says who ran reap"
@@ -68,6 +68,11 @@ def dead(run: Run, options: ReapOptions) -> str | None:
     return None
 
 
+def _process(run: Run) -> str | None:
+    """Return the process of a run: a param, or, where it was killed while it opened the run, a tag alone."""
+    return run.data.params.get(tracking.PROCESS, run.data.tags.get(tracking.PROCESS))
+
+
 def _end_dead(client: MlflowClient, options: ReapOptions, own: str) -> list[str]:
     experiments = [each.experiment_id for each in tracking.search_all(client.search_experiments, ViewType.ALL)]
     running = tracking.search_all(client.search_runs, experiments, "attributes.status = 'RUNNING'")
@@ -79,7 +84,7 @@ def _end_dead(client: MlflowClient, options: ReapOptions, own: str) -> list[str]
 
 def _end(client: MlflowClient, run: Run, options: ReapOptions) -> str | None:
     """End a run if it is dead; return what was done, or that this machine cannot know, None for a living run."""
-    name, process = f"run {run.info.run_id} ({run.info.run_name})", run.data.params.get(tracking.PROCESS)
+    name, process = f"run {run.info.run_id} ({run.info.run_name})", _process(run)
     why = dead(run, options)
     if why is None:
         unknown = process is not None and tracking.alive(process) is None
@@ -88,8 +93,8 @@ def _end(client: MlflowClient, run: Run, options: ReapOptions) -> str | None:
     if client.get_run(run.info.run_id).info.status != "RUNNING":
         return None
     if not options.dry_run:
+        client.set_tag(run.info.run_id, "failure", f"reaped: {why}")  # first, as a run that has ended is left alone
         client.set_terminated(run.info.run_id, "FAILED")
-        client.set_tag(run.info.run_id, "failure", f"reaped: {why}")
     return f"{name}: {why}"
 
 

@@ -18,23 +18,24 @@ for name, value in {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_
 
 
 @pytest.fixture(scope="session")
-def _schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store's file with the tables and nothing in them; it is to be copied."""
     path = tmp_path_factory.mktemp("schema") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()  # creating the tables takes seconds, copying the file none
     return path
 
 
 @pytest.fixture
-def mlflow_store(_schema: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+def mlflow_store(schema: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     """An empty store (sqlite, artifacts beside it) in tmp_path, the working directory; child processes use it too."""
-    return _enter(_schema, tmp_path, monkeypatch)
+    return _enter(schema, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def mlflow_module_store(_schema: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
+def mlflow_module_store(schema: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
     """The same, shared by the tests of a module."""
     with pytest.MonkeyPatch.context() as patch:
-        yield _enter(_schema, tmp_path_factory.mktemp("store"), patch)
+        yield _enter(schema, tmp_path_factory.mktemp("store"), patch)
 
 
 def _enter(schema: Path, folder: Path, patch: pytest.MonkeyPatch) -> MlflowClient:

@@ -11,7 +11,7 @@ import mlflow
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.store.entities import PagedList
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -119,7 +119,16 @@ def refusal(error: Exception) -> str | None:
         return f"tracking store {address()} does not answer: {first_line(error)}"
     if any(isinstance(each, SQLAlchemyError) for each in chain(error)):
         return f"a database cannot be used (tracking store {address()}): {first_line(error)}"
+    if _server_failed(error):
+        return f"tracking store {address()} failed; the same command resumes: {first_line(error)}"
     return None
+
+
+def _server_failed(error: Exception) -> bool:
+    """Return whether a server answered that it failed; a MlflowException from this process has the same status."""
+    if not isinstance(error, MlflowException) or error.get_http_status_code() < 500:
+        return False
+    return isinstance(error, RestException) or error.message.startswith("API request to ")
 
 
 def first_line(error: BaseException) -> str:

@@ -80,7 +80,7 @@ def run(
     origin = {} if joined else {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.user": getpass.getuser()}
     if parent:
         origin["mlflow.parentRunId"] = parent
-    opened = Run(client, joined or client.create_run(experiment_id).info.run_id, experiment_id)
+    opened = Run(client, joined or _create(client, experiment_id), experiment_id)
     try:
         if not (joined and _is_chosen(client.get_run(joined).info.run_name)):
             client.update_run(opened.id, name=name)
@@ -96,6 +96,11 @@ def run(
             reason = f"does not answer; the same command resumes: {first_line(error)}"
             raise InputError(f"tracking store {mlflow_store.address()} {reason}") from error
         raise
+
+
+def _create(client: MlflowClient, experiment_id: str) -> str:
+    """Open a run; in the same call it gets the process by which `reap` knows whether it is dead."""
+    return client.create_run(experiment_id, tags={PROCESS: this_process()}).info.run_id
 
 
 class Run:

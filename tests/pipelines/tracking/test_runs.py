@@ -17,7 +17,7 @@ import requests
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from PIL import Image
 from sqlalchemy.exc import OperationalError
@@ -276,6 +276,12 @@ def test_a_password_in_an_address_reaches_no_run(mlflow_store: MlflowClient, mon
         (MlflowException("no", error_code=PERMISSION_DENIED), "denies access: no"),
         (requests.ConnectionError("refused\nby the host"), "does not answer: refused"),
         (OperationalError("SELECT 1", {}, Exception("no such table")), "a database cannot be used"),
+        (
+            RestException({"error_code": "INTERNAL_ERROR", "message": "no space\nleft"}),
+            "failed; the same command resumes",
+        ),
+        (MlflowException("API request to endpoint /x failed with error code 502 != 200"), "failed; the same command"),
+        (RestException({"error_code": "INVALID_PARAMETER_VALUE", "message": "of ours"}), None),
         (KeyError("t"), None),
         (MlflowException("a fault"), None),
     ],
