@@ -6,6 +6,8 @@ state: every step seeds the generators anew.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from safemax.errors import InputError
 from safemax.storage.checkpoint import Checkpoint
 from safemax.training.method import Method
 from safemax.training.result import Cost
@@ -48,25 +51,38 @@ def take(
 
 
 def restore_model(saved: Checkpoint, network: Module, method: Method, device: torch.device) -> None:
-    """Load a checkpoint's weights into the network and its method state into the method."""
-    network.load_state_dict(_under("model.", saved.tensors))
-    state = _under("method.", saved.tensors)
-    method.load_state({name: value.to(device) for name, value in state.items()})
+    """Load a checkpoint's weights into the network and its method state into the method; InputError where they do not fit."""
+    with _one_line(saved):
+        network.load_state_dict(_under("model.", saved.tensors))
+        state = _under("method.", saved.tensors)
+        method.load_state({name: value.to(device) for name, value in state.items()})
 
 
 def restore_optimizer(saved: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
-    """Load a checkpoint's moments and step counts into the optimizer, whose settings stay."""
+    """Load a checkpoint's moments and step counts into the optimizer, whose settings stay; InputError where they do not fit."""
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _under("optimizer.", saved.tensors).items():
-        number, key = name.split(".")
-        state.setdefault(int(number), {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    with _one_line(saved):
+        for name, value in _under("optimizer.", saved.tensors).items():
+            number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def average_of(saved: Checkpoint, device: torch.device) -> list[Tensor]:
     """Return a checkpoint's moving average of each trained weight, [] without one."""
     return [value.to(device) for _, value in sorted(_under("average.", saved.tensors).items())]
+
+
+@contextmanager
+def _one_line(saved: Checkpoint) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the checkpoint of step {saved.step} is not one of this model and method; delete its folder: {reason}"
+        ) from error
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

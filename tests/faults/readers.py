@@ -31,7 +31,7 @@ from safemax.storage import cache, checkpoint, manifest
 from safemax.training.hooks import Folders
 from safemax.training.settings import Training
 from safemax.training.trainer import Trainer
-from tests.faults.damage import damaged_json, damaged_value, replace_by_damage
+from tests.faults.damage import damaged_json, damaged_tensors, damaged_value, replace_by_damage
 from tests.support import tiny_models
 from tests.support.registered_versions import NAME, attacked, evidence, register
 
@@ -64,7 +64,7 @@ class Reader:
 
 
 INPUT = Path("input")
-_TRAINING = Training(steps=4, batch_size=8, device="cpu", forget_share=0.0)
+_TRAINING = Training(steps=1, batch_size=8, device="cpu", forget_share=0.0)
 
 
 def _trainer() -> Trainer:
@@ -75,10 +75,7 @@ def _trainer() -> Trainer:
 
 
 def _make_checkpoint() -> None:
-    trainer = _trainer()
-    trainer.prepare()
-    trainer.step()
-    trainer._save()
+    _trainer().fit()
 
 
 def _resume() -> list[Any]:
@@ -92,12 +89,12 @@ def _newest() -> list[Any] | None:
     return None if saved is None else [saved.step, cache.tensors_digest(saved.tensors), saved.about]
 
 
-def _rename_after_damage(chance: random.Random) -> None:
-    """Damage a checkpoint before its digest was taken, as another program or version would."""
+def _other_tensors(chance: random.Random) -> None:
+    """Leave a checkpoint whose digest is right and whose tensors are of another model or method."""
     (path,) = INPUT.glob("*.safetensors")
-    replace_by_damage(path, chance)
-    if path.is_file():
-        path.rename(INPUT / f"step-00000001-{hashlib.sha256(path.read_bytes()).hexdigest()}.safetensors")
+    content = damaged_tensors(path.read_bytes(), chance)
+    path.unlink()
+    (INPUT / f"step-00000001-{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)
 
 
 def _make_folder() -> None:
@@ -257,7 +254,7 @@ def _damage_runs(chance: random.Random) -> Callable[[], object]:
 
 READERS = {
     "checkpoint": Reader(_make_checkpoint, _newest, guarded=True),
-    "checkpoint of another program": Reader(_make_checkpoint, _resume, damage=_rename_after_damage),
+    "checkpoint of another model": Reader(_make_checkpoint, _resume, damage=_other_tensors),
     "manifest and files": Reader(_make_folder, lambda: manifest.verify(INPUT), guarded=True),
     "model folder": Reader(_make_folder, lambda: Diffusion.load(INPUT).digest()),
     "cached data": Reader(_make_dataset, _dataset),
