@@ -28,6 +28,7 @@ from tests.support import tiny_models
 from tests.support.registered_versions import NAME, attacked, evidence, register
 
 ADDRESS = f"models:/{NAME}/1"
+MODEL = [f"--model={NAME}", "--remeasure=false"]  # the evidence of these versions is invented
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,13 @@ def _first_run(client: MlflowClient) -> None:
 
 def _two_versions(client: MlflowClient) -> None:
     register(client, alias="candidate")
-    promote([f"--model={NAME}", "--version=1"])
+    promote([*MODEL, "--version=1"])
     register(client, 1, alias="candidate")
 
 
 def _two_promotions(client: MlflowClient) -> None:
     _two_versions(client)
-    promote([f"--model={NAME}"])
+    promote(MODEL)
 
 
 def _champion(number: str, name: str = NAME) -> Callable[[MlflowClient], bool]:
@@ -165,9 +166,9 @@ def _is_reaped(client: MlflowClient) -> bool:
 CHEAP = {
     "register a first version": Operation(_first_run, _register, _is_registered),
     "register": Operation(register, _register, _is_registered),
-    "promote": Operation(_two_versions, lambda: promote([f"--model={NAME}", "--why=better"]), _champion("2")),
+    "promote": Operation(_two_versions, lambda: promote([*MODEL, "--why=better"]), _champion("2")),
     "promote to another model": Operation(
-        _two_versions, lambda: promote([f"--model={NAME}", "--to=other-ddpm"]), _champion("1", "other-ddpm")
+        _two_versions, lambda: promote([*MODEL, "--to=other-ddpm"]), _champion("1", "other-ddpm")
     ),
     "roll back": Operation(_two_promotions, lambda: rollback([f"--model={NAME}", "--expect=2"]), _champion("1")),
     "attach": Operation(register, _attach, lambda _: model_versions.attached(ADDRESS, "attacks") is not None),
