@@ -22,7 +22,7 @@ from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig, identity
-from safemax.knobs import check, knob, knobs
+from safemax.knobs import check, knob, knobs, without_added
 from safemax.methods import create
 from safemax.storage import cache
 from safemax.storage.file_names import file_name
@@ -137,7 +137,8 @@ class SearchConfig:
         facts = {name: getattr(self.search, name) for name in decides}
         if self.search.search_sampler == "grid":
             facts["trials"] = self.search.trials  # the number decides the grid's levels
-        held = {name: value for name, value in self.space.held.items() if name not in ("device", "checkpoint_every")}
+        held = without_added(self.space.held, self.method, self.training)
+        held = {name: value for name, value in held.items() if name not in ("device", "checkpoint_every")}
         facts |= {
             "data": self.dataset.digest,
             **self.dataset.flip_facts,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class Knob:
         choices: the allowed names of a str knob.
         prose: whether a str knob is a sentence, in which any blank or line break is a space.
         without_null: the only value allowed with a model that has no null label; None where any is.
+        added: whether the knob came after digests of the others were in use (see without_added).
     """
 
     doc: str
@@ -36,6 +38,7 @@ class Knob:
     choices: tuple[str, ...] = ()
     prose: bool = False
     without_null: float | None = None
+    added: bool = False
 
 
 def knob(
@@ -48,16 +51,32 @@ def knob(
     choices: tuple[str, ...] = (),
     prose: bool = False,
     without_null: float | None = None,
+    added: bool = False,
 ) -> Any:
     """Return a dataclass field that is a knob (see Knob); its type must be bool, int, float or str."""
-    return dataclasses.field(
-        default=default, metadata={"knob": Knob(doc, bounds, search, log, choices, prose, without_null)}
-    )
+    about = Knob(doc, bounds, search, log, choices, prose, without_null, added)
+    return dataclasses.field(default=default, metadata={"knob": about})
 
 
 def knobs(owner: Any) -> dict[str, tuple[dataclasses.Field[Any], Knob]]:
     """Return the knobs of a dataclass (type or instance) by field name, in order of declaration."""
     return {f.name: (f, f.metadata["knob"]) for f in dataclasses.fields(owner) if "knob" in f.metadata}
+
+
+def without_added(values: Mapping[str, Any], *owners: Any) -> dict[str, Any]:
+    """Return values without those of added knobs that hold their default, so that a digest made before a knob came stays.
+
+    Args:
+        values: by the names that users write.
+        owners: the dataclasses (types or instances) whose knobs they are.
+    """
+    defaults = {
+        external(name): field.default
+        for owner in owners
+        for name, (field, about) in knobs(owner).items()
+        if about.added
+    }
+    return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
 
 
 def external(name: str) -> str:

@@ -21,7 +21,7 @@ from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, Sampler, sample
 from safemax.errors import InputError
 from safemax.evaluation.samples import SHOWN_PER_CLASS
-from safemax.knobs import check, knob
+from safemax.knobs import check, knob, without_added
 from safemax.methods.finetune import Finetune
 from safemax.reports.images_and_tables import grid
 from safemax.storage import cache, checkpoint
@@ -89,7 +89,7 @@ def train_base(
         "data": dataset.digest,
         "start": diffusion.digest(),
         "network": {key: value for key, value in asdict(network).items() if key != "name"},
-        "training": asdict(training),
+        "training": without_added(asdict(training), training),
         **dataset.flip_facts,
     }
     folder = cache.folder("checkpoints") / cache.key(facts)

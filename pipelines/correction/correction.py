@@ -12,6 +12,7 @@ from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
+from safemax.knobs import without_added
 from safemax.methods import knobs_of, validate_steps
 from safemax.storage import cache
 from safemax.training.hooks import Folders, Hooks
@@ -69,7 +70,10 @@ class Correction:
 
     def params(self) -> dict[str, object]:
         """Return the parameters by dotted key."""
-        groups = {"method": knobs_of(self.method), "train": asdict(self.training), "eval": self.evaluation.describe()}
+        return self._dotted(knobs_of(self.method), asdict(self.training))
+
+    def _dotted(self, method: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, object]:
+        groups = {"method": method, "train": training, "eval": self.evaluation.describe()}
         dotted = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
         names = {
             "data.name": self.dataset.name,
@@ -81,7 +85,10 @@ class Correction:
 
     def checkpoints(self, model_digest: str) -> Path:
         """Return where this correction of this very model keeps its checkpoints: the same command finds them again."""
-        return cache.folder("checkpoints") / cache.key({"model": model_digest, "forget": self.forget, **self.params()})
+        decisive = self._dotted(
+            without_added(knobs_of(self.method), self.method), without_added(asdict(self.training), self.training)
+        )
+        return cache.folder("checkpoints") / cache.key({"model": model_digest, "forget": self.forget, **decisive})
 
     def unlearn(self, diffusion: Diffusion, classes: ClassSplit, hooks: Hooks, origin: str = "") -> FitResult:
         """Change the model's weights, without the images of classes forgotten earlier; errors as of `Trainer.fit`."""

@@ -20,7 +20,7 @@ from safemax.training.settings import Training
 from safemax.training.trainer import Trainer
 
 # Fields of a training that depend on the machine and do not name another gold model.
-MACHINE = ("device", "precision", "checkpoint_every", "accumulate")
+MACHINE = ("device", "precision", "compile", "checkpoint_every", "accumulate")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class GoldOptions:
         if self.gold not in ("train", "kept"):
             return lineage.load(model_versions.resolve_alias(self.gold), dataset)
         training, null_drop = _as_base(base)
-        training = replace(training, steps=self.gold_steps or training.steps)
+        if self.gold_steps:
+            training = replace(training, steps=self.gold_steps, minutes=0.0)
         method = Retrain(null_drop=null_drop if template.has_null else 0.0)
         folder = cache.folder("gold") / cache.key(_facts(template, dataset, forget, training, method))
         if not folder.exists():

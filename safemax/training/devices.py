@@ -1,4 +1,4 @@
-"""Where a training run computes: device, processes and precision, by accelerate."""
+"""Where and how a training run computes: device, processes, precision and compilation, by accelerate."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin
 
 from safemax.errors import InputError
 from safemax.training.settings import Training
 
 # Other processes wait while one trains judges or prepares a prior; torch's own limit is ten minutes.
 _TIMEOUT = timedelta(days=1)
+# A run this long wins back the minute or two that compiling takes: estimates, not measured.
+_LONG_STEPS, _LONG_MINUTES = 5000, 5.0
+BACKEND = "inductor"  # of torch.compile
 
 
 def accelerator_for(training: Training) -> Accelerator:
@@ -29,6 +32,26 @@ def accelerator_for(training: Training) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(
         mixed_precision="bf16" if training.precision == "bf16" else "no",
-        cpu=training.device == "cpu" or not torch.cuda.is_available(),
+        cpu=not _on_gpu(training),
+        dynamo_plugin=_compiler(training),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
     )
+
+
+def compiles(training: Training) -> bool:
+    """Whether the denoiser of a run with these settings is compiled; auto never compiles on a CPU."""
+    if training.compile != "auto":
+        return training.compile == "max"
+    is_long = training.minutes >= _LONG_MINUTES if training.minutes else training.steps >= _LONG_STEPS
+    return _on_gpu(training) and is_long
+
+
+def _compiler(training: Training) -> TorchDynamoPlugin | None:
+    if not compiles(training):
+        return None
+    mode = "max-autotune" if training.compile == "max" else "default"
+    return TorchDynamoPlugin(backend=BACKEND, mode=mode, dynamic=False)
+
+
+def _on_gpu(training: Training) -> bool:
+    return training.device != "cpu" and torch.cuda.is_available()

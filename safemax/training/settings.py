@@ -15,6 +15,12 @@ class Training:
     """How the loop runs, whatever the method. The optimizer is Adam (0.9, 0.999), eps 1e-8."""
 
     steps: int = knob(1000, "optimizer steps", bounds=(0, 10_000_000), search=(50, 2000), log=True)
+    minutes: float = knob(
+        0.0,
+        "minutes of steps to take in place of `steps`, set-up not counted; lr_end is reached as they end; 0 takes `steps`",
+        bounds=(0, 100_000),
+        added=True,
+    )
     batch_size: int = knob(128, "rows of a step, over all processes, forget and retain together", bounds=(1, 1_000_000))
     forget_share: float = knob(0.5, "share of the rows that are forget rows", bounds=(0, 1))
     lr: float = knob(1e-4, "learning rate of Adam", bounds=(0, 10), search=(1e-5, 1e-3), log=True)
@@ -35,6 +41,13 @@ class Training:
     )
     seed: int = knob(0, "fixes batches, noise and initial weights", bounds=(0, 2**62))
     precision: str = knob("fp32", "arithmetic of the denoiser", choices=("fp32", "bf16"))
+    compile: str = knob(
+        "auto",
+        "torch.compile of the denoiser: auto on a GPU where a run is long enough to pay for it, none, or max for the fastest code "
+        "that it finds",
+        choices=("auto", "none", "max"),
+        added=True,
+    )
     accumulate: int = knob(1, "passes that a step's rows are split into, to save memory", bounds=(1, 1024))
     device: str = knob("auto", "auto uses a GPU if there is one", choices=("auto", "cpu", "cuda"))
     checkpoint_every: int = knob(100, "steps between checkpoints; 0 writes none before the end", bounds=(0, 10_000_000))
@@ -45,11 +58,29 @@ class Training:
             rows = f"{self.forget_rows} forget and {self.retain_rows} retain rows"
             raise InputError(f"accumulate = {self.accumulate} does not divide {rows}; use a divisor of both")
 
-    def lr_at(self, step: int) -> float:
-        """Return the learning rate of a step, from 0: a linear rise over `warmup`, then half a cosine to lr_end * lr."""
+    def share_used(self, step: int, minutes: float) -> float:
+        """Return the share of the run that is over, from 0 to 1, after so many steps, or minutes where they are the budget."""
+        if self.minutes:
+            return min(1.0, minutes / self.minutes)
+        return min(1.0, step / self.steps) if self.steps else 1.0
+
+    def lr_at(self, step: int, minutes: float = 0.0) -> float:
+        """Return the learning rate of a step, from 0: a linear rise over `warmup`, then half a cosine to lr_end * lr.
+
+        Where minutes are the budget, the cosine runs over all of them and the rise limits its first steps.
+
+        Args:
+            step: steps done.
+            minutes: that they took.
+        """
+        if self.minutes:
+            rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+            return min(self.lr * rise, self._cosine(self.share_used(step, minutes)))
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
-        share = (step - self.warmup) / max(1, self.steps - 1 - self.warmup)
+        return self._cosine((step - self.warmup) / max(1, self.steps - 1 - self.warmup))
+
+    def _cosine(self, share: float) -> float:
         return self.lr * (self.lr_end + (1 - self.lr_end) * (1 + math.cos(math.pi * min(1.0, share))) / 2)
 
     @property

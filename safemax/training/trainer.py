@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor
 from torch.nn import Parameter
 from tqdm import tqdm
@@ -20,7 +20,8 @@ from safemax.errors import NonFiniteError, Stopped
 from safemax.storage import checkpoint
 from safemax.storage.checkpoint import Checkpoint
 from safemax.training import peak_memory, priors, settings, snapshot
-from safemax.training.devices import accelerator_for
+from safemax.training.budget import Budget
+from safemax.training.devices import accelerator_for, compiles
 from safemax.training.hooks import Folders, Hooks
 from safemax.training.method import Losses, Method, Terms
 from safemax.training.result import Cost, FitResult
@@ -77,7 +78,7 @@ class Trainer:
         self.diffusion, self.method, self.split, self.forget = diffusion, method, split, forget
         self.training, self.flip = training, flip
         self.hooks, self.folders = hooks or Hooks(), folders or Folders()
-        self.cost, self.done, self.resumed_from = Cost(), 0, ""
+        self.cost, self.resumed_from = Cost(), ""
         self.losses: dict[str, float] = {}
 
     def fit(self) -> FitResult:
@@ -98,31 +99,41 @@ class Trainer:
         """Load a checkpoint or let the method prepare its state, then make the optimizer."""
         self.accelerator = accelerator_for(self.training)
         settings.validate_parts(self.training, self.accelerator.num_processes)
-        self.method.run_steps = max(1, self.training.steps)
         self.diffusion.to(self.accelerator.device)
         self.batches = self._make_batches()
         saved = checkpoint.newest(self.folders.checkpoints) if self.folders.checkpoints else None
+        if saved is not None:
+            self.cost, self.resumed_from = Cost(**saved.about["cost"]), saved.about["origin"]
+        self.budget = Budget(self.training, self.accelerator, self.cost, saved.step if saved else 0)
+        self.method.run_steps = self.budget.expected_steps
         if saved is None:
             self._prepare_method()
         else:
-            self._resume(saved)
+            snapshot.restore_model(saved, self.diffusion.denoiser, self.method, self.accelerator.device)
         self._make_optimizer(saved)
         self.cost.side_state_gb = sum(t.nbytes for t in self.method.state().values()) / 1e9
         self.diffusion.train()
+        self._is_compiled = compiles(self.training)
         self.diffusion.denoiser = self.accelerator.prepare(self.diffusion.denoiser)
+
+    @property
+    def done(self) -> int:
+        """Steps done."""
+        return self.budget.done
 
     def step(self) -> Terms:
         """Take one step and return its loss terms, detached scalars by name; needs `prepare`."""
-        started = time.perf_counter()
-        reseed(self.training.seed, self.done, self.accelerator.process_index)
-        self.optimizer.param_groups[0]["lr"] = self.training.lr_at(self.done)
-        batch = self.batches(self.done)
-        terms = self.method.step(self.diffusion, batch, self._optimizer_step)
-        if self.average:
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.weights], 1 - self.training.ema)
-        self.done += 1
-        self.cost.images_seen += (len(batch.forget) + len(batch.retain)) * self.accelerator.num_processes
-        self.cost.runtime_minutes += (time.perf_counter() - started) / 60
+        with self.budget.step():
+            if self._is_compiled:
+                torch.compiler.cudagraph_mark_step_begin()  # the passes of a step keep one another's results
+            self.method.run_steps = self.budget.expected_steps
+            reseed(self.training.seed, self.done, self.accelerator.process_index)
+            self.optimizer.param_groups[0]["lr"] = self.budget.lr
+            batch = self.batches(self.done)
+            terms = self.method.step(self.diffusion, batch, self._optimizer_step)
+            if self.average:
+                torch._foreach_lerp_(self.average, [p.detach() for p in self.weights], 1 - self.training.ema)
+            self.cost.images_seen += (len(batch.forget) + len(batch.retain)) * self.accelerator.num_processes
         return terms
 
     def _make_batches(self) -> Batches:
@@ -157,11 +168,6 @@ class Trainer:
         forget = self.batches.forget_classes
         return priors.folder_for(self.folders.priors, self.diffusion, self.method, self.split, forget, self.training)
 
-    def _resume(self, saved: Checkpoint) -> None:
-        snapshot.restore_model(saved, self.diffusion.denoiser, self.method, self.accelerator.device)
-        self.done, self.resumed_from = saved.step, saved.about["origin"]
-        self.cost = Cost(**saved.about["cost"])
-
     def _make_optimizer(self, saved: Checkpoint | None) -> None:
         self.diffusion.requires_grad_(True)
         self.diffusion.zero_grad()
@@ -178,17 +184,18 @@ class Trainer:
             self.average = snapshot.average_of(saved, self.accelerator.device)
 
     def _run(self) -> FitResult:
-        _warn_of_slow_average(self.training)
+        self.budget.warn_of_slow_average()
         peak_memory.reset_peak(self.accelerator.device)
         with self._progress_bar() as bar:
-            while self.done < self.training.steps:
+            while not self.budget.is_spent:
                 self._stop_if_requested()
                 terms = self.step()
                 bar.update()
-                if self.done % LOG_EVERY == 0 or self.done == self.training.steps:
+                if self.done % LOG_EVERY == 0 or self.budget.is_spent:
                     self._report(terms, bar)
                 if self.hooks.on_step_end:
-                    self.hooks.on_step_end(self.done)
+                    with self._not_compiled():
+                        self.hooks.on_step_end(self.done)
                 if self._checkpoint_is_due():
                     self._save()
         self._use_average()
@@ -197,7 +204,7 @@ class Trainer:
 
     def _release(self) -> None:
         """Unwrap the denoiser from its processes and leave the model as others expect it, however the run ended."""
-        self.diffusion.denoiser = self.accelerator.unwrap_model(self.diffusion.denoiser, keep_fp32_wrapper=False)
+        self.diffusion.denoiser = self._unwrapped(keep_fp32_wrapper=False)
         self.diffusion.zero_grad()
         self.diffusion.requires_grad_(True)
         self.diffusion.eval()
@@ -233,8 +240,8 @@ class Trainer:
 
     def _progress_bar(self) -> tqdm:
         return tqdm(
-            total=self.training.steps, initial=self.done, desc=type(self.method).__name__.lower(), unit="step",
-            disable=not (self.hooks.progress and self.accelerator.is_main_process),
+            total=None if self.training.minutes else self.training.steps, initial=self.done, unit="step",
+            desc=type(self.method).__name__.lower(), disable=not (self.hooks.progress and self.accelerator.is_main_process),
         )  # fmt: skip
 
     def _report(self, terms: Terms, bar: tqdm) -> None:
@@ -243,10 +250,28 @@ class Trainer:
         if self.hooks.log and self.accelerator.is_main_process:
             self.hooks.log(self.losses, self.done)
 
+    @contextlib.contextmanager
+    def _not_compiled(self) -> Iterator[None]:
+        """Predict without compilation inside the block: other numbers of rows would compile the denoiser again."""
+        prepared = self.diffusion.denoiser
+        if self._is_compiled:
+            self.diffusion.denoiser = self._unwrapped()
+        try:
+            yield
+        finally:
+            if self._is_compiled:
+                self.diffusion.denoiser = prepared
+
+    def _unwrapped(self, *, keep_fp32_wrapper: bool = True) -> UNet2DModel:
+        """Return the denoiser itself, with the names of its weights as they are saved."""
+        return self.accelerator.unwrap_model(
+            self.diffusion.denoiser, keep_fp32_wrapper=keep_fp32_wrapper, keep_torch_compile=False
+        )
+
     def _stop_if_requested(self) -> None:
         if self._any_process(self.hooks.should_stop()):
             self._save()
-            raise Stopped(f"stopped after {self.done} of {self.training.steps} steps; the same command resumes")
+            raise Stopped(f"stopped after {self.budget}; the same command resumes")
 
     def _any_process(self, value: bool) -> bool:
         if self.accelerator.num_processes == 1:
@@ -261,23 +286,13 @@ class Trainer:
 
     def _checkpoint_is_due(self) -> bool:
         every = self.training.checkpoint_every
-        return bool(every) and self.done % every == 0 and self.done < self.training.steps
+        return bool(every) and self.done % every == 0 and not self.budget.is_spent
 
     def _save(self) -> None:
         self.cost.peak_memory_gb = max(self.cost.peak_memory_gb, peak_memory.peak_gb(self.accelerator.device))
         if self.folders.checkpoints is None or not self.accelerator.is_main_process:
             return
-        network = self.accelerator.unwrap_model(self.diffusion.denoiser)
         state = snapshot.take(
-            self.done, network, self.method, self.optimizer, self.average, self.cost, self.folders.origin
+            self.done, self._unwrapped(), self.method, self.optimizer, self.average, self.cost, self.folders.origin
         )
         checkpoint.write(self.folders.checkpoints, state)
-
-
-def _warn_of_slow_average(training: Training) -> None:
-    share = training.ema**training.steps
-    if training.ema and share > 0.5:
-        warnings.warn(
-            f"ema = {training.ema:g} over {training.steps} steps keeps {share:.0%} of the weights it started from",
-            stacklevel=4,
-        )

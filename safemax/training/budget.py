@@ -1,0 +1,88 @@
+"""How much of a run is over, by steps or by minutes, and the time that its steps take."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+
+from safemax.training.devices import compiles
+from safemax.training.result import Cost
+from safemax.training.settings import Training
+
+
+class Budget:
+    """The steps or the minutes of a run.
+
+    Args:
+        training: says which of the two, and how many.
+        accelerator: of the run; where minutes count, its processes agree on them.
+        cost: of the run so far; the time of its steps is added to it.
+        done: steps that were done before.
+    """
+
+    def __init__(self, training: Training, accelerator: Accelerator, cost: Cost, done: int) -> None:
+        self.training, self.cost, self.done = training, cost, done
+        self._accelerator, self._compiles = accelerator, compiles(training)
+
+    @property
+    def share_used(self) -> float:
+        """Share of the run that is over, from 0 to 1."""
+        return self.training.share_used(self.done, self.cost.runtime_minutes)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no step is left to take."""
+        return self.share_used >= 1
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return self.training.lr_at(self.done, self.cost.runtime_minutes)
+
+    @property
+    def expected_steps(self) -> int:
+        """Steps of the whole run, at least 1; by the pace so far where minutes are the budget."""
+        if self.training.minutes and self.done and self.share_used:
+            return max(1, round(self.done / self.share_used))
+        return max(1, self.training.steps)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time one step and count it; the first one compiles where the denoiser is compiled, which is set-up."""
+        started = time.perf_counter()
+        yield
+        minutes = (time.perf_counter() - started) / 60
+        self.done += 1
+        if self._compiles:
+            self.cost.setup_minutes += minutes
+            self._compiles = False
+            return
+        self.cost.runtime_minutes += minutes
+        if self.training.minutes and self._accelerator.num_processes > 1:
+            self._agree()
+
+    def _agree(self) -> None:
+        """Replace the minutes by their mean over processes, which must take the same steps at the same learning rates."""
+        spent = torch.tensor(self.cost.runtime_minutes, device=self._accelerator.device)
+        self.cost.runtime_minutes = self._accelerator.reduce(spent, "mean").item()
+
+    def __str__(self) -> str:
+        """Return what is done, such as 10 of 100 steps."""
+        if self.training.minutes:
+            return f"{self.done} steps and {self.cost.runtime_minutes:.1f} of {self.training.minutes:g} minutes"
+        return f"{self.done} of {self.training.steps} steps"
+
+    def warn_of_slow_average(self) -> None:
+        """Warn where the moving average would mostly be the weights that the run started from."""
+        training = self.training
+        share = training.ema**training.steps
+        if training.ema and share > 0.5 and not training.minutes:
+            warnings.warn(
+                f"ema = {training.ema:g} over {training.steps} steps keeps {share:.0%} of the weights it started from",
+                stacklevel=5,
+            )
