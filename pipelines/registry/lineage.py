@@ -16,6 +16,7 @@ from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
+from safemax.training.devices import use_fast_gpu_kernels
 
 PARENT_DIGEST = "parent.digest"  # the tag of a version that holds the digest of its parent's weights
 
@@ -143,6 +144,7 @@ def load(address: str, dataset: Dataset) -> Diffusion:
     """Return a model, on a GPU if there is one; InputError if its classes or images are not those of the data."""
     diffusion = Diffusion.load(model_versions.resolve(address))
     agree_on_classes(diffusion, dataset)
+    use_fast_gpu_kernels()
     return diffusion.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -30,12 +30,26 @@ def accelerator_for(training: Training) -> Accelerator:
     # A process's accelerate state fixes the device too, so it is reset; with several processes it holds their group and
     # must stay.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    use_fast_gpu_kernels(training.precision)
     return Accelerator(
-        mixed_precision="bf16" if training.precision == "bf16" else "no",
+        mixed_precision="bf16" if _uses_bf16(training) else "no",
         cpu=not _on_gpu(training),
         dynamo_plugin=_compiler(training),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
     )
+
+
+def use_fast_gpu_kernels(precision: str = "fp32") -> None:
+    """Let a GPU choose its fastest convolutions and, unless the precision is fp32, multiply float32 matrices in TF32.
+
+    For the whole process: training, judges and sampling. On a CPU it changes nothing. The choice of convolutions is by their
+    time, so that two runs may round differently, unless torch.use_deterministic_algorithms forbids that.
+    """
+    if not torch.cuda.is_available():
+        return
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    if precision != "fp32":
+        torch.set_float32_matmul_precision("high")
 
 
 def compiles(training: Training) -> bool:
@@ -51,6 +65,10 @@ def _compiler(training: Training) -> TorchDynamoPlugin | None:
         return None
     mode = "max-autotune" if training.compile == "max" else "default"
     return TorchDynamoPlugin(backend=BACKEND, mode=mode, dynamic=False)
+
+
+def _uses_bf16(training: Training) -> bool:
+    return training.precision == "bf16" or (training.precision == "auto" and _on_gpu(training))
 
 
 def _on_gpu(training: Training) -> bool:

@@ -40,7 +40,9 @@ class Training:
         bounds=(0, 1),
     )
     seed: int = knob(0, "fixes batches, noise and initial weights", bounds=(0, 2**62))
-    precision: str = knob("fp32", "arithmetic of the denoiser", choices=("fp32", "bf16"))
+    precision: str = knob(
+        "fp32", "arithmetic of the denoiser; auto is bf16 on a GPU, else fp32", choices=("fp32", "bf16", "auto")
+    )
     compile: str = knob(
         "auto",
         "torch.compile of the denoiser: auto on a GPU where a run is long enough to pay for it, none, or max for the fastest code "

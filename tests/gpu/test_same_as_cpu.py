@@ -19,6 +19,7 @@ from safemax.judges.load import Judges, reference
 from safemax.judges.train import train_judge
 from safemax.methods import available, create, find
 from safemax.methods.safemax import SAFEMax
+from safemax.training.devices import accelerator_for
 from safemax.training.hooks import Folders, Hooks
 from safemax.training.settings import Training
 from tests.gpu.same_draws import SameDraws, exact
@@ -152,3 +153,8 @@ def test_a_step_compares_with_itself(name: str) -> None:
     assert first == second
     assert torch.equal(weights(one), weights(other))
     assert (weights(one) - weights(tiny_models.diffusion())).abs().mean() > 0
+
+
+@pytest.mark.gpu
+def test_auto_precision_is_bf16() -> None:
+    assert accelerator_for(Training(precision="auto")).mixed_precision == "bf16"
