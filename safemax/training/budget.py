@@ -28,6 +28,7 @@ class Budget:
     def __init__(self, training: Training, accelerator: Accelerator, cost: Cost, done: int) -> None:
         self.training, self.cost, self.done = training, cost, done
         self._accelerator, self._compiles = accelerator, compiles(training)
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @property
     def share_used(self) -> float:
@@ -53,11 +54,30 @@ class Budget:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Time one step and count it; the first one compiles where the denoiser is compiled, which is set-up."""
-        started = time.perf_counter()
-        yield
-        minutes = (time.perf_counter() - started) / 60
+        """Time one step and count it; the first one compiles where the denoiser is compiled, which is set-up.
+
+        On a GPU the time of a step is known when the GPU has done it, and counts from the next `settle` on.
+        """
+        if self._accelerator.device.type == "cuda" and not self._compiles:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+        else:
+            started = time.perf_counter()
+            yield
+            self._count((time.perf_counter() - started) / 60)
         self.done += 1
+
+    def settle(self) -> None:
+        """Wait for the steps that a GPU has still to do, and count their time."""
+        if self._events:
+            self._events[-1][1].synchronize()
+            self._count(sum(begin.elapsed_time(end) for begin, end in self._events) / 60_000)
+            self._events = []
+
+    def _count(self, minutes: float) -> None:
         if self._compiles:
             self.cost.setup_minutes += minutes
             self._compiles = False

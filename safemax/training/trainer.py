@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,12 +16,13 @@ from tqdm import tqdm
 from safemax.data.batches import Batch, Batches, reseed
 from safemax.data.dataset import Split
 from safemax.diffusion.model import Diffusion
-from safemax.errors import NonFiniteError, Stopped
+from safemax.errors import Stopped
 from safemax.storage import checkpoint
 from safemax.storage.checkpoint import Checkpoint
 from safemax.training import peak_memory, priors, settings, snapshot
 from safemax.training.budget import Budget
 from safemax.training.devices import accelerator_for, compiles
+from safemax.training.finite_check import FiniteCheck, steps_between
 from safemax.training.hooks import Folders, Hooks
 from safemax.training.method import Losses, Method, Terms
 from safemax.training.result import Cost, FitResult
@@ -99,6 +100,7 @@ class Trainer:
         """Load a checkpoint or let the method prepare its state, then make the optimizer."""
         self.accelerator = accelerator_for(self.training)
         settings.validate_parts(self.training, self.accelerator.num_processes)
+        self._wait_every = steps_between(self.accelerator.device)
         self.diffusion.to(self.accelerator.device)
         self.batches = self._make_batches()
         saved = checkpoint.newest(self.folders.checkpoints) if self.folders.checkpoints else None
@@ -134,7 +136,14 @@ class Trainer:
             if self.average:
                 torch._foreach_lerp_(self.average, [p.detach() for p in self.weights], 1 - self.training.ema)
             self.cost.images_seen += (len(batch.forget) + len(batch.retain)) * self.accelerator.num_processes
+        if self.done % self._wait_every == 0:
+            self._settle()
         return terms
+
+    def _settle(self) -> None:
+        """Wait for the device: check its gradients, and count the time of its steps."""
+        self.finite.check()
+        self.budget.settle()
 
     def _make_batches(self) -> Batches:
         return Batches(
@@ -178,6 +187,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=self.training.lr, weight_decay=self.training.weight_decay, fused=True
         )
+        self.finite = FiniteCheck(self.optimizer, self.training.lr, at_once=self._wait_every == 1)
         self.average: list[Tensor] = [p.detach().clone() for p in self.weights] if self.training.ema else []
         if saved is not None:
             snapshot.restore_optimizer(saved, self.optimizer)
@@ -193,11 +203,10 @@ class Trainer:
                 bar.update()
                 if self.done % LOG_EVERY == 0 or self.budget.is_spent:
                     self._report(terms, bar)
-                if self.hooks.on_step_end:
-                    with self._not_compiled():
-                        self.hooks.on_step_end(self.done)
+                self._call_hook()
                 if self._checkpoint_is_due():
                     self._save()
+        self._settle()
         self._use_average()
         self._save()
         return FitResult(self.cost, self.resumed_from, self.losses)
@@ -212,11 +221,7 @@ class Trainer:
     def _optimizer_step(self, losses: Losses, batch: Batch, *, clip: float | None = None) -> Terms:
         terms = self._accumulate(losses, batch)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.training.clip if clip is None else clip)
-        if not torch.isfinite(norm):
-            values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
-            raise NonFiniteError(
-                f"step {self.done + 1}: the gradient is not finite ({values}); lower lr, now {self.training.lr:g}"
-            )
+        self.finite.add(self.done + 1, norm, terms)
         self.method.constrain(self.diffusion)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -250,17 +255,14 @@ class Trainer:
         if self.hooks.log and self.accelerator.is_main_process:
             self.hooks.log(self.losses, self.done)
 
-    @contextlib.contextmanager
-    def _not_compiled(self) -> Iterator[None]:
-        """Predict without compilation inside the block: other numbers of rows would compile the denoiser again."""
+    def _call_hook(self) -> None:
+        if not self.hooks.on_step_end:
+            return
         prepared = self.diffusion.denoiser
-        if self._is_compiled:
+        if self._is_compiled:  # the hook's numbers of rows would compile it again
             self.diffusion.denoiser = self._unwrapped()
-        try:
-            yield
-        finally:
-            if self._is_compiled:
-                self.diffusion.denoiser = prepared
+        self.hooks.on_step_end(self.done)
+        self.diffusion.denoiser = prepared
 
     def _unwrapped(self, *, keep_fp32_wrapper: bool = True) -> UNet2DModel:
         """Return the denoiser itself, with the names of its weights as they are saved."""
@@ -289,6 +291,7 @@ class Trainer:
         return bool(every) and self.done % every == 0 and not self.budget.is_spent
 
     def _save(self) -> None:
+        self._settle()
         self.cost.peak_memory_gb = max(self.cost.peak_memory_gb, peak_memory.peak_gb(self.accelerator.device))
         if self.folders.checkpoints is None or not self.accelerator.is_main_process:
             return
