@@ -52,7 +52,9 @@ class Training:
     )
     accumulate: int = knob(1, "passes that a step's rows are split into, to save memory", bounds=(1, 1024))
     device: str = knob("auto", "auto uses a GPU if there is one", choices=("auto", "cpu", "cuda"))
-    checkpoint_every: int = knob(100, "steps between checkpoints; 0 writes none before the end", bounds=(0, 10_000_000))
+    checkpoint_every: int = knob(
+        100, "steps between checkpoints, on a GPU a minute; 0 writes none before the end", bounds=(0, 10_000_000)
+    )
 
     def __post_init__(self) -> None:
         check(self)

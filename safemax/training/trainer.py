@@ -26,6 +26,7 @@ from safemax.training.finite_check import FiniteCheck, steps_between
 from safemax.training.hooks import Folders, Hooks
 from safemax.training.method import Losses, Method, Terms
 from safemax.training.result import Cost, FitResult
+from safemax.training.saver import Saver
 from safemax.training.settings import Training
 
 LOG_EVERY = 10  # steps
@@ -104,6 +105,8 @@ class Trainer:
         self.diffusion.to(self.accelerator.device)
         self.batches = self._make_batches()
         saved = checkpoint.newest(self.folders.checkpoints) if self.folders.checkpoints else None
+        folder = self.folders.checkpoints if self.accelerator.is_main_process else None
+        self.saver = Saver(folder, self.accelerator.device, self.training.checkpoint_every)
         if saved is not None:
             self.cost, self.resumed_from = Cost(**saved.about["cost"]), saved.about["origin"]
         self.budget = Budget(self.training, self.accelerator, self.cost, saved.step if saved else 0)
@@ -204,11 +207,11 @@ class Trainer:
                 if self.done % LOG_EVERY == 0 or self.budget.is_spent:
                     self._report(terms, bar)
                 self._call_hook()
-                if self._checkpoint_is_due():
+                if self.done % self._wait_every == 0 and not self.budget.is_spent and self.saver.is_due(self.done):
                     self._save()
         self._settle()
         self._use_average()
-        self._save()
+        self._save(wait=True)
         return FitResult(self.cost, self.resumed_from, self.losses)
 
     def _release(self) -> None:
@@ -217,6 +220,7 @@ class Trainer:
         self.diffusion.zero_grad()
         self.diffusion.requires_grad_(True)
         self.diffusion.eval()
+        self.saver.close()
 
     def _optimizer_step(self, losses: Losses, batch: Batch, *, clip: float | None = None) -> Terms:
         terms = self._accumulate(losses, batch)
@@ -272,30 +276,25 @@ class Trainer:
 
     def _stop_if_requested(self) -> None:
         if self._any_process(self.hooks.should_stop()):
-            self._save()
+            self._save(wait=True)
             raise Stopped(f"stopped after {self.budget}; the same command resumes")
 
     def _any_process(self, value: bool) -> bool:
         if self.accelerator.num_processes == 1:
             return value
-        flag = torch.tensor(float(value), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum"))
+        return bool(self.accelerator.reduce(torch.tensor(float(value), device=self.accelerator.device), "sum"))
 
     def _use_average(self) -> None:
         if self.average:
             torch._foreach_copy_([p.detach() for p in self.weights], self.average)
             self.average = []
 
-    def _checkpoint_is_due(self) -> bool:
-        every = self.training.checkpoint_every
-        return bool(every) and self.done % every == 0 and not self.budget.is_spent
-
-    def _save(self) -> None:
+    def _save(self, *, wait: bool = False) -> None:
         self._settle()
         self.cost.peak_memory_gb = max(self.cost.peak_memory_gb, peak_memory.peak_gb(self.accelerator.device))
-        if self.folders.checkpoints is None or not self.accelerator.is_main_process:
+        if self.saver.folder is None:
             return
         state = snapshot.take(
             self.done, self._unwrapped(), self.method, self.optimizer, self.average, self.cost, self.folders.origin
         )
-        checkpoint.write(self.folders.checkpoints, state)
+        self.saver.write(state, wait=wait)

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from safemax.data.batches import Batches
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, Sampler, sample
-from safemax.errors import Stopped
+from safemax.errors import NonFiniteError, Stopped
 from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import draw
@@ -158,3 +159,38 @@ def test_a_step_compares_with_itself(name: str) -> None:
 @pytest.mark.gpu
 def test_auto_precision_is_bf16() -> None:
     assert accelerator_for(Training(precision="auto")).mixed_precision == "bf16"
+
+
+@pytest.mark.gpu
+def test_batches_are_those_of_the_cpu() -> None:
+    on_cpu, on_gpu = (
+        Batches(tiny_models.split(), (0,), forget_size=4, retain_size=6, seed=3, flip=True, device=device)
+        for device in DEVICES
+    )
+    for step in range(12):
+        cpu, gpu = on_cpu(step), on_gpu(step)
+        for mine, its in ((cpu.forget, gpu.forget), (cpu.retain, gpu.retain)):
+            assert torch.equal(mine.x0, its.x0.cpu())
+            assert torch.equal(mine.c, its.c.cpu())
+
+
+@pytest.mark.gpu
+def test_a_batch_does_not_wait_for_the_gpu() -> None:
+    batches = Batches(tiny_models.split(), (0,), forget_size=4, retain_size=6, seed=3, flip=True, device="cuda")
+    batches(0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batches(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_a_step_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    model = tiny_models.diffusion()
+    model.alpha_bar[5:] = float("nan")
+    with pytest.raises(NonFiniteError, match="step 1: the gradient is not finite"):
+        training = Training(steps=25, batch_size=8, device="cuda")
+        tiny_models.train(model, SAFEMax(), training, folders=Folders(tmp_path))
+    assert not list(tmp_path.iterdir())
+    assert weights(model).isfinite().all()

@@ -138,7 +138,9 @@ def test_a_gpu_that_is_not_there_is_refused():
 VICTIM = """
 import sys, torch
 from pathlib import Path
+from safemax.training import saver
 torch.set_num_threads(1)
+saver.BACKGROUND, saver.SECONDS = set(sys.argv[2:]), 0.02
 from tests.safemax.training.test_trainer import trained
 print("ready", flush=True)
 model, _ = trained(40, folder=Path(sys.argv[1]), checkpoint_every=3)
@@ -147,9 +149,11 @@ print(model.digest(), flush=True)
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_leave_the_bytes_of_an_undisturbed_run(tmp_path):
+@pytest.mark.parametrize("background", [(), ("cpu",)], ids=["by the run", "by a thread"])
+def test_ten_kills_at_random_moments_leave_the_bytes_of_an_undisturbed_run(tmp_path, background):
     def run(folder):
-        return subprocess.Popen([sys.executable, "-c", VICTIM, str(folder)], stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", VICTIM, str(folder), *background]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     undisturbed = run(tmp_path / "undisturbed").communicate()[0].split()[-1]
     rng, kills = random.Random(0), 0
