@@ -86,8 +86,9 @@ class Batches:
     """Endless batches of a split: `batches(step)` depends on the split and (seed, step) alone.
 
     Forget and retain rows are shuffled apart, without replacement: row i of step s is position s * size + i of an
-    endless sequence of epochs, each a permutation seeded by (seed, stream, epoch). Pixels stay uint8 on the device;
-    conversion and flips happen there. The global batch does not depend on world; rank r holds rows r, r + world, ...
+    endless sequence of epochs, each a permutation seeded by (seed, stream, epoch), which moves to the device once. Pixels stay
+    uint8 there; conversion and flips happen there, and no batch makes the CPU wait for the device. The global batch does not
+    depend on world; rank r holds rows r, r + world, ...
 
     Args:
         split: images and labels; the images move to the device once.
@@ -130,9 +131,10 @@ class Batches:
         if not forget_size + retain_size:
             raise InputError("forget_size = 0 and retain_size = 0 leave an empty batch; one must be at least 1")
         is_forget = torch.isin(split.labels, torch.tensor(self.forget_classes, dtype=torch.int64))
-        self._forget = _Shuffle(torch.nonzero(is_forget).flatten(), forget_size, seed, _FORGET)
-        self._retain = _Shuffle(torch.nonzero(~is_forget).flatten(), retain_size, seed, _RETAIN)
         self._images, self._labels = split.images.to(device), split.labels.to(device)
+        place = self._images.device
+        self._forget = _Shuffle(torch.nonzero(is_forget).flatten(), forget_size, seed, _FORGET, place)
+        self._retain = _Shuffle(torch.nonzero(~is_forget).flatten(), retain_size, seed, _RETAIN, place)
         self._mine, self._seed, self._flip = slice(rank, None, world), seed, flip
 
     def __call__(self, step: int) -> Batch:
@@ -141,7 +143,9 @@ class Batches:
         rows = self._local(forget, retain)
         images = self._images[rows]
         if self._flip:
-            mirrored = torch.rand(len(forget) + len(retain), generator=_generator(self._seed, _FLIP, step)) < 0.5
+            mirrored = self._to_device(
+                torch.rand(len(forget) + len(retain), generator=_generator(self._seed, _FLIP, step)) < 0.5
+            )
             mask = self._local(mirrored[: len(forget)], mirrored[len(forget) :])
             images = torch.where(mask[:, None, None, None], images.flip(-1), images)
         x0, c = to_float(images), self._labels[rows]
@@ -149,19 +153,26 @@ class Batches:
         return Batch(Rows(x0[:cut], c[:cut]), Rows(x0[cut:], c[cut:]))
 
     def _local(self, forget: Tensor, retain: Tensor) -> Tensor:
-        return torch.cat([forget[self._mine], retain[self._mine]]).to(self._images.device)
+        return torch.cat([forget[self._mine], retain[self._mine]])
+
+    def _to_device(self, flips: Tensor) -> Tensor:
+        """Move what is drawn for a step to the device; a GPU copies it from pinned memory while the CPU continues."""
+        if self._images.device.type != "cuda":
+            return flips.to(self._images.device)
+        return flips.pin_memory().to(self._images.device, non_blocking=True)
 
 
 class _Shuffle:
-    """Rows of a step, out of endless shuffled epochs."""
+    """Rows of a step on a device, out of endless shuffled epochs, which are drawn on the CPU."""
 
-    def __init__(self, rows: Tensor, size: int, seed: int, stream: int) -> None:
+    def __init__(self, rows: Tensor, size: int, seed: int, stream: int, device: torch.device) -> None:
         self._rows, self._size, self._seed, self._stream = rows, size, seed, stream
+        self._device = device
         self._epochs: dict[int, Tensor] = {}
 
     def __call__(self, step: int) -> Tensor:
         if not self._size:
-            return self._rows[:0]
+            return self._rows[:0].to(self._device)
         count, start = len(self._rows), step * self._size
         stop = start + self._size
         epochs = range(start // count, (stop - 1) // count + 1)
@@ -173,7 +184,7 @@ class _Shuffle:
         if epoch in self._epochs:
             return self._epochs[epoch]
         order = torch.randperm(len(self._rows), generator=_generator(self._seed, self._stream, epoch))
-        return self._rows[order]
+        return self._rows[order].to(self._device)
 
 
 def _generator(seed: int, *streams: int) -> torch.Generator:
