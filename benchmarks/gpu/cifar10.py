@@ -26,7 +26,6 @@ from pipelines.registry import model_versions
 from safemax.data.dataset import Dataset
 from safemax.data.sources import load
 from safemax.methods import create
-from safemax.methods.finetune import Finetune
 from safemax.training.method import Method
 from safemax.training.settings import Training
 from safemax.training.trainer import Trainer
@@ -38,16 +37,21 @@ LATER = ("automobile", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Selective Amnesia's prior at a tenth of its cost: fewer replayed images, and fewer images in the Fisher information.
 OVERRIDES = "selective_amnesia.replay_images=100,selective_amnesia.fisher_images=200,selective_amnesia.fisher_times=16"
 BASE_SHARE, CHILD_SHARE = 0.4, 0.03  # of the budget: the base's training, and each correction's
-BASE: dict[str, Any] = {
+BASE: dict[str, Any] = {  # nothing of it is measured yet
     "batch_size": 512,
     "lr": 4e-4,
-    "forget_share": 0.0,
-    "ema": 0.995,
+    "lr_end": 0.0,
+    "warmup": 200,
+    "ema": 0.9995,
+    "ema_warmup": True,
+    "min_snr_gamma": 5.0,
     "precision": "bf16",
+    "compile": "auto",
     "checkpoint_every": 0,
 }
 MOST_STEPS = 1000  # of a correction, as in the paper
-TINY: dict[str, Any] = {"base": 4, "child": 2}
+TINY: dict[str, Any] = {"child": 2}
+TINY_BASE: dict[str, Any] = {"batch_size": 16, "precision": "fp32", "steps": 4, "warmup": 1}
 TINY_KNOBS = (
     "--protocol=custom",
     "--sampler_steps=2",
@@ -77,7 +81,7 @@ def run(stage: Stage) -> None:
     stage.enter_work()
     use_tf32()
     dataset = load("cifar10")
-    stage.attempt("base", lambda: base(stage, dataset))
+    stage.attempt("base", lambda: base(stage))
     if model_versions.find(NAME, "base") is None:
         return
     remark = REMARK.format(**steps_by_time(stage, dataset))
@@ -115,7 +119,7 @@ def settings(stage: Stage) -> Path:
 
 
 def steps_by_time(stage: Stage, dataset: Dataset) -> dict[str, int]:
-    """Return the steps of base and corrections, measured once so that they fit the budget."""
+    """Return the steps of a correction, measured once so that all fit the budget."""
     path = settings(stage)
     if not path.exists():
         found = dict(TINY) if stage.rehearse else _calibrated(stage, dataset)
@@ -124,12 +128,9 @@ def steps_by_time(stage: Stage, dataset: Dataset) -> dict[str, int]:
 
 
 def _calibrated(stage: Stage, dataset: Dataset) -> dict[str, int]:
-    base_step = seconds_a_step(dataset, Finetune(), (), Training(**BASE))
     child_step = seconds_a_step(dataset, create("safemax"), (0,), Training())
-    seconds = 60 * stage.minutes
-    print(f"a step of the base takes {1000 * base_step:.0f} ms, one of SAFEMax {1000 * child_step:.0f} ms", flush=True)
-    child = min(MOST_STEPS, max(50, 10 * int(CHILD_SHARE * seconds / child_step / 10)))
-    return {"base": max(20, int(BASE_SHARE * seconds / base_step)), "child": child}
+    print(f"a step of SAFEMax takes {1000 * child_step:.0f} ms", flush=True)
+    return {"child": min(MOST_STEPS, max(50, 10 * int(CHILD_SHARE * 60 * stage.minutes / child_step / 10)))}
 
 
 def seconds_a_step(
@@ -152,13 +153,10 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def base(stage: Stage, dataset: Dataset) -> None:
+def base(stage: Stage) -> None:
     """Train and register the base, unless an earlier call did; bring its samples along."""
-    steps = steps_by_time(stage, dataset)["base"]
     if model_versions.find(NAME, "base") is None:
-        how = {**BASE, "steps": steps, "warmup": min(500, steps // 10), "lr_end": 0.0}
-        how |= {"batch_size": 16, "precision": "fp32"} if stage.rehearse else {}
-        del how["forget_share"]  # nothing is forgotten here
+        how = BASE | (TINY_BASE if stage.rehearse else {"minutes": round(BASE_SHARE * stage.minutes, 2)})
         pretrain(["--data=cifar10", *(f"--{key}={value}" for key, value in how.items())])
     found = newest_run("base")
     facts = {**found.data.params, **{key: f"{value:.3f}" for key, value in found.data.metrics.items()}}

@@ -41,6 +41,12 @@ class NetworkOptions:
     )
     name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
     null_drop: float = knob(0.1, "share of rows given the null label, which guidance needs", bounds=(0, 1))
+    min_snr_gamma: float = knob(
+        0.0,
+        "gamma of min-SNR weighting of the steps t, 5 in its paper; 0 weighs all alike",
+        bounds=(0, 1e6),
+        added=True,
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -88,16 +94,18 @@ def train_base(
     facts = {
         "data": dataset.digest,
         "start": diffusion.digest(),
-        "network": {key: value for key, value in asdict(network).items() if key != "name"},
+        "network": {key: value for key, value in without_added(asdict(network), network).items() if key != "name"},
         "training": without_added(asdict(training), training),
         **dataset.flip_facts,
     }
     folder = cache.folder("checkpoints") / cache.key(facts)
     params: dict[str, object] = {f"train.{key}": value for key, value in asdict(training).items()}
     params |= {"data.name": dataset.name, **dataset.params, "model.null_drop": network.null_drop}
+    params |= {"model.min_snr_gamma": network.min_snr_gamma}
+    method = Finetune(null_drop=network.null_drop, min_snr_gamma=network.min_snr_gamma)
     if is_follower_rank():
         Trainer(
-            diffusion, Finetune(null_drop=network.null_drop), dataset.train, (), training,
+            diffusion, method, dataset.train, (), training,
             flip=dataset.natural, hooks=Hooks(should_stop=stop), folders=Folders(folder),
         ).fit()  # fmt: skip
         return ""
@@ -108,7 +116,7 @@ def train_base(
         run.dataset(dataset, "training")
         run.start_journal(folder)
         result = Trainer(
-            diffusion, Finetune(null_drop=network.null_drop), dataset.train, (), training, flip=dataset.natural,
+            diffusion, method, dataset.train, (), training, flip=dataset.natural,
             hooks=Hooks(log=run.log, should_stop=stop), folders=Folders(folder, origin=run.id),
         ).fit()  # fmt: skip
         if result.resumed_from:

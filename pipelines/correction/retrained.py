@@ -12,7 +12,8 @@ from pipelines.correction.base_model import BASE_TRAINING
 from pipelines.registry import lineage, model_versions
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
-from safemax.knobs import check, knob
+from safemax.knobs import check, knob, without_added
+from safemax.methods import knobs_of
 from safemax.methods.retrain import Retrain
 from safemax.storage import atomic, cache, checkpoint
 from safemax.training.hooks import Folders, Hooks
@@ -21,6 +22,8 @@ from safemax.training.trainer import Trainer
 
 # Fields of a training that depend on the machine and do not name another gold model.
 MACHINE = ("device", "precision", "compile", "checkpoint_every", "accumulate")
+# How a base is trained whose run does not say so.
+USUAL = {"null_drop": 0.1, "min_snr_gamma": 0.0}
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,10 @@ class GoldOptions:
             return None
         if self.gold not in ("train", "kept"):
             return lineage.load(model_versions.resolve_alias(self.gold), dataset)
-        training, null_drop = _as_base(base)
+        training, null_drop, min_snr_gamma = _as_base(base)
         if self.gold_steps:
             training = replace(training, steps=self.gold_steps, minutes=0.0)
-        method = Retrain(null_drop=null_drop if template.has_null else 0.0)
+        method = Retrain(null_drop=null_drop if template.has_null else 0.0, min_snr_gamma=min_snr_gamma)
         folder = cache.folder("gold") / cache.key(_facts(template, dataset, forget, training, method))
         if not folder.exists():
             if self.gold == "kept":
@@ -65,19 +68,25 @@ class GoldOptions:
         return lineage.load(str(folder), dataset)
 
 
-def _as_base(base: str | None) -> tuple[Training, float]:
-    """Return the training and label drop of the run that made the base, or the defaults where there is no such run."""
+def _as_base(base: str | None) -> tuple[Training, float, float]:
+    """Return training, label drop and gamma of min-SNR of the run that made the base, or the defaults without such a run."""
     default = Training(**BASE_TRAINING)
     if base is None or not model_versions.is_registry_address(base):
-        return default, 0.1
+        return default, 0.1, 0.0
     run_id = model_versions.version_of(base).run_id
     params = tracking.store().get_run(run_id).data.params if run_id else {}
     recorded: dict[str, Any] = {
-        each.name: type(getattr(default, each.name))(params[f"train.{each.name}"])
+        each.name: _value(params[f"train.{each.name}"], getattr(default, each.name))
         for each in fields(Training)
         if f"train.{each.name}" in params and each.name not in MACHINE
     }
-    return replace(default, **recorded), float(params.get("model.null_drop", 0.1))
+    null_drop, gamma = (float(params.get(f"model.{name}", usual)) for name, usual in USUAL.items())
+    return replace(default, **recorded), null_drop, gamma
+
+
+def _value(text: str, default: bool | float | str) -> bool | float | str:
+    """Return a recorded value in the type of its default."""
+    return text == "True" if isinstance(default, bool) else type(default)(text)
 
 
 def _facts(
@@ -90,7 +99,7 @@ def _facts(
     network = {name: value for name, value in dict(template.denoiser.config).items() if not name.startswith("_")}
     schedule = template.alpha_bar.tolist()
     return {"network": network, "schedule": schedule, "data": dataset.digest, "forget": forget,
-            "training": decisive, "method": {"null_drop": method.null_drop}, **dataset.flip_facts}  # fmt: skip
+            "training": decisive, "method": without_added(knobs_of(method), method), **dataset.flip_facts}  # fmt: skip
 
 
 def _train(

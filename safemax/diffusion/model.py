@@ -159,11 +159,29 @@ class Diffusion(nn.Module):
         alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
         return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
 
-    def denoising_loss(self, x0: Tensor, c: Tensor, *, null_drop: float = 0.0) -> Tensor:
-        """Return the mean over pixels and batch of ||eps - eps(x_t, t, c)||^2 (equation 2), t antithetic, labels dropped."""
+    def denoising_loss(self, x0: Tensor, c: Tensor, *, null_drop: float = 0.0, min_snr_gamma: float = 0.0) -> Tensor:
+        """Return the mean over pixels and batch of ||eps - eps(x_t, t, c)||^2 (equation 2), t antithetic, labels dropped.
+
+        Args:
+            x0: images, (N, C, H, W) in [-1, 1].
+            c: labels, (N,) int64.
+            null_drop: share of labels replaced by the null label.
+            min_snr_gamma: gamma of `min_snr_weights`; 0 weighs all steps t alike.
+        """
         eps = torch.randn_like(x0)
         t = self.times(len(x0))
-        return (self(self.diffuse(x0, t, eps), t, self.drop_labels(c, null_drop)) - eps).square().mean()
+        square = (self(self.diffuse(x0, t, eps), t, self.drop_labels(c, null_drop)) - eps).square()
+        if min_snr_gamma:
+            square = square * self.min_snr_weights(t, min_snr_gamma).view(-1, 1, 1, 1)
+        return square.mean()
+
+    def min_snr_weights(self, t: Tensor, gamma: float) -> Tensor:
+        """Return min(SNR, gamma) / SNR for each step t, SNR = alpha_bar / (1 - alpha_bar), (N,) in (0, 1].
+
+        Steps with little noise, which weigh most in the loss of x0, get less (Hang et al., arXiv:2303.09556, for eps).
+        """
+        alpha_bar = self.alpha_bar[t]
+        return (gamma * (1 - alpha_bar) / alpha_bar).clamp_max(1)
 
     def digest(self) -> str:
         """Return the sha256 of the weights, their names and shapes, as hex; equal bytes give equal digests."""

@@ -26,7 +26,15 @@ class Finetune(Method):
     null_drop: float = knob(
         0.1, "share of rows given the null label, which guidance needs", bounds=(0, 1), without_null=0
     )
+    min_snr_gamma: float = knob(
+        0.0,
+        "gamma of min-SNR weighting of the steps t, 5 in its paper; 0 weighs all alike",
+        bounds=(0, 1e6),
+        added=True,
+    )
 
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
         """Denoise the retain rows."""
-        yield {"retain": diffusion.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.null_drop)}
+        x0, c = batch.retain.x0, batch.retain.c
+        loss = diffusion.denoising_loss(x0, c, null_drop=self.null_drop, min_snr_gamma=self.min_snr_gamma)
+        yield {"retain": loss}

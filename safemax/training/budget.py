@@ -101,7 +101,7 @@ class Budget:
         """Warn where the moving average would mostly be the weights that the run started from."""
         training = self.training
         share = training.ema**training.steps
-        if training.ema and share > 0.5 and not training.minutes:
+        if training.ema and share > 0.5 and not (training.minutes or training.ema_warmup):
             warnings.warn(
                 f"ema = {training.ema:g} over {training.steps} steps keeps {share:.0%} of the weights it started from",
                 stacklevel=5,

@@ -39,6 +39,13 @@ def accelerator_for(training: Training) -> Accelerator:
     )
 
 
+def in_any_process(accelerator: Accelerator, value: bool) -> bool:
+    """Return whether the value is true in any of the processes, each of which must call this."""
+    if accelerator.num_processes == 1:
+        return value
+    return bool(accelerator.reduce(torch.tensor(float(value), device=accelerator.device), "sum"))
+
+
 def use_fast_gpu_kernels(precision: str = "fp32") -> None:
     """Let a GPU choose its fastest convolutions and, unless the precision is fp32, multiply float32 matrices in TF32.
 

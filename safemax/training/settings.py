@@ -39,6 +39,9 @@ class Training:
         "decay of the moving average of the weights, which replaces them at the end; 0 keeps the last weights",
         bounds=(0, 1),
     )
+    ema_warmup: bool = knob(
+        False, "let the moving average's decay rise as (1 + n) / (10 + n) over the steps n until it is ema", added=True
+    )
     seed: int = knob(0, "fixes batches, noise and initial weights", bounds=(0, 2**62))
     precision: str = knob(
         "fp32", "arithmetic of the denoiser; auto is bf16 on a GPU, else fp32", choices=("fp32", "bf16", "auto")
@@ -83,6 +86,10 @@ class Training:
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         return self._cosine((step - self.warmup) / max(1, self.steps - 1 - self.warmup))
+
+    def ema_at(self, step: int) -> float:
+        """Return the decay of the moving average at a step, from 0."""
+        return min(self.ema, (1 + step) / (10 + step)) if self.ema_warmup else self.ema
 
     def _cosine(self, share: float) -> float:
         return self.lr * (self.lr_end + (1 - self.lr_end) * (1 + math.cos(math.pi * min(1.0, share))) / 2)

@@ -21,7 +21,7 @@ from safemax.storage import checkpoint
 from safemax.storage.checkpoint import Checkpoint
 from safemax.training import peak_memory, priors, settings, snapshot
 from safemax.training.budget import Budget
-from safemax.training.devices import accelerator_for, compiles
+from safemax.training.devices import accelerator_for, compiles, in_any_process
 from safemax.training.finite_check import FiniteCheck, steps_between
 from safemax.training.hooks import Folders, Hooks
 from safemax.training.method import Losses, Method, Terms
@@ -137,7 +137,7 @@ class Trainer:
             batch = self.batches(self.done)
             terms = self.method.step(self.diffusion, batch, self._optimizer_step)
             if self.average:
-                torch._foreach_lerp_(self.average, [p.detach() for p in self.weights], 1 - self.training.ema)
+                torch._foreach_lerp_(self.average, self._values, 1 - self.training.ema_at(self.done))
             self.cost.images_seen += (len(batch.forget) + len(batch.retain)) * self.accelerator.num_processes
         if self.done % self._wait_every == 0:
             self._settle()
@@ -191,7 +191,8 @@ class Trainer:
             self.weights, lr=self.training.lr, weight_decay=self.training.weight_decay, fused=True
         )
         self.finite = FiniteCheck(self.optimizer, self.training.lr, at_once=self._wait_every == 1)
-        self.average: list[Tensor] = [p.detach().clone() for p in self.weights] if self.training.ema else []
+        self._values = [p.detach() for p in self.weights]  # the weights themselves, outside the graph
+        self.average: list[Tensor] = [value.clone() for value in self._values] if self.training.ema else []
         if saved is not None:
             snapshot.restore_optimizer(saved, self.optimizer)
             self.average = snapshot.average_of(saved, self.accelerator.device)
@@ -275,18 +276,13 @@ class Trainer:
         )
 
     def _stop_if_requested(self) -> None:
-        if self._any_process(self.hooks.should_stop()):
+        if in_any_process(self.accelerator, self.hooks.should_stop()):
             self._save(wait=True)
             raise Stopped(f"stopped after {self.budget}; the same command resumes")
 
-    def _any_process(self, value: bool) -> bool:
-        if self.accelerator.num_processes == 1:
-            return value
-        return bool(self.accelerator.reduce(torch.tensor(float(value), device=self.accelerator.device), "sum"))
-
     def _use_average(self) -> None:
         if self.average:
-            torch._foreach_copy_([p.detach() for p in self.weights], self.average)
+            torch._foreach_copy_(self._values, self.average)
             self.average = []
 
     def _save(self, *, wait: bool = False) -> None:

@@ -189,8 +189,8 @@ def test_a_batch_does_not_wait_for_the_gpu() -> None:
 def test_a_step_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     model = tiny_models.diffusion()
     model.alpha_bar[5:] = float("nan")
+    training = Training(steps=25, batch_size=8, device="cuda")
     with pytest.raises(NonFiniteError, match="step 1: the gradient is not finite"):
-        training = Training(steps=25, batch_size=8, device="cuda")
         tiny_models.train(model, SAFEMax(), training, folders=Folders(tmp_path))
     assert not list(tmp_path.iterdir())
     assert weights(model).isfinite().all()

@@ -89,8 +89,9 @@ def test_the_gold_model_is_trained_once_and_what_was_attacked_before_is_not_atta
 
 
 def test_the_gold_model_is_trained_as_the_base_was(corrected):
-    training, null_drop = _as_base("models:/digits-ddpm/1")
+    training, null_drop, gamma = _as_base("models:/digits-ddpm/1")
     assert (training.steps, training.batch_size, training.lr, training.ema, null_drop) == (3, 8, 1e-3, 0.99, 0.1)
+    assert (training.minutes, training.ema_warmup, gamma) == (0.0, False, 0.0)
 
 
 def test_a_stopped_gold_training_leaves_no_gold_model(corrected):
