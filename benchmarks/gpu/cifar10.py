@@ -43,7 +43,7 @@ BASE: dict[str, Any] = {  # nothing of it is measured yet
     "lr_end": 0.0,
     "warmup": 200,
     "ema": 0.9995,
-    "ema_warmup": True,
+    "ema_warmup": "true",
     "min_snr_gamma": 5.0,
     "precision": "bf16",
     "compile": "auto",

@@ -158,7 +158,7 @@ def test_a_table_has_a_row_for_each_method_with_what_its_file_says_its_source_an
     about = str(__doc__).removesuffix(".")
     source = r"A \| B, [arXiv:2310.12508](https://arxiv.org/abs/2310.12508)"
     assert head == "| method | what it does | source | knobs and defaults |"
-    assert row == f"| `forget` | {about} | {source} | `null_drop=0.1` |"
+    assert row == f"| `forget` | {about} | {source} | `null_drop=0.1` `min_snr_gamma=0.0` |"
 
 
 def test_only_what_lies_between_the_markers_is_replaced() -> None:
