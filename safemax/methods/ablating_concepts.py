@@ -14,8 +14,8 @@ from safemax.data.class_names import parse_classes
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.knobs import knob
+from safemax.method_tools.target_labels import next_retained
 from safemax.training.method import Method, Terms
-from safemax.training.target_labels import next_retained
 
 
 @dataclass

@@ -13,8 +13,8 @@ from torch import Tensor
 from safemax.data.batches import Batch, Rows
 from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
+from safemax.method_tools import gradients
 from safemax.methods.random_label import imitation_loss
-from safemax.training import gradients
 from safemax.training.method import Method, OptimizerStep, Terms
 
 

@@ -14,7 +14,7 @@ from safemax.data.batches import Batch, Batches
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import predict
 from safemax.knobs import knob
-from safemax.training.frozen_teacher import Teacher
+from safemax.method_tools.frozen_teacher import Teacher
 from safemax.training.method import Method, Terms
 
 # Where the label enters: its embedding, and the layers that carry label and time embedding into the residual blocks.

@@ -14,8 +14,8 @@ from torch import Tensor
 from safemax.data.batches import Batch, Batches, Rows
 from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
+from safemax.method_tools.frozen_teacher import Teacher
 from safemax.methods.safemax import psi
-from safemax.training.frozen_teacher import Teacher
 from safemax.training.method import Method, Terms
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from safemax.data.batches import Batch, Batches
 from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
+from safemax.method_tools import gradients
+from safemax.method_tools.target_labels import next_retained
 from safemax.methods.random_label import imitation_loss
-from safemax.training import gradients
 from safemax.training.method import Method, Terms
-from safemax.training.target_labels import next_retained
 
 # Weights of the retain and forget gradients where the bargain has no solution (official code for Stable Diffusion).
 FALLBACK = (1.0, 0.5)

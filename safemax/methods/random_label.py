@@ -13,8 +13,8 @@ from torch import Tensor
 from safemax.data.batches import Batch, Batches, Rows
 from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
+from safemax.method_tools.target_labels import next_retained
 from safemax.training.method import Method, Terms
-from safemax.training.target_labels import next_retained
 
 
 def imitation_loss(

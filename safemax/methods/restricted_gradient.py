@@ -12,7 +12,7 @@ from torch import Tensor
 from safemax.data.batches import Batch, Rows
 from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
-from safemax.training import gradients
+from safemax.method_tools import gradients
 from safemax.training.method import Method, Terms
 
 

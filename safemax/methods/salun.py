@@ -14,9 +14,9 @@ from safemax.data.batches import Batch, Batches, Rows
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import predict
 from safemax.knobs import knob
+from safemax.method_tools import gradients
 from safemax.methods.gradient_ascent import ascent_loss
 from safemax.methods.random_label import anchors, draw_anchors, imitation_loss
-from safemax.training import gradients
 from safemax.training.method import Method, Terms
 
 

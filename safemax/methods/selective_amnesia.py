@@ -14,7 +14,7 @@ from safemax.data.batches import Batch, Batches, Rows, to_float, to_uint8
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.knobs import knob, knobs
-from safemax.training.fisher import diagonal
+from safemax.method_tools.fisher import diagonal
 from safemax.training.method import Method, OptimizerStep, Terms
 
 

@@ -17,8 +17,8 @@ from safemax.data.batches import Batch, Batches, Rows
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import predict
 from safemax.knobs import knob
-from safemax.training import gradients
-from safemax.training.gradients import Gradient
+from safemax.method_tools import gradients
+from safemax.method_tools.gradients import Gradient
 from safemax.training.method import Method, OptimizerStep, Terms
 
 EPSILON = 1e-15  # added to both Fisher informations, so that a weight that matters to neither set may move (official)

@@ -12,8 +12,8 @@ from torch import Tensor
 from safemax.data.batches import Batch, Batches, Rows
 from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
-from safemax.training import gradients
-from safemax.training.gradients import Gradient
+from safemax.method_tools import gradients
+from safemax.method_tools.gradients import Gradient
 from safemax.training.method import Method, Terms
 
 

@@ -1,1 +1,1 @@
-"""The one training loop, the interface of a method, and the tools that methods share."""
+"""The one training loop, its settings, hooks and checkpoints, and the interface of a method."""

@@ -5,8 +5,8 @@ import torch
 
 from safemax.data.batches import Batch, Rows
 from safemax.errors import InputError
+from safemax.method_tools import gradients
 from safemax.methods.restricted_gradient import RestrictedGradient
-from safemax.training import gradients
 from tests.support import tiny_models
 
 

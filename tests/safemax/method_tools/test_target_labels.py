@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from safemax.training.target_labels import next_retained
+from safemax.method_tools.target_labels import next_retained
 
 
 def test_one_forgotten_class_goes_to_the_next_label_in_a_circle():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from safemax.training import gradients
+from safemax.method_tools import gradients
 
 A = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
 B = [torch.tensor([1.0, 2.0]), torch.tensor([[-1.0]])]

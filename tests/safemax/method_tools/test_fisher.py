@@ -7,7 +7,7 @@ import torch
 
 from safemax.data.batches import Rows
 from safemax.diffusion.model import Diffusion
-from safemax.training.fisher import diagonal, squared_sum, timestep_gradient
+from safemax.method_tools.fisher import diagonal, squared_sum, timestep_gradient
 from tests.support import tiny_models
 
 
