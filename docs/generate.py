@@ -1,4 +1,4 @@
-"""What the site takes from the code at build time: tables of methods, metrics, entry points and rooms, and the API's pages.
+"""What the site takes from the code at build time: tables (of methods, attacks, metrics, entry points, rooms) and the API's pages.
 
 A page asks for a table by a comment of its own line, `<!-- generate: methods -->`; an unknown name fails the build. Build by
 `python -m mkdocs` in the checkout, which puts the checkout first on the path.
@@ -18,6 +18,7 @@ from mkdocs.structure.pages import Page
 
 from pipelines.cli import mlproject
 from pipelines.cli.parameters import Parameter, parameters, to_text
+from safemax import attacks
 from safemax.evaluation import verdict
 from safemax.evaluation.metric_info import infos
 from safemax.methods import available
@@ -26,6 +27,10 @@ ROOT = Path(__file__).parents[1]
 
 API = "api"  # folder of the generated pages
 ASKED_FOR = re.compile(r"^<!-- generate: (\w+)(?: (\S+))? -->$", re.MULTILINE)
+FOR_RAW_READERS = (
+    "*This is the raw file: `make docs` builds the page (build/site), with the code's tables in place of each `generate` "
+    "comment.*\n\n"
+)
 OUTSIDE = re.compile(r"(!?)\[([^\]]*)\]\(\.\./([^)]+)\)")  # a link to a file of the repository that is not in docs/
 
 
@@ -40,6 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fill in what a page asks for, and point at the repository's own files by name."""
+    markdown = markdown.replace(FOR_RAW_READERS, "")
     markdown = ASKED_FOR.sub(lambda found: _GENERATORS[found[1]](found[2] or ""), markdown)
     return OUTSIDE.sub(
         lambda found: found[0].replace("(../", "(") if found[1] else f"{found[2]} (`{found[3]}`)", markdown
@@ -49,6 +55,20 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def methods(_: str = "") -> str:
     """Return the table of methods."""
     return mlproject.method_table(available())
+
+
+def attack_table(_: str = "") -> str:
+    """Return the table of attacks."""
+    rows = [
+        (
+            f"`{name}`",
+            _about(attack),
+            mlproject.linked(attack.source),
+            " ".join(f"`{each.name}={to_text(each.default)}`" for each in parameters(attack)) or "none",
+        )
+        for name, attack in attacks.available().items()
+    ]
+    return _table(("attack", "what it does", "source", "knobs and defaults"), rows)
 
 
 def metrics(group: str) -> str:
@@ -114,6 +134,7 @@ def changelog(_: str = "") -> str:
 
 _GENERATORS: dict[str, Callable[[str], str]] = {
     "methods": methods,
+    "attacks": attack_table,
     "metrics": metrics,
     "entry_points": entry_points,
     "rooms": rooms,
@@ -176,6 +197,10 @@ def _pictures() -> Iterator[str]:
     """Yield the pictures that pages show and that lie outside docs/."""
     pages = "".join(each.read_text(encoding="utf-8") for each in sorted((ROOT / "docs").glob("*.md")))
     yield from dict.fromkeys(path for image, _, path in OUTSIDE.findall(pages) if image)
+
+
+def _about(attack: type[attacks.Attack]) -> str:
+    return (import_module(attack.__module__).__doc__ or "").split("\n")[0].rstrip(".")
 
 
 def _first_line(path: Path) -> str:

@@ -18,11 +18,10 @@ from pipelines.examination.attack_report import publish
 from pipelines.examination.attack_suite import AttackSuite, Clock, Models
 from pipelines.examination.subject import Subject
 from safemax import attacks
-from safemax.attacks.guided import Guided
-from safemax.attacks.invert import Invert
-from safemax.attacks.relearn import Relearn
 from safemax.judges.load import JudgeConfig
-from safemax.knobs import check, knob
+from safemax.knobs import check, knob, knobs
+
+FIRST = ("relearn", "invert", "guided")  # of the attacks with knobs, in the help
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,18 @@ class AttackOptions:
         return [name.strip() for name in self.attacks.split(",")]
 
 
+def with_knobs() -> dict[str, type]:
+    """Return every attack that has knobs of its own, by name: those of FIRST, then the others by the alphabet."""
+    own = {name: attack for name, attack in attacks.available().items() if knobs(attack)}
+    return {name: own[name] for name in dict.fromkeys((*FIRST, *own))}
+
+
 PARAMETERS: dict[str, type] = {
     "model": AttackOptions,
     "gold": GoldOptions,
     "data": DataOptions,
     "judging": JudgeConfig,
-    "relearn": Relearn,
-    "invert": Invert,
-    "guided": Guided,
+    **with_knobs(),
 }
 
 

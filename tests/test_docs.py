@@ -19,7 +19,10 @@ import yaml
 import safemax.attacks
 import safemax.methods
 import safemax.metrics
+from docs.generate import ASKED_FOR, FOR_RAW_READERS
+from pipelines.attack import with_knobs
 from pipelines.cli import mlproject
+from pipelines.cli.parser import parse
 from safemax.evaluation.metric_info import infos
 from safemax.training.method import Method
 from tests.safemax.attacks import test_contract as attack_contract
@@ -49,6 +52,7 @@ def test_the_site_has_every_entry_point_metric_method_and_public_name(site: Path
         assert f'id="{entry.name}"' in page["entry-points"]
     assert all(f"<code>{name}</code>" in page["metrics"] for name in infos())
     assert all(f"<code>{name}</code>" in page["methods"] for name in safemax.methods.available())
+    assert all(f"<code>{name}</code>" in page["promote"] for name in safemax.attacks.available())
     from safemax import api
 
     functions = [
@@ -56,7 +60,13 @@ def test_the_site_has_every_entry_point_metric_method_and_public_name(site: Path
     ]
     assert len(functions) == 7
     assert all(f'id="safemax.api.{name}"' in page["library"] for name in functions)
-    assert "<!-- generate" not in "".join(page.values())
+    assert not set(re.findall(r"<!-- generate.*?-->|This is the raw file", "".join(page.values())))
+
+
+def test_a_raw_page_that_lacks_generated_tables_says_so() -> None:
+    for page in DOCS.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert (FOR_RAW_READERS in text) == bool(ASKED_FOR.search(text)), page.name
 
 
 def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
@@ -141,6 +151,7 @@ def test_the_method_of_the_page_is_found_meets_the_contract_and_its_test_passes(
             method_contract.test_the_same_seed_gives_the_same_weights_and_another_does_not,
         ):
             check("zero_prediction")
+        method_contract.test_a_model_without_a_null_label_is_trained_or_refused_before_any_work("zero_prediction", "")
     finally:
         safemax.methods.available.cache_clear()
 
@@ -156,6 +167,9 @@ def test_the_attack_of_the_page_meets_the_contract_and_its_test_passes(
         attack = safemax.attacks.find("more_steps")
         attack_contract.test_it_names_its_source_and_refuses_a_knob_outside_its_bounds("more_steps", attack)
         attack_contract.test_it_leaves_model_and_base_as_they_were("more_steps", attack, null=True)
+        groups = with_knobs()
+        assert list(groups)[:3] == ["relearn", "invert", "guided"]
+        assert parse("attack", "", groups, ["--more-steps-limit=9"])["more_steps"].more_steps_limit == 9
     finally:
         safemax.attacks.available.cache_clear()
 
@@ -175,6 +189,9 @@ def test_the_metric_of_the_page_is_found_meets_the_contract_and_its_test_passes(
         (value,) = safemax.metrics.available()["contrast"].measure(given).values()
         pixels = given.forgotten.images.flatten(1).numpy()
         assert value == pytest.approx(np.ptp(pixels, axis=1).mean())
+        (tmp_path / "another").mkdir()
+        with monkeypatch.context() as patch:
+            metric_contract.test_a_new_file_is_a_metric_of_every_measurement(tmp_path / "another", patch)
     finally:
         safemax.metrics.available.cache_clear()
 

@@ -119,7 +119,8 @@ def mlproject(entry_points: tuple[Entry, ...]) -> str:
 def method_table(methods: Mapping[str, type[Method]]) -> str:
     """Return the methods as a Markdown table: name, what it does (its file's docstring), source, knobs and defaults."""
     rows = [
-        f"| `{name}` | {_about(method)} | {_source(method)} | {_knobs(method)} |" for name, method in methods.items()
+        f"| `{name}` | {_about(method)} | {_cell(linked(method.paper))} | {_knobs(method)} |"
+        for name, method in methods.items()
     ]
     return "\n".join(["| method | what it does | source | knobs and defaults |", "|---|---|---|---|", *rows])
 
@@ -202,8 +203,9 @@ def _yaml(value: Value) -> str:
     return repr(value) if isinstance(value, int) and not isinstance(value, bool) else json.dumps(to_text(value))
 
 
-def _source(method: type[Method]) -> str:
-    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", _cell(method.paper))
+def linked(source: str) -> str:
+    """Return a citation as Markdown whose arXiv numbers are links."""
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", source)
 
 
 def _about(method: type[Method]) -> str:

@@ -29,7 +29,7 @@ An attack is one file in safemax/attacks, with one dataclass in it; its name eve
                 yield Trial("seeds", i, sample(diffusion, setting.labels(), setting.sampler_for(diffusion), seed=seed))
 
 The file alone adds the attack to the command line, the reports and the tests of tests/safemax/attacks/test_contract.py.
-Names of variants and knobs begin with the name of the attack.
+Names of variants and knobs begin with the name of the attack, because all attacks share one command line.
 """
 
 from __future__ import annotations

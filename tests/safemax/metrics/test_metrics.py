@@ -68,7 +68,7 @@ def test_a_new_file_is_a_metric_of_every_measurement(tmp_path: Path, monkeypatch
     monkeypatch.delitem(sys.modules, "safemax.metrics.brightness", raising=False)
     metrics.available.cache_clear()
     try:
-        assert list(metrics.available())[-1] == "brightness"
+        assert "brightness" in metrics.available()
         black = real_data.samples(3, 0 * real_data.real(3))
         assert measure(black, real_data.judges(), real_data.reference(), (3,))["forget/brightness"] == 0
         assert metric_info.meaning("forget/brightness").text == "mean pixel"
