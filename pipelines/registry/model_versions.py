@@ -23,6 +23,7 @@ from safemax.errors import InputError, unknown
 from safemax.storage import manifest
 
 MANIFEST, WEIGHTS = "digest.manifest", "digest.weights"  # tags of a version, and WEIGHTS of a logged model of ours
+_ATTACHMENT = ("run", "path", "sha256", "manifest")  # what the tag of an attachment holds
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(/(?P<version>[0-9]{1,9})|@(?P<alias>[A-Za-z0-9_-]+))")
 
 
@@ -123,12 +124,12 @@ def attached(address: str, kind: str) -> bytes | None:
     """Return the evidence of a kind that `registration.attach` gave a version, None if there is none.
 
     Raises:
-        InputError: it was measured on other files than the version's, or is missing or changed.
+        InputError: it was measured on other files than the version's, is missing or changed, or its tag is damaged.
     """
     version = version_of(address)
     if f"evidence.{kind}" not in version.tags:
         return None
-    about = json.loads(version.tags[f"evidence.{kind}"])
+    about = _attachment(version, kind)
     if about["manifest"] != version.tags.get(MANIFEST):
         raise InputError(f"evidence {kind} of {address} was measured on other files than the version has")
     with tempfile.TemporaryDirectory() as scratch:
@@ -139,6 +140,19 @@ def attached(address: str, kind: str) -> bytes | None:
     if hashlib.sha256(content).hexdigest() != about["sha256"]:
         raise InputError(f"evidence {kind} of {address} has changed since it was recorded")
     return content
+
+
+def _attachment(version: ModelVersion, kind: str) -> dict[str, str]:
+    """Return what the tag of an attachment says: run, path, sha256 of the file, and the manifest it was measured on."""
+    try:
+        about = json.loads(version.tags[f"evidence.{kind}"])
+    except ValueError:
+        about = None
+    if not isinstance(about, dict) or any(not isinstance(about.get(key), str) for key in _ATTACHMENT):
+        raise InputError(
+            f"the tag evidence.{kind} of models:/{version.name}/{version.version} is damaged: measure it again"
+        )
+    return about
 
 
 def download(uri: str, folder: Path, digest: str | None, *, refuse_compiled: bool = False) -> Path:

@@ -10,7 +10,7 @@ from safemax.knobs import INFINITY, check, knob
 from safemax.training.method import Method
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """How the loop runs, whatever the method. The optimizer is Adam (0.9, 0.999), eps 1e-8."""
 

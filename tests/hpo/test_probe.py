@@ -12,16 +12,20 @@ from tests.support import tiny_models
 
 def test_the_probe_finds_all_knowledge_and_no_damage_in_the_base() -> None:
     diffusion, data = tiny_models.diffusion(), tiny_models.dataset()
-    tiny_models.train(diffusion, create("finetune"), Training(60, 32, forget_share=0, lr=3e-3), forget=())
+    tiny_models.train(
+        diffusion, create("finetune"), Training(steps=60, batch_size=32, forget_share=0, lr=3e-3), forget=()
+    )
     probe = Probe(diffusion, data, [0], seed=0)
     assert probe(diffusion) == (1.0, 0.0)
 
 
 def test_the_probe_sees_what_unlearning_does() -> None:
     diffusion, data = tiny_models.diffusion(), tiny_models.dataset()
-    tiny_models.train(diffusion, create("finetune"), Training(60, 32, forget_share=0, lr=3e-3), forget=())
+    tiny_models.train(
+        diffusion, create("finetune"), Training(steps=60, batch_size=32, forget_share=0, lr=3e-3), forget=()
+    )
     probe = Probe(diffusion, data, [0], seed=0)
-    tiny_models.train(diffusion, create("gradient_ascent"), Training(20, 32, forget_share=1, lr=3e-3))
+    tiny_models.train(diffusion, create("gradient_ascent"), Training(steps=20, batch_size=32, forget_share=1, lr=3e-3))
     knowledge, damage = probe(diffusion)
     assert knowledge < 0.5
     assert damage > 0.1
