@@ -64,15 +64,14 @@ def test_the_reading_order_names_metrics_that_there_are() -> None:
 def test_a_new_file_is_a_metric_of_every_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = code_digest()
     (tmp_path / "brightness.py").write_text(TOY)
-    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "safemax.metrics.brightness", raising=False)
-    metrics.available.cache_clear()
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
+        patch.delitem(sys.modules, "safemax.metrics.brightness", raising=False)
+        metrics.available.cache_clear()
         assert "brightness" in metrics.available()
         black = real_data.samples(3, 0 * real_data.real(3))
         assert measure(black, real_data.judges(), real_data.reference(), (3,))["forget/brightness"] == 0
         assert metric_info.meaning("forget/brightness").text == "mean pixel"
-    finally:
-        metrics.available.cache_clear()
-        sys.modules.pop("safemax.metrics.brightness", None)
+    metrics.available.cache_clear()  # before the digest, which asks for all metrics
+    sys.modules.pop("safemax.metrics.brightness", None)
     assert code_digest() == before
