@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,9 @@ class SearchConfig:
     evaluation: Evaluation
     judging: JudgeConfig
     space: space.Space
+    parameters: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of the command line, with their sources, for the record
 
     @cached_property
     def parent(self) -> str:

@@ -83,6 +83,8 @@ def _opened(config: SearchConfig, tags: Mapping[str, str]) -> Iterator[tracking.
     name, tags = f"search-{config.title}", {"kind": "search", **tags}
     with tracking.run(name, experiment=config.name, params=config.params(), tags=tags) as opened:
         opened.dataset(config.dataset, "training")
+        if config.parameters:
+            opened.json(config.parameters, "parameters")
         yield opened
 
 
@@ -145,9 +147,11 @@ def read_config(argv: Sequence[str]) -> SearchConfig:
     check_enough_images(dataset, forget)
     source = find_base(product, chosen["data"].data) if source == "base" else source
     source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"])
+    parameters = chosen.record()
+    parameters["storage"]["value"] = tracking.without_password(chosen["search"].storage)
     return SearchConfig(
         chosen["search"], chosen["data"], dataset, forget, source,
-        product, name, method, training, evaluation, chosen["judging"], ranges,
+        product, name, method, training, evaluation, chosen["judging"], ranges, parameters,
     )  # fmt: skip
 
 

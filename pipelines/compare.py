@@ -70,7 +70,7 @@ def compare(argv: Sequence[str]) -> None:
         check_enough_images(dataset, (label,))
     comparison = Comparison(
         options, chosen["data"], dataset, classes, source, product, compared, ablation, evaluation,
-        chosen["judging"],
+        chosen["judging"], chosen.record(),
     )  # fmt: skip
     _validate_output(options.output)
     run(comparison, stop)
@@ -97,6 +97,8 @@ def run(comparison: Comparison, stop: StopSignal) -> pd.DataFrame:
     tags = {"kind": "comparison", "comparison.methods": ",".join(each.label for each in comparison.variants)}
     with tracking.run(comparison.title, experiment=comparison.name, params=comparison.params(), tags=tags) as opened:
         opened.dataset(comparison.dataset, "training")
+        if comparison.parameters:
+            opened.json(comparison.parameters, "parameters")
         runner = ComparisonRunner(comparison, opened, stop)
         rows = runner.run_children()
         if len(rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -72,6 +72,9 @@ class Comparison:
     ablation: tuple[tuple[str, float, MethodVariant], ...]
     evaluation: Evaluation
     judging: JudgeConfig
+    parameters: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of the command line, with their sources, for the record
 
     @cached_property
     def base(self) -> str:

@@ -114,6 +114,8 @@ def train_base(
     name = f"pretrain-{dataset.name}-seed{training.seed}"
     with tracking.run(name, experiment=network.name_for(dataset), params=params, tags={"kind": "base"}) as run:
         run.dataset(dataset, "training")
+        if record:
+            run.json(record, "parameters")
         run.start_journal(folder)
         result = Trainer(
             diffusion, method, dataset.train, (), training, flip=dataset.natural,

@@ -92,6 +92,16 @@ def test_method_and_training_have_the_held_values(shared_folder: Path, mlflow_st
     assert (made.params()["method.retain_weight"], made.params()["method.lambda"]) == (0.5, 2.0)
 
 
+def test_a_search_records_where_each_parameter_came_from_and_no_password(
+    shared_folder: Path, mlflow_store: MlflowClient
+) -> None:
+    words = ["--forget=a", f"--data={shared_folder / 'data'}", f"--model={shared_folder / 'base'}"]
+    config = read_config([*words, "--storage=postgresql://me:SECRET@host/studies", "--lr=1e-4"])
+    assert config.parameters["lr"] == {"value": 1e-4, "source": "given"}
+    assert config.parameters["steps"]["source"] == "default"
+    assert "SECRET" not in str(config.parameters)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

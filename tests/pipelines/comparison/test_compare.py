@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -142,6 +143,8 @@ def test_a_table_of_many_variants_has_a_row_per_variant_and_value(first, place, 
     compare(place, f"--methods={','.join(labels)}", f"--overrides={overrides}", "--classes=a,c")
     parent = runs(mlflow_module_store, "tags.kind = 'comparison'")[-1]
     assert parent.info.run_name == "compare-tiny-5-methods"
+    record = json.loads(artifact(mlflow_module_store, parent, "parameters.json", tmp_path).read_text())
+    assert (record["classes"]["source"], record["seeds"]["source"]) == ("given", "default")
     head, _, base, *_ = (
         artifact(mlflow_module_store, parent, "comparison/table1.md", tmp_path).read_text().split("\n")[2:]
     )
