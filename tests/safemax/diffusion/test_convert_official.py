@@ -18,7 +18,7 @@ SIZE = 8
 
 
 class Official:
-    """The network of SA and SalUn as methods.md 2.1 describes it, in plain functions over a state dict of random weights."""
+    """The official network of SA and SalUn, in plain functions over a state dict of random weights."""
 
     def __init__(self, ch: int = 32, ch_mult: tuple[int, ...] = (1, 2), attends: int = 1, layers: int = 2) -> None:
         torch.manual_seed(0)
@@ -188,7 +188,7 @@ def test_a_converted_model_is_saved_and_loaded_like_any_other(tmp_path):
 
 
 def test_the_official_size_gives_the_published_number_of_weights(tmp_path):
-    # methods.md 2.3: 39,166,467 with ten classes and the null label
+    # 39,166,467 with ten classes and the null label
     official = Official(128, (1, 2, 2, 2))
     official.w["classes_emb.weight"] = torch.zeros(10, 128)
     model = from_official(written(tmp_path, official.w), tuple("0123456789"))

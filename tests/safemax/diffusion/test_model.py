@@ -30,7 +30,7 @@ def test_the_digest_changes_with_one_weight():
 
 
 def test_the_paper_network_has_the_published_size():
-    # methods.md 2.3: 35,751,939 parameters with ten classes and the null label
+    # 35,751,939 parameters with ten classes and the null label
     model = Diffusion.create("ddpm", (3, 32, 32), tuple("0123456789"))
     assert sum(p.numel() for p in model.parameters()) == 35_751_939
 

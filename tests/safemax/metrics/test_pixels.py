@@ -24,7 +24,7 @@ def noise(law: str) -> Tensor:
 
 # Clamped N(0, 1): variance 2 Phi(1) - 1 - 2 phi(1) + P(|x| > 1) = 0.6827 - 0.4839 + 0.3173 = 0.5161; 8 bits call |x| > 1 - 1/255
 # saturated: 31.9 %. Uniform: variance 1/3, and 2 of 510 half-steps are saturated: 0.39 %. Binary: one bit a value. The entropy
-# of clamped N(0, 1) is 6.65 bits (methods.md, 4.5); zlib comes within a tenth of the entropy of uniform and binary noise.
+# of clamped N(0, 1) is 6.65 bits; zlib comes within a tenth of the entropy of uniform and binary noise.
 @pytest.mark.parametrize(
     ("law", "std", "saturated", "entropy"),
     [
