@@ -83,8 +83,7 @@ def _opened(config: SearchConfig, tags: Mapping[str, str]) -> Iterator[tracking.
     name, tags = f"search-{config.title}", {"kind": "search", **tags}
     with tracking.run(name, experiment=config.name, params=config.params(), tags=tags) as opened:
         opened.dataset(config.dataset, "training")
-        if config.parameters:
-            opened.json(config.parameters, "parameters")
+        opened.parameters(config.parameters)
         yield opened
 
 

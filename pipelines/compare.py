@@ -97,8 +97,7 @@ def run(comparison: Comparison, stop: StopSignal) -> pd.DataFrame:
     tags = {"kind": "comparison", "comparison.methods": ",".join(each.label for each in comparison.variants)}
     with tracking.run(comparison.title, experiment=comparison.name, params=comparison.params(), tags=tags) as opened:
         opened.dataset(comparison.dataset, "training")
-        if comparison.parameters:
-            opened.json(comparison.parameters, "parameters")
+        opened.parameters(comparison.parameters)
         runner = ComparisonRunner(comparison, opened, stop)
         rows = runner.run_children()
         if len(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ from safemax.knobs import check, knob, without_added
 from safemax.methods.finetune import Finetune
 from safemax.reports.images_and_tables import grid
 from safemax.storage import cache, checkpoint
-from safemax.training.hooks import Folders, Hooks
+from safemax.training.hooks import Folders, Hooks, Log
+from safemax.training.result import FitResult
 from safemax.training.settings import Training
 from safemax.training.trainer import Trainer
 
@@ -91,36 +93,28 @@ def train_base(
     """
     diffusion = network.create(dataset, training.seed)
     registration.refuse_other_shape(network.name_for(dataset), diffusion)
-    facts = {
-        "data": dataset.digest,
-        "start": diffusion.digest(),
-        "network": {key: value for key, value in without_added(asdict(network), network).items() if key != "name"},
-        "training": without_added(asdict(training), training),
-        **dataset.flip_facts,
-    }
-    folder = cache.folder("checkpoints") / cache.key(facts)
+    folder = _checkpoints(dataset, network, training, diffusion)
     params: dict[str, object] = {f"train.{key}": value for key, value in asdict(training).items()}
     params |= {"data.name": dataset.name, **dataset.params, "model.null_drop": network.null_drop}
     params |= {"model.min_snr_gamma": network.min_snr_gamma}
     method = Finetune(null_drop=network.null_drop, min_snr_gamma=network.min_snr_gamma)
+
+    def fit(log: Log | None = None, origin: str = "") -> FitResult:
+        hooks, folders = Hooks(log=log, should_stop=stop), Folders(folder, origin=origin)
+        split, flip = dataset.train, dataset.natural
+        return Trainer(diffusion, method, split, (), training, flip=flip, hooks=hooks, folders=folders).fit()
+
     if is_follower_rank():
-        Trainer(
-            diffusion, method, dataset.train, (), training,
-            flip=dataset.natural, hooks=Hooks(should_stop=stop), folders=Folders(folder),
-        ).fit()  # fmt: skip
+        fit()
         return ""
     print(_cost(diffusion, training))
     orphans.remove_orphans(network.name_for(dataset))
     name = f"pretrain-{dataset.name}-seed{training.seed}"
     with tracking.run(name, experiment=network.name_for(dataset), params=params, tags={"kind": "base"}) as run:
         run.dataset(dataset, "training")
-        if record:
-            run.json(record, "parameters")
+        run.parameters(record or {})
         run.start_journal(folder)
-        result = Trainer(
-            diffusion, method, dataset.train, (), training, flip=dataset.natural,
-            hooks=Hooks(log=run.log, should_stop=stop), folders=Folders(folder, origin=run.id),
-        ).fit()  # fmt: skip
+        result = fit(run.log, run.id)
         if result.resumed_from:
             run.tag("resumed_from", result.resumed_from)
         run.log(result.cost.metrics())
@@ -133,6 +127,18 @@ def train_base(
         run.delete_journal()
     checkpoint.clear(folder)
     return f"models:/{network.name_for(dataset)}/{version}"
+
+
+def _checkpoints(dataset: Dataset, network: NetworkOptions, training: Training, start: Diffusion) -> Path:
+    """Return where this training keeps its checkpoints: the same command finds them again."""
+    facts = {
+        "data": dataset.digest,
+        "start": start.digest(),
+        "network": {key: value for key, value in without_added(asdict(network), network).items() if key != "name"},
+        "training": without_added(asdict(training), training),
+        **dataset.flip_facts,
+    }
+    return cache.folder("checkpoints") / cache.key(facts)
 
 
 def _cost(diffusion: Diffusion, training: Training) -> str:

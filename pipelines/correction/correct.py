@@ -37,8 +37,7 @@ def correct(correction: Correction, stop: StopSignal, make_base: Callable[[], st
     }
     with tracking.run(correction.run_name, experiment=correction.name, params=correction.params(), tags=tags) as run:
         run.dataset(correction.dataset, "training")
-        if correction.parameters:
-            run.json(correction.parameters, "parameters")
+        run.parameters(correction.parameters)
         parent = model_versions.resolve_alias(make_base() if make_base else correction.source)
         diffusion = Diffusion.load(model_versions.resolve(parent))
         under_way = CorrectionRun(correction, run, diffusion, parent)

@@ -190,6 +190,11 @@ class Run:
         """Log a JSON value as NAME.json."""
         self._client.log_dict(self.id, content, f"{name}.json")
 
+    def parameters(self, record: Mapping[str, Any]) -> None:
+        """Log a command line's parameters with their sources as parameters.json; nothing for a caller that has none."""
+        if record:
+            self.json(record, "parameters")
+
     def table(self, rows: pd.DataFrame, name: str) -> None:
         """Log a table as NAME.json, which the UI renders as one."""
         self._client.log_table(self.id, rows, f"{name}.json")
