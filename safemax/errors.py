@@ -14,6 +14,10 @@ class NonFiniteError(ArithmeticError):
     """A loss or gradient was not finite; the weights are those after the last good step."""
 
 
+class LostProcessError(RuntimeError):
+    """One of several processes that train a model together ended, or trains another model; the same command resumes."""
+
+
 class Stopped(Exception):
     """The run was asked to stop (SIGTERM); it wrote a checkpoint, so the same command resumes it."""
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pipelines.cli.parameters import Parameter, UsageError, Value, excerpt, parameters, to_text
 from pipelines.engine import signals
-from safemax.errors import InputError, NonFiniteError, Stopped, chain, unknown
+from safemax.errors import InputError, LostProcessError, NonFiniteError, Stopped, chain, unknown
 
 Chosen = TypeVar("Chosen")
 NOT_GIVEN = "auto"
@@ -135,7 +135,7 @@ def _status(entry: Callable[[Sequence[str]], object], argv: Sequence[str]) -> in
         return _say(
             "interrupted: the same command resumes from the last checkpoint", signals.status_after(signal.SIGINT)
         )
-    except NonFiniteError as error:
+    except (LostProcessError, NonFiniteError) as error:
         return _say(f"error: {error}", 1)
     except Exception as error:
         reason = _outside(error)

@@ -34,8 +34,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
     The new file and its name are on disk before older files are deleted, so a kill or a power cut at any moment leaves
     at least one whole checkpoint. A full disk raises OSError and leaves the older ones.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    payload = save(tensors, metadata={"about": json.dumps(checkpoint.about)})
+    payload = _payload(checkpoint)
     path = folder / f"step-{checkpoint.step:08d}-{hashlib.sha256(payload).hexdigest()}.safetensors"
     atomic.write_bytes(path, payload)
     for old in _files(folder)[KEEP:]:
@@ -53,6 +52,17 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def pack(checkpoint: Checkpoint) -> bytes:
+    """Return a checkpoint as bytes, to send to another process: the step in 8 bytes, then safetensors."""
+    return checkpoint.step.to_bytes(8, "little") + _payload(checkpoint)
+
+
+def unpack(packed: bytes) -> Checkpoint:
+    """Return the checkpoint that `pack` made bytes of."""
+    payload = packed[8:]
+    return Checkpoint(int.from_bytes(packed[:8], "little"), load(payload), _about(payload))
+
+
 def clear(folder: Path) -> None:
     """Delete all checkpoints of a folder, and the folder if nothing else is in it.
 
@@ -62,6 +72,11 @@ def clear(folder: Path) -> None:
         path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def _payload(checkpoint: Checkpoint) -> bytes:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    return save(tensors, metadata={"about": json.dumps(checkpoint.about)})
 
 
 def _files(folder: Path) -> list[Path]:

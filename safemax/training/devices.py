@@ -12,7 +12,7 @@ from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin
 from safemax.errors import InputError
 from safemax.training.settings import Training
 
-# Other processes wait while one trains judges or prepares a prior; torch's own limit is ten minutes.
+# Other processes wait while one trains judges; torch's own limit is ten minutes, and a step has its own (processes.py).
 _TIMEOUT = timedelta(days=1)
 # A run this long wins back the minute or two that compiling takes: estimates, not measured.
 _LONG_STEPS, _LONG_MINUTES = 5000, 5.0
@@ -37,13 +37,6 @@ def accelerator_for(training: Training) -> Accelerator:
         dynamo_plugin=_compiler(training),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
     )
-
-
-def in_any_process(accelerator: Accelerator, value: bool) -> bool:
-    """Return whether the value is true in any of the processes, each of which must call this."""
-    if accelerator.num_processes == 1:
-        return value
-    return bool(accelerator.reduce(torch.tensor(float(value), device=accelerator.device), "sum"))
 
 
 def use_fast_gpu_kernels(precision: str = "fp32") -> None:

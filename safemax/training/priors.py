@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 
-import torch
-
+from safemax.data.batches import Batches, reseed
 from safemax.data.dataset import Split
 from safemax.diffusion.model import Diffusion
 from safemax.storage import cache, checkpoint, source_digest
 from safemax.storage.checkpoint import Checkpoint
+from safemax.training import snapshot
 from safemax.training.method import Method
+from safemax.training.processes import Processes
 from safemax.training.settings import Training
 
 
@@ -38,15 +40,40 @@ def folder_for(
     return root / cache.key(facts)
 
 
-def load(folder: Path, method: Method, device: torch.device) -> float | None:
-    """Load a prior into the method and return the minutes its preparation took; None if the folder has none."""
-    saved = checkpoint.newest(folder)
-    if saved is None:
-        return None
-    method.load_state({name: value.to(device) for name, value in saved.tensors.items()})
-    return saved.about["setup_minutes"]
+def prepare(
+    root: Path | None,
+    diffusion: Diffusion,
+    method: Method,
+    batches: Batches,
+    split: Split,
+    training: Training,
+    processes: Processes,
+) -> float:
+    """Let a method prepare its state, or load it from the cache; return the minutes that it took, now or then.
 
+    All processes take part, since methods average gradients over them, and all end with rank 0's state and weights.
 
-def save(folder: Path, method: Method, setup_minutes: float) -> None:
-    """Save what the method prepared, with the minutes that took."""
-    checkpoint.write(folder, Checkpoint(0, method.state(), {"setup_minutes": setup_minutes}))
+    Args:
+        root: cache of priors; None keeps none. Only rank 0's counts.
+        diffusion: the model before unlearning.
+        method: to prepare.
+        batches: of this process.
+        split: all training data.
+        training: the settings.
+        processes: of the run.
+    """
+    folder = folder_for(root, diffusion, method, split, batches.forget_classes, training) if root else None
+    prior = processes.share(lambda: checkpoint.newest(folder) if folder else None)
+    if prior is not None:
+        method.load_state({name: value.to(diffusion.device) for name, value in prior.tensors.items()})
+        return prior.about["setup_minutes"]
+    started = time.perf_counter()
+    reseed(training.seed, -1, 0)
+    method.prepare(diffusion, batches)
+    minutes = (time.perf_counter() - started) / 60
+    if folder and processes.rank == 0:
+        checkpoint.write(folder, Checkpoint(0, method.state(), {"setup_minutes": minutes}))
+    start = processes.share(lambda: snapshot.take_start(diffusion.denoiser, method))
+    if start and processes.rank > 0:
+        snapshot.restore_model(start, diffusion.denoiser, method, diffusion.device)
+    return minutes

@@ -41,13 +41,17 @@ def take(
         cost: so far.
         origin: the name of the run.
     """
-    tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
+    tensors = _model_tensors(network, method)
     tensors |= {f"average.{i:05d}": value for i, value in enumerate(average)}
-    tensors |= {f"method.{name}": value for name, value in method.state().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i:05d}.{name}": value for name, value in state.items()}
     about: dict[str, Any] = {"origin": origin, "cost": asdict(cost)}
     return Checkpoint(step, tensors, about)
+
+
+def take_start(network: Module, method: Method) -> Checkpoint:
+    """Return what a run starts from once its method is prepared: weights and the method's state."""
+    return Checkpoint(0, _model_tensors(network, method), {})
 
 
 def restore_model(saved: Checkpoint, network: Module, method: Method, device: torch.device) -> None:
@@ -72,6 +76,11 @@ def restore_optimizer(saved: Checkpoint, optimizer: torch.optim.Optimizer) -> No
 def average_of(saved: Checkpoint, device: torch.device) -> list[Tensor]:
     """Return a checkpoint's moving average of each trained weight, [] without one."""
     return [value.to(device) for _, value in sorted(_under("average.", saved.tensors).items())]
+
+
+def _model_tensors(network: Module, method: Method) -> dict[str, Tensor]:
+    tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
+    return tensors | {f"method.{name}": value for name, value in method.state().items()}
 
 
 @contextmanager

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
@@ -21,15 +19,16 @@ from safemax.storage import checkpoint
 from safemax.storage.checkpoint import Checkpoint
 from safemax.training import peak_memory, priors, settings, snapshot
 from safemax.training.budget import Budget
-from safemax.training.devices import accelerator_for, compiles, in_any_process
+from safemax.training.devices import accelerator_for, compiles
 from safemax.training.finite_check import FiniteCheck, steps_between
 from safemax.training.hooks import Folders, Hooks
 from safemax.training.method import Losses, Method, Terms
+from safemax.training.processes import Processes, facts
 from safemax.training.result import Cost, FitResult
 from safemax.training.saver import Saver
 from safemax.training.settings import Training
 
-LOG_EVERY = 10  # steps
+LOG_EVERY, COMPARE_EVERY = 10, 100  # steps between reports, and between comparisons of several processes' weights
 
 
 class Trainer:
@@ -89,30 +88,43 @@ class Trainer:
         Raises:
             InputError: the machine lacks the device, or the processes cannot share the rows of a step.
             NonFiniteError: a loss or gradient was not finite; no step was taken with it.
+            LostProcessError: another process of the run ended, or holds other weights.
             Stopped: `hooks.should_stop` returned True.
         """
         self.prepare()
         try:
-            return self._run()
+            with self.processes.watched(self.done):
+                return self._run()
         finally:
             self._release()
 
     def prepare(self) -> None:
         """Load a checkpoint or let the method prepare its state, then make the optimizer."""
         self.accelerator = accelerator_for(self.training)
-        settings.validate_parts(self.training, self.accelerator.num_processes)
+        self.processes = Processes(self.accelerator)
+        settings.validate_parts(self.training, self.processes.world)
+        self.processes.validate_same(lambda: facts(self.diffusion, self.method, self.split, self.forget, self.training))
         self._wait_every = steps_between(self.accelerator.device)
         self.diffusion.to(self.accelerator.device)
         self.batches = self._make_batches()
-        saved = checkpoint.newest(self.folders.checkpoints) if self.folders.checkpoints else None
-        folder = self.folders.checkpoints if self.accelerator.is_main_process else None
+        folder = self.folders.checkpoints
+        saved = self.processes.share(lambda: checkpoint.newest(folder) if folder else None)
+        folder = folder if self.accelerator.is_main_process else None
         self.saver = Saver(folder, self.accelerator.device, self.training.checkpoint_every)
         if saved is not None:
             self.cost, self.resumed_from = Cost(**saved.about["cost"]), saved.about["origin"]
         self.budget = Budget(self.training, self.accelerator, self.cost, saved.step if saved else 0)
         self.method.run_steps = self.budget.expected_steps
         if saved is None:
-            self._prepare_method()
+            self.cost.setup_minutes = priors.prepare(
+                self.folders.priors,
+                self.diffusion,
+                self.method,
+                self.batches,
+                self.split,
+                self.training,
+                self.processes,
+            )
         else:
             snapshot.restore_model(saved, self.diffusion.denoiser, self.method, self.accelerator.device)
         self._make_optimizer(saved)
@@ -141,6 +153,7 @@ class Trainer:
             self.cost.images_seen += (len(batch.forget) + len(batch.retain)) * self.accelerator.num_processes
         if self.done % self._wait_every == 0:
             self._settle()
+            self.processes.stepped(self.done)
         return terms
 
     def _settle(self) -> None:
@@ -160,25 +173,6 @@ class Trainer:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
-
-    def _prepare_method(self) -> None:
-        folder = self._prior_folder()
-        cached_minutes = priors.load(folder, self.method, self.accelerator.device) if folder else None
-        if cached_minutes is not None:
-            self.cost.setup_minutes = cached_minutes
-            return
-        started = time.perf_counter()
-        reseed(self.training.seed, -1, 0)
-        self.method.prepare(self.diffusion, self.batches)
-        self.cost.setup_minutes = (time.perf_counter() - started) / 60
-        if folder and self.accelerator.is_main_process:
-            priors.save(folder, self.method, self.cost.setup_minutes)
-
-    def _prior_folder(self) -> Path | None:
-        if self.folders.priors is None:
-            return None
-        forget = self.batches.forget_classes
-        return priors.folder_for(self.folders.priors, self.diffusion, self.method, self.split, forget, self.training)
 
     def _make_optimizer(self, saved: Checkpoint | None) -> None:
         self.diffusion.requires_grad_(True)
@@ -208,6 +202,8 @@ class Trainer:
                 if self.done % LOG_EVERY == 0 or self.budget.is_spent:
                     self._report(terms, bar)
                 self._call_hook()
+                if self.done % COMPARE_EVERY == 0 or self.budget.is_spent:
+                    self.processes.validate_weights(self._values, self.done)
                 if self.done % self._wait_every == 0 and not self.budget.is_spent and self.saver.is_due(self.done):
                     self._save()
         self._settle()
@@ -276,7 +272,9 @@ class Trainer:
         )
 
     def _stop_if_requested(self) -> None:
-        if in_any_process(self.accelerator, self.hooks.should_stop()):
+        if self.processes.world > 1 and self.done % self._wait_every:
+            return  # to ask the others is to wait for the device
+        if self.processes.any(self.hooks.should_stop()):
             self._save(wait=True)
             raise Stopped(f"stopped after {self.budget}; the same command resumes")
 
