@@ -46,15 +46,21 @@ class EraseDiff(Method):
     same ratio, on the step's own rows. Its losses are means over pixels too. Faults of it corrected by default: its inner
     loop shares Adam with the outer steps and leaves its moments behind when the weights are restored (preset `paper`
     does so, with a constant lambda); forget rows share t with retain rows; the random label can be a forgotten one. Its
-    label drop is 0.1 on forget rows and targets and 0 on retain rows, the wrong way round for the null label; only
-    `paper` does so. Its moving average is train ema = 0.99.
+    label drop is 0.1 on forget rows and targets and 0 on retain rows, the wrong way round for the null label, and dropout
+    is on in the target; only `paper` does so. Its moving average is train ema = 0.99.
     """
 
     paper: ClassVar[str] = "Wu et al., arXiv:2401.05779; BOME: Liu et al., arXiv:2209.08709"
     per_part: ClassVar[bool] = False
     training: ClassVar[dict[str, object]] = {"steps": 288, "batch_size": 256, "lr": 1e-4}
     presets: ClassVar[dict[str, dict[str, object]]] = {
-        "paper": {"weighting": "constant", "one_adam": True, "forget_null_drop": 0.1, "retain_null_drop": 0.0}
+        "paper": {
+            "weighting": "constant",
+            "one_adam": True,
+            "target_dropout": True,
+            "forget_null_drop": 0.1,
+            "retain_null_drop": 0.0,
+        }
     }
 
     lmbda: float = knob(
@@ -72,6 +78,7 @@ class EraseDiff(Method):
     one_adam: bool = knob(
         False, "take inner steps with the outer steps' Adam, whose moments then remember them (official: true)"
     )
+    target_dropout: bool = knob(False, "keep dropout active in the forget target (official: true)", added=True)
     forget_null_drop: float = knob(
         0.0, "share of forget rows and targets given the null label (official: 0.1)", bounds=(0, 1), without_null=0
     )
@@ -140,4 +147,6 @@ class EraseDiff(Method):
 
     def _imitation(self, diffusion: Diffusion, rows: Rows, retained: Tensor) -> Tensor:
         anchor = retained[torch.randint(len(retained), (1,), device=retained.device)].expand(len(rows))
-        return imitation_loss(diffusion, rows, anchor, null_drop=self.forget_null_drop)
+        return imitation_loss(
+            diffusion, rows, anchor, null_drop=self.forget_null_drop, target_dropout=self.target_dropout
+        )

@@ -13,6 +13,7 @@ from safemax.data.batches import Batch, Batches
 from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
 from safemax.method_tools import gradients
+from safemax.method_tools.sparsity import fading_l1
 from safemax.method_tools.target_labels import next_retained
 from safemax.methods.random_label import imitation_loss
 from safemax.training.method import Method, Terms
@@ -50,22 +51,32 @@ class MUNBa(Method):
     and the solution does not depend on their scales. The official expression for a_f loses precision for nearly
     orthogonal gradients and adds 1e-8 to products of six gradient norms; the closed form used here does neither. It
     needs two backward passes a step instead of three, and stores two gradients. The official lr of 1e-5 fine-tunes
-    Stable Diffusion; the default here is the lr of the DDPM family (SA, SalUn).
+    Stable Diffusion; the default here is the lr of the DDPM family (SA, SalUn). The official command for a class adds an L1
+    norm of the trained weights, of weight 1e-4 and falling (preset `paper`; there on cross-attention only).
     """
 
     paper: ClassVar[str] = "Wu and Harandi, arXiv:2411.15537"
     per_part: ClassVar[bool] = False
     training: ClassVar[dict[str, object]] = {"steps": 1000, "batch_size": 256, "lr": 1e-4}
+    presets: ClassVar[dict[str, dict[str, object]]] = {"paper": {"l1": 1e-4, "lr": 1e-5}}
 
+    l1: float = knob(
+        0.0,
+        "first weight of an L1 norm of the weights, falling to 0 (official for a class: 1e-4)",
+        bounds=(0, 1e3),
+        added=True,
+    )
     forget_null_drop: float = knob(
         0.0, "share of forget rows and targets given the null label", bounds=(0, 1), without_null=0
     )
     retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1), without_null=0)
 
     _anchor: Tensor = field(init=False, repr=False, compare=False)
+    _done: int = field(init=False, repr=False, compare=False, default=0)
 
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Map each label to the next retained one."""
+        self._done = 0
         anchor = next_retained(diffusion.num_classes, batches.retain_classes)
         self._anchor = anchor.to(diffusion.device)
 
@@ -81,10 +92,14 @@ class MUNBa(Method):
         terms, (retain, forget) = gradients.separate(groups, weights, accumulate)
         share = nash(*(gradients.dot(a, b) for a, b in ((retain, retain), (retain, forget), (forget, forget))))
         gradients.add(weights, gradients.combine(retain, forget, *share))
-        return terms
+        if self.l1:
+            terms["l1"] = fading_l1(weights, self.l1, self._done, self.run_steps)
+            gradients.add(weights, list(torch.autograd.grad(terms["l1"], weights)))
+        self._done += 1
+        return {name: value.detach() for name, value in terms.items()}
 
     def state(self) -> dict[str, Tensor]:
-        return {"anchor": self._anchor}
+        return {"anchor": self._anchor, "done": torch.tensor(self._done)}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self._anchor = state["anchor"]
+        self._anchor, self._done = state["anchor"], int(state.get("done", 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,11 +39,15 @@ class SAFEMax(Method):
     over the 3 * 32 * 32 values of an image, so it is 1e-3 * 3072 = 3.072 for our mean; Adam 1e-4, clip 1, 1,000 steps. The
     published memory and time fit one pass over 128 rows, so half of the 128 are forget rows. Labels of forget rows are not
     dropped by default: SalUn's 0.1 would train the null label towards noise, and guidance would then over-denoise the
-    retained classes.
+    retained classes. Preset `literal` takes SalUn's settings to the letter: 128 + 128 rows, labels of forget rows dropped,
+    and a weight of 1e-3 on the sum over pixels, whatever the size of an image.
     """
 
     paper: ClassVar[str] = "Spartalis et al., Unleashing Uncertainty, ICML 2025 Workshop on MU for Generative AI"
     training: ClassVar[dict[str, object]] = {"steps": 1000, "batch_size": 128, "lr": 1e-4}
+    presets: ClassVar[dict[str, dict[str, object]]] = {
+        "literal": {"batch_size": 256, "retain_weight": 1e-3, "pixel_sum": True, "forget_null_drop": 0.1}
+    }
 
     lmbda: float = knob(
         1.0, "decay of psi(t) = exp(-lambda t/T); 0 weighs all t alike (paper: 1)", bounds=(0, 100), search=(0, 5)
@@ -58,6 +63,11 @@ class SAFEMax(Method):
         bounds=(0, 1e6),
         search=(0.3, 30),
         log=True,
+    )
+    pixel_sum: bool = knob(
+        False,
+        "retain_weight multiplies the loss summed over an image's values, not its mean (official: true)",
+        added=True,
     )
     forget_null_drop: float = knob(
         0.0, "share of forget rows given the null label (SalUn: 0.1)", bounds=(0, 1), without_null=0
@@ -79,9 +89,10 @@ class SAFEMax(Method):
         target = torch.cat([self._forget_target(diffusion, eps[: len(forget)], t_forget), eps[len(forget) :]])
         error = (diffusion(diffusion.diffuse(x0, t, eps), t, torch.cat(c)) - target).square().mean((1, 2, 3))
         weight = psi(t_forget, diffusion.T, self.lmbda) / self._psi_scale(diffusion)
+        scale = math.prod(diffusion.image_shape) if self.pixel_sum else 1
         yield {
             "forget": (weight * error[: len(forget)]).mean(),
-            "retain": self.retain_weight * error[len(forget) :].mean(),
+            "retain": self.retain_weight * scale * error[len(forget) :].mean(),
         }
 
     def _forget_target(self, diffusion: Diffusion, eps: Tensor, t: Tensor) -> Tensor:

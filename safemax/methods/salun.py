@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -39,7 +40,8 @@ class SalUn(Method):
     keep their exact bits; weight decay would move them, so the trainer rejects it.
 
     Units: the official forget loss is a mean over pixels, its retain loss a sum over an image's 3 * 32 * 32 values,
-    so the official alpha of 1e-3 is 1e-3 * 3072 = 3.072 here. Its gradient ascent sums over pixels in both terms: alpha
+    so the official alpha of 1e-3 is 1e-3 * 3072 = 3.072 here; under `pixel_sum` (preset `paper`) alpha multiplies that sum
+    and is 1e-3 at every size. Its gradient ascent sums over pixels in both terms: alpha
     stays 1e-3 there (preset `paper_gradient_ascent`; the common factor of 3072 matters to the clip alone).
 
     The presets follow the official code in three points: it drops labels on forget rows and, independently, on their
@@ -51,7 +53,13 @@ class SalUn(Method):
     paper: ClassVar[str] = "Fan et al., arXiv:2310.12508"
     training: ClassVar[dict[str, object]] = {"steps": 1000, "batch_size": 256, "lr": 1e-4}
     presets: ClassVar[dict[str, dict[str, object]]] = {
-        "paper": {"mask_guidance_scale": 3.0, "forget_null_drop": 0.1, "target_dropout": True},
+        "paper": {
+            "alpha": 1e-3,
+            "pixel_sum": True,
+            "mask_guidance_scale": 3.0,
+            "forget_null_drop": 0.1,
+            "target_dropout": True,
+        },
         "paper_gradient_ascent": {
             "variant": "gradient_ascent",
             "alpha": 1e-3,
@@ -68,6 +76,9 @@ class SalUn(Method):
         bounds=(0, 1e6),
         search=(0.3, 30),
         log=True,
+    )
+    pixel_sum: bool = knob(
+        False, "alpha multiplies the loss summed over an image's values, not its mean (official: true)", added=True
     )
     anchor: str = knob(
         "next",
@@ -102,7 +113,8 @@ class SalUn(Method):
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
         """Denoise the retain rows, then forget; one graph at a time."""
         retain = diffusion.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)
-        yield {"retain": self.alpha * retain}
+        scale = math.prod(diffusion.image_shape) if self.pixel_sum else 1
+        yield {"retain": self.alpha * scale * retain}
         yield {"forget": self._forget_loss(diffusion, batch.forget)}
 
     def constrain(self, diffusion: Diffusion) -> None:

@@ -42,7 +42,7 @@ class SFRon(Method):
 
     Units: both official losses are sums over the 3 * 32 * 32 values of an image, so the coefficients of 10 and 1 are
     30,720 and 3,072 for our means. With them the clip of 1 is active in nearly every step and leaves little more than the
-    gradient's direction.
+    gradient's direction. Under `pixel_sum` (preset `paper`) they multiply the sums and are 10 and 1 at every size.
 
     One Adam takes both steps, as in the official code. In a forget step its moments from earlier retain steps move masked
     weights too, although they have no gradient. Preset `paper` keeps this fault; by default those weights are restored.
@@ -52,7 +52,15 @@ class SFRon(Method):
     paper: ClassVar[str] = "Huang et al., arXiv:2409.19732"
     per_part: ClassVar[bool] = False
     training: ClassVar[dict[str, object]] = {"steps": 150, "batch_size": 256, "lr": 1e-4}
-    presets: ClassVar[dict[str, dict[str, object]]] = {"paper": {"hold": False, "forget_null_drop": 0.1}}
+    presets: ClassVar[dict[str, dict[str, object]]] = {
+        "paper": {
+            "forget_weight": 10.0,
+            "retain_weight": 1.0,
+            "pixel_sum": True,
+            "hold": False,
+            "forget_null_drop": 0.1,
+        }
+    }
 
     forget_weight: float = knob(
         30_720.0,
@@ -62,6 +70,9 @@ class SFRon(Method):
         log=True,
     )
     retain_weight: float = knob(3072.0, "coefficient of the retain loss (official: 1 x 3072)", bounds=(0, 1e9))
+    pixel_sum: bool = knob(
+        False, "the two coefficients multiply sums over an image's values, not means (official: true)", added=True
+    )
     decay_steps: int = knob(
         0,
         "steps after which the forget coefficient is 0; 0 means all steps of the run (official: all 150)",
@@ -108,7 +119,7 @@ class SFRon(Method):
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
         """Yield the loss of the retain step."""
         loss = diffusion.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)
-        yield {"retain": self.retain_weight * loss}
+        yield {"retain": self.retain_weight * self._scale(diffusion) * loss}
 
     def backward(self, groups: Iterable[Terms], diffusion: Diffusion, accumulate: Callable[[Tensor], None]) -> Terms:
         """Mask the forget gradient here, because it must be clipped after masking."""
@@ -132,6 +143,9 @@ class SFRon(Method):
         self._mask = torch.from_numpy(bits).bool().to(state["mask"].device)
         self._done = int(state["done"])
 
+    def _scale(self, diffusion: Diffusion) -> int:
+        return math.prod(diffusion.image_shape) if self.pixel_sum else 1
+
     def _masked(self, diffusion: Diffusion) -> Iterator[tuple[Parameter, Tensor]]:
         """Return each weight with the bool mask of what may move in forget steps."""
         weights = list(diffusion.parameters())
@@ -151,7 +165,8 @@ class SFRon(Method):
         )
         loss = (eps_pred - eps).square().mean((1, 2, 3))
         decay = (1 + math.cos(math.pi * min(self._done / (self.decay_steps or self.run_steps), 1))) / 2
-        yield {"forget": -self.forget_weight * decay * (adaptive_weights(loss, self.power) * loss).mean()}
+        adapted = self._scale(diffusion) * (adaptive_weights(loss, self.power) * loss).mean()
+        yield {"forget": -self.forget_weight * decay * adapted}
 
     def _fisher(self, diffusion: Diffusion, batches: Iterable[Rows]) -> Gradient:
         weights = list(diffusion.parameters())

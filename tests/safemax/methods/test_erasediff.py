@@ -137,7 +137,17 @@ def test_one_adam_lets_the_inner_loops_momentum_into_the_outer_step_as_the_offic
 def test_the_paper_preset_has_the_official_label_drop_and_weight():
     method = EraseDiff(**EraseDiff.presets["paper"])
     assert (method.lmbda, method.weighting, method.one_adam) == (0.1, "constant", True)
-    assert (method.forget_null_drop, method.retain_null_drop) == (0.1, 0.0)
+    assert (method.forget_null_drop, method.retain_null_drop, method.target_dropout) == (0.1, 0.0, True)
+
+
+@pytest.mark.parametrize("preset", [{}, EraseDiff.presets["paper"]])
+def test_the_target_keeps_its_dropout_in_the_paper_preset_only(preset):
+    diffusion, method = tiny_models.diffusion(dropout=0.5).train(), EraseDiff(**preset)
+    targets = []
+    forward = diffusion.forward
+    diffusion.forward = lambda *a: targets.append(torch.is_grad_enabled() or diffusion.training) or forward(*a)
+    list(method._forget_loss(diffusion, tiny_models.batch()))
+    assert targets == [bool(preset), True]
 
 
 def test_label_drop_without_a_null_label_is_refused_before_any_work():

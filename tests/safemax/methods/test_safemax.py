@@ -7,6 +7,7 @@ import torch
 
 from safemax.data.batches import Batch, Rows
 from safemax.errors import InputError
+from safemax.methods import create, preset_of
 from safemax.methods.safemax import SAFEMax, psi, rho
 from tests.support import tiny_models
 
@@ -99,6 +100,17 @@ def test_a_gaussian_image_is_denoised_to_its_own_noise():
     list(SAFEMax(target="gaussian_x0").losses(diffusion, Batch(rows, rows)))
     # the forget image is replaced by N(0, I), so x_t is N(0, 1) whatever t is
     assert seen[0][:500].std() == pytest.approx(1.0, abs=0.03)
+
+
+def test_the_literal_preset_means_the_same_at_every_size():
+    # SalUn's retain weight of 1e-3 on a sum over the 1 x 8 x 8 values of an image is 0.064 on our mean
+    diffusion = tiny_models.diffusion()
+    diffusion.forward = lambda x_t, t, c: torch.zeros_like(x_t)
+    rows = Rows(torch.zeros(4000, 1, 8, 8), torch.zeros(4000, dtype=torch.int64))
+    method = create("safemax", preset="literal")
+    (terms,) = method.losses(diffusion, Batch(rows, rows))
+    assert terms["retain"].item() == pytest.approx(0.064, rel=0.02)
+    assert (method.forget_null_drop, preset_of("safemax", "literal")[1]) == (0.1, {"batch_size": 256})
 
 
 @pytest.mark.parametrize(("knob", "value"), [("lmbda", -1.0), ("lmbda", math.nan), ("retain_weight", math.inf)])

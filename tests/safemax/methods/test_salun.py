@@ -88,6 +88,16 @@ def test_the_official_alpha_is_3_072_of_our_mean_on_cifar() -> None:
     assert SalUn().alpha == pytest.approx(1e-3 * 3 * 32 * 32)
 
 
+def test_the_papers_alpha_scales_with_the_size_of_an_image() -> None:
+    diffusion, batch = tiny_models.diffusion(), tiny_models.batch()
+    losses = []
+    for knobs in ({"alpha": 1e-3, "pixel_sum": True}, {"alpha": 0.064}):  # 1e-3 x 1 x 8 x 8
+        method = prepared(diffusion, **knobs)
+        torch.manual_seed(0)
+        losses.append(next(iter(method.losses(diffusion, batch)))["retain"].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_the_paper_drops_labels_of_forget_rows_and_targets_apart() -> None:
     diffusion = tiny_models.diffusion()
     method = prepared(diffusion, forget_null_drop=0.5)
