@@ -122,7 +122,7 @@ def test_the_cap_of_an_ascent_that_is_given_is_the_cap_it_runs_with() -> None:
     ("argv", "line"),
     [
         (["--preset=papr", "--method=salun"], "unknown preset of salun 'papr' .did you mean 'paper'"),
-        (["--preset=paper"], "unknown preset of safemax 'paper'; known: none$"),
+        (["--preset=paper", "--method=esd"], "unknown preset of esd 'paper'; known: none$"),
         (["--preset=paper", "--preset=none", "--method=salun"], "preset is given twice"),
         (["--method=salun", "--alpha=1", "--method=safemax"], "method is given twice"),
         (["--preset="], "preset has no value"),
