@@ -35,7 +35,7 @@ fix: $(INSTALLED) ## mend what ruff can mend
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
-project: $(INSTALLED) ## write MLproject and the README's table of methods from the knobs
+project: $(INSTALLED) ## write MLproject, the command line's index and the README's table of methods from the knobs
 	$(RUN) pipelines.cli.mlproject
 
 docs: $(INSTALLED) ## build the documentation, build/site/index.html; a warning is an error
@@ -50,9 +50,10 @@ ui: $(INSTALLED) ## serve MLflow's UI to this machine alone, on PORT=5000, and p
 # pip, not uv: pip reads pip.conf, so a machine with the CPU build of torch in a folder or index of its own gets that one.
 # Elsewhere PyPI gives the CUDA build on Linux, which runs on a CPU too. For the small one set
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu (pip), UV_TORCH_BACKEND=cpu (mlflow run --env-manager uv).
-$(INSTALLED): requirements.txt
+$(INSTALLED): requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer on PATH; give make PYTHON=/path/to/python" >&2; exit 1; }
 	@test -x .venv/bin/pip || $(PYTHON) -m venv .venv
 	@echo "Installing the pinned dependencies into .venv (about 2 GB, some minutes, once)"
 	$(RUN) pip install --disable-pip-version-check --quiet -r requirements.txt
+	$(RUN) pip install --disable-pip-version-check --quiet --no-deps --editable .
 	@touch $@

@@ -14,6 +14,11 @@ evaluates and registers. `optuna-dashboard` opens the same storage: that address
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("hpo")
+
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +38,7 @@ from hpo.trial_runs import Ending, TrialRuns, inherit
 from pipelines import tracking
 from pipelines.cli.method_options import parse_for_method
 from pipelines.cli.parameters import UsageError
-from pipelines.cli.parser import main, text_of
+from pipelines.cli.parser import text_of
 from pipelines.correction.base_model import find_base
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.source import ready
@@ -159,7 +164,3 @@ def search(argv: Sequence[str]) -> None:
     stop = stop_on_signals()
     die_with_parent()
     run(read_config(argv), stop)
-
-
-if __name__ == "__main__":
-    main(search)

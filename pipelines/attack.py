@@ -6,11 +6,16 @@ recovers from the gold model was not hidden in this one. Success is judged by cl
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("attack")
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.cli.options import DataOptions
-from pipelines.cli.parser import main, parse
+from pipelines.cli.parser import parse
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.retrained import GoldOptions
 from pipelines.engine.signals import die_with_parent, stop_on_signals
@@ -85,6 +90,7 @@ def attack(argv: Sequence[str]) -> None:
         "attack.seed": suite.seed, "attack.names": ",".join(options.names),
     }  # fmt: skip
     with subject.run("attack", f"attack-{subject.title}-seed{suite.seed}", params) as run:
+        run.parameters(chosen.record(model=subject.address))
         clock = Clock()
         models = Models.load(subject, chosen["gold"], stop, clock)
         with stop.interruptible():
@@ -94,7 +100,3 @@ def attack(argv: Sequence[str]) -> None:
                 "gold": chosen["gold"].gold if models.gold else "none", "samples": suite.samples, "seed": suite.seed,
             }  # fmt: skip
             publish(subject.address, suite, results, about, clock.seconds, run)
-
-
-if __name__ == "__main__":
-    main(attack)

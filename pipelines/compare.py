@@ -12,6 +12,11 @@ NAME@VARIANT is one more set of a method's knobs, which --overrides gives.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("compare")
+
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +25,7 @@ import pandas as pd
 
 from pipelines import tracking
 from pipelines.cli.options import DataOptions, ModelOptions
-from pipelines.cli.parser import main, parse
+from pipelines.cli.parser import parse
 from pipelines.comparison import report, variants
 from pipelines.comparison.plan import Comparison, ComparisonOptions, ablation_of
 from pipelines.comparison.runner import ComparisonRunner
@@ -108,7 +113,3 @@ def run(comparison: Comparison, stop: StopSignal) -> pd.DataFrame:
             )
         print(f"{opened.url}  (after `make ui`)")
     return rows
-
-
-if __name__ == "__main__":
-    main(compare)

@@ -12,12 +12,18 @@ network's outputs on some inputs, by comparison with those.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("convert")
+
 import hashlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +31,7 @@ from safetensors.torch import load_file
 
 from pipelines import tracking
 from pipelines.cli.options import DataOptions, product_name
-from pipelines.cli.parser import main, parse
+from pipelines.cli.parser import parse
 from pipelines.correction import recorded_data
 from pipelines.engine.signals import die_with_parent, stop_on_signals
 from pipelines.registry import registration
@@ -120,7 +126,7 @@ def denoising_loss(diffusion: Diffusion, dataset: Dataset) -> float:
         return (diffusion(diffusion.diffuse(x0, t, eps), t, c) - eps).square().mean().item()
 
 
-def convert_checkpoint(argv: Sequence[str]) -> None:
+def convert(argv: Sequence[str]) -> None:
     """Convert as the command line says."""
     arguments = parse("python -m pipelines.convert", __doc__ or "", PARAMETERS, argv)
     options: ConvertOptions = arguments["conversion"]
@@ -144,7 +150,7 @@ def convert_checkpoint(argv: Sequence[str]) -> None:
             diffusion.save(Path(options.output))
             print(f"wrote {options.output}; {summary}")
             return
-        address = _register(diffusion, dataset, options, checks, summary, recorded_data.tag_of(arguments.record()))
+        address = _register(diffusion, dataset, options, checks, summary, arguments.record())
     print(f"registered {address} with the alias base; {summary}")
 
 
@@ -168,12 +174,13 @@ def _register(
     options: ConvertOptions,
     checks: dict[str, float],
     summary: str,
-    data_tag: dict[str, str],
+    record: Mapping[str, Mapping[str, Any]],
 ) -> str:
     name = product_name(options.name, dataset.name)
     source = hashlib.sha256(Path(options.state_dict).read_bytes()).hexdigest()
     params = {"convert.state_dict": options.state_dict, "convert.sha256": source, "data.name": dataset.name}
     with tracking.run(f"convert-{dataset.name}", experiment=name, params=params, tags={"kind": "base"}) as run:
+        run.parameters(record)
         run.log(checks)
         labels = torch.arange(dataset.num_classes)
         images = sample(diffusion, labels, FAST, seed=0, progress=True)
@@ -185,12 +192,8 @@ def _register(
         run.note(note)
         evidence = {"forgotten": [], "metrics": checks, "converted_from": source, "data_digest": dataset.digest,
                     "model_digest": diffusion.digest()}  # fmt: skip
-        tags = {"kind": "base", "data.digest": dataset.digest, **data_tag}
+        tags = {"kind": "base", "data.digest": dataset.digest, **recorded_data.tag_of(record)}
         version = registration.register(
             diffusion, name, run_id=run.id, evidence=evidence, tags=tags, description=note, alias="base"
         )
     return f"models:/{name}/{version}"
-
-
-if __name__ == "__main__":
-    main(convert_checkpoint)

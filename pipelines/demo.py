@@ -8,13 +8,18 @@ The base model and the judges are trained once; later runs reuse them.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("demo")
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines import tracking
 from pipelines.cli.options import DataOptions, ForgetOptions
 from pipelines.cli.parameters import with_defaults
-from pipelines.cli.parser import main, parse
+from pipelines.cli.parser import parse
 from pipelines.correction.base_model import BaseTraining, NetworkOptions, train_base
 from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
@@ -92,7 +97,3 @@ def demo(argv: Sequence[str]) -> None:
         base.previews, arguments.record(),
     )  # fmt: skip
     correct(correction, stop, find_or_train)
-
-
-if __name__ == "__main__":
-    main(demo)

@@ -6,13 +6,18 @@ its lineage, compared with the base; evidence/report.html in the run holds all o
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("evaluate")
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.cli.options import DataOptions
 from pipelines.cli.parameters import with_defaults
-from pipelines.cli.parser import main, parse
+from pipelines.cli.parser import parse
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.retrained import GoldOptions
 from pipelines.engine.signals import die_with_parent, stop_on_signals
@@ -70,12 +75,9 @@ def evaluate(argv: Sequence[str]) -> None:
     params = {"model.beside": subject.base, "model.gold": chosen["gold"].gold, "attack.run": attack_run.id}
     params |= {f"eval.{key}": value for key, value in evaluation.describe().items()}
     with subject.run("evaluation", f"evaluate-{subject.title}", params) as run:
+        run.parameters(chosen.record(model=subject.address))
         evaluator = Evaluator.load(subject, diffusion, evaluation, chosen["judging"], chosen["gold"], stop)
         with stop.interruptible():
             started = time.perf_counter()
             before, after = evaluator.measure_base(), evaluator.measure(subject.address, diffusion)
             publish(evaluator, before, after, attack_run, (time.perf_counter() - started) / 60, run)
-
-
-if __name__ == "__main__":
-    main(evaluate)

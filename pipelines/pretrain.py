@@ -6,10 +6,15 @@ torchrun --nproc_per_node 4 -m pipelines.pretrain --data=cifar10     (several GP
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("pretrain")
+
 from collections.abc import Sequence
 
 from pipelines.cli.options import DataOptions
-from pipelines.cli.parser import main, parse
+from pipelines.cli.parser import parse
 from pipelines.correction.base_model import BaseTraining, NetworkOptions, train_base
 from pipelines.engine.signals import die_with_parent, stop_on_signals
 
@@ -25,7 +30,3 @@ def pretrain(argv: Sequence[str]) -> None:
     address = train_base(dataset, arguments["network"], arguments["training"], stop, record=arguments.record())
     if address:
         print(f"registered {address} with the alias base")
-
-
-if __name__ == "__main__":
-    main(pretrain)

@@ -7,6 +7,11 @@ and does not move the alias.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("promote")
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +20,7 @@ import torch
 
 from pipelines import tracking
 from pipelines.cli.options import AliasOptions, check_model_name
-from pipelines.cli.parser import main, parse
+from pipelines.cli.parser import parse
 from pipelines.examination.remeasurement import RemeasureOptions, differs_from_parent, remeasure
 from pipelines.registry import aliases, gates, model_versions, registration, thresholds
 from safemax.diffusion.model import Diffusion
@@ -59,6 +64,7 @@ def promote(argv: Sequence[str]) -> None:
     params |= {"promote.remeasure": chosen["remeasurement"].remeasure}
     name = f"promote-{target}-{options.alias}-{address.rpartition('/')[2]}"
     with tracking.run(name, experiment=tracking.ADMINISTRATION, params=params, tags={"kind": "promotion"}) as run:
+        run.parameters(chosen.record(version=address.rpartition("/")[2]))
         champion = f"models:/{target}/{current}" if current else None
         passed = _apply_gates(address, champion, limits, chosen["remeasurement"], run)
         if options.dry_run:
@@ -120,7 +126,3 @@ def _move(
     run.json({"model": name, "alias": options.alias, **record}, "move")
     aliases.move(name, options.alias, record)
     print(f"{options.alias} of {name}: {current or 'none'} -> {number}\n{run.url}  (after `make ui`)")
-
-
-if __name__ == "__main__":
-    main(promote)

@@ -8,6 +8,11 @@ which this process cannot know (other machines and containers: reap there too). 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("reap")
+
 import getpass
 import time
 from collections.abc import Sequence
@@ -18,7 +23,7 @@ from mlflow.entities import Run, ViewType
 
 from pipelines import ROOT, tracking
 from pipelines.cli.parameters import excerpt
-from pipelines.cli.parser import main, parse
+from pipelines.cli.parser import parse
 from pipelines.registry import model_versions, orphans
 from safemax.errors import InputError
 from safemax.knobs import check, knob
@@ -41,9 +46,11 @@ PARAMETERS: dict[str, type] = {"reap": ReapOptions}
 
 def reap(argv: Sequence[str]) -> None:
     """Clean up the store by the command line's parameters."""
-    options = parse("python -m pipelines.reap", __doc__ or "", PARAMETERS, argv)["reap"]
+    chosen = parse("python -m pipelines.reap", __doc__ or "", PARAMETERS, argv)
+    options = chosen["reap"]
     params = {"reap.unclaimed_minutes": options.unclaimed_minutes, "reap.dry_run": options.dry_run}
     with tracking.run("reap", experiment=tracking.ADMINISTRATION, params=params, tags={"kind": "reap"}) as run:
+        run.parameters(chosen.record())
         lines = _end_dead(tracking.store(), options, own=run.id)
         if not options.dry_run:
             lines += [line for name in _names(tracking.store()) for line in orphans.remove_orphans(name)]
@@ -104,7 +111,3 @@ def _names(client: MlflowClient) -> list[str]:
     models = tracking.search_all(client.search_logged_models, experiments, max_results=1000)
     logged = {each.name for each in models if model_versions.WEIGHTS in each.tags}
     return sorted(logged | {each.name for each in tracking.search_all(client.search_registered_models)})
-
-
-if __name__ == "__main__":
-    main(reap)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("rollback")
+
 from collections.abc import Sequence
 from itertools import takewhile
 
 from pipelines import tracking
 from pipelines.cli.options import AliasOptions
-from pipelines.cli.parser import main, parse
+from pipelines.cli.parser import parse
 from pipelines.registry import aliases, model_versions
 from safemax.errors import InputError, unknown
 
@@ -16,7 +21,8 @@ PARAMETERS: dict[str, type] = {"alias": AliasOptions}
 
 def rollback(argv: Sequence[str]) -> None:
     """Roll back by the command line's parameters."""
-    options = parse("python -m pipelines.rollback", __doc__ or "", PARAMETERS, argv)["alias"]
+    chosen = parse("python -m pipelines.rollback", __doc__ or "", PARAMETERS, argv)
+    options = chosen["alias"]
     current = model_versions.aliased_number(options.model, options.alias)
     options.validate(current)
     target, warning = _target(options, current)
@@ -29,6 +35,7 @@ def rollback(argv: Sequence[str]) -> None:
     }
     name = f"rollback-{options.model}-{options.alias}-{target}"
     with tracking.run(name, experiment=tracking.ADMINISTRATION, params=params, tags={"kind": "rollback"}) as run:
+        run.parameters(chosen.record())
         change = f"{options.alias} of {options.model}: {current or 'none'} -> {target}"
         print(change + warning + _regained(options.model, current, target))
         if not options.dry_run:
@@ -68,7 +75,3 @@ def _regained(name: str, current: str | None, target: str) -> str:
     )
     regained = sorted(set(now.split(",")) - {*then.split(","), ""})
     return f"\nwarning: version {target} has not forgotten {', '.join(regained)}" if regained else ""
-
-
-if __name__ == "__main__":
-    main(rollback)

@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("serve")
+
 import shlex
 import signal
 import subprocess
@@ -15,7 +20,7 @@ from pathlib import Path
 
 from mlflow.pyfunc import scoring_server
 
-from pipelines.cli.parser import main, parse
+from pipelines.cli.parser import parse
 from pipelines.engine.signals import die_with_parent
 from pipelines.registry import model_versions
 from safemax.errors import InputError
@@ -67,7 +72,3 @@ def serve(argv: Sequence[str]) -> None:
             server.terminate()
     if status:
         raise InputError(f"the server ended with status {status}; its own lines above say why")
-
-
-if __name__ == "__main__":
-    main(serve)

@@ -5,6 +5,11 @@ Without such a link, the UI opens in a mode for language models that hides train
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("ui")
+
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +19,7 @@ import mlflow
 from mlflow import MlflowClient
 
 from pipelines import tracking
-from pipelines.cli.parser import main, parse
+from pipelines.cli.parser import parse
 from safemax.errors import InputError
 from safemax.knobs import check, knob
 
@@ -50,7 +55,7 @@ def command(store: str, port: int) -> list[str]:
     return [sys.executable, "-m", *words]
 
 
-def serve(argv: Sequence[str]) -> None:
+def ui(argv: Sequence[str]) -> None:
     """Print the links and become the server."""
     options = parse("python -m pipelines.ui", __doc__ or "", PARAMETERS, argv)["server"]
     client, store = tracking.store(), mlflow.get_tracking_uri()
@@ -64,7 +69,3 @@ def serve(argv: Sequence[str]) -> None:
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     words = command(store, options.port)
     os.execv(words[0], words)
-
-
-if __name__ == "__main__":
-    main(serve)

@@ -9,19 +9,25 @@ The version carries the alias `candidate`, and its evidence: what was forgotten,
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("unlearn")
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines import tracking
 from pipelines.cli.method_options import MethodOptions, parse_for_method
 from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions
-from pipelines.cli.parser import main, text_of
+from pipelines.cli.parser import text_of
 from pipelines.correction.base_model import find_base
 from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.source import ready
 from pipelines.engine.signals import die_with_parent, stop_on_signals
+from pipelines.registry import model_versions
 from safemax.data.class_names import parse_classes
 from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
@@ -65,13 +71,10 @@ def unlearn(argv: Sequence[str]) -> None:
     tracking.setup(name)
     options = arguments["model"]
     address = find_base(name, arguments["data"].data) if options.model == "base" else options.model
+    record = arguments.record(model=model_versions.resolve_alias(address))
     source = ready(address, options.schedule, dataset, arguments["evaluation"])
     correction = Correction(
         dataset, forget, source.address, name, method_name, arguments[method_name], arguments["training"],
-        source.evaluation, arguments["judging"], arguments["method"].previews, arguments.record(),
+        source.evaluation, arguments["judging"], arguments["method"].previews, record,
     )  # fmt: skip
     correct(correction, stop)
-
-
-if __name__ == "__main__":
-    main(unlearn)

@@ -6,6 +6,11 @@ its key in a run: forget/ua_reject, retain/accuracy, cost/peak_memory_gb.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # first: help and refusals need none of the imports below
+    from pipelines.cli import console
+
+    console.run("versions")
+
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,7 +21,7 @@ import pandas as pd
 
 from pipelines import tracking
 from pipelines.cli.options import check_model_name
-from pipelines.cli.parser import main, parse
+from pipelines.cli.parser import Arguments, parse
 from pipelines.registry import aliases
 from pipelines.registry.version_filter import conditions
 from pipelines.registry.version_table import NUMBERS, TEXTS, rows, table
@@ -43,7 +48,8 @@ PARAMETERS: dict[str, type] = {"versions": ListOptions}
 
 def versions(argv: Sequence[str]) -> None:
     """List by the command line's parameters."""
-    options = parse("python -m pipelines.versions", __doc__ or "", PARAMETERS, argv)["versions"]
+    chosen = parse("python -m pipelines.versions", __doc__ or "", PARAMETERS, argv)
+    options = chosen["versions"]
     names = [each.name for each in tracking.search_all(tracking.store().search_registered_models)]
     if options.model not in names:
         raise unknown("registered model", options.model, names)
@@ -58,16 +64,18 @@ def versions(argv: Sequence[str]) -> None:
             frame, f"Versions of {options.model}" + (f" where {options.where}" if options.where else "")
         ),
     }
-    _log(options, frame, texts)
+    _log(chosen, frame, texts)
     print(texts[options.format])
     for line in _moved_by_hand(options.model):
         print(line, file=sys.stderr)
 
 
-def _log(options: ListOptions, frame: pd.DataFrame, texts: Mapping[str, str]) -> None:
+def _log(chosen: Arguments, frame: pd.DataFrame, texts: Mapping[str, str]) -> None:
+    options: ListOptions = chosen["versions"]
     params = {"versions.model": options.model, "versions.where": options.where}
     name, tags = f"versions-{options.model}", {"kind": "versions"}
     with tracking.run(name, experiment=tracking.ADMINISTRATION, params=params, tags=tags) as run:
+        run.parameters(chosen.record())
         run.table(frame.reset_index(), "versions")
         with tempfile.TemporaryDirectory() as scratch:
             for kind in ("csv", "html"):
@@ -90,7 +98,3 @@ def _warning(name: str, alias: str, number: str) -> str:
     if not moves or aliases.promotion_history(moves, number)[-1:] == [number]:
         return ""
     return f"warning: {alias} points to version {number}, which no promotion set: somebody moved it by hand"
-
-
-if __name__ == "__main__":
-    main(versions)

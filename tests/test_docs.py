@@ -22,6 +22,8 @@ import safemax.metrics
 from docs.generate import ASKED_FOR, FOR_RAW_READERS
 from pipelines.attack import with_knobs
 from pipelines.cli import mlproject
+from pipelines.cli.console import ConsoleOptions
+from pipelines.cli.parameters import parameters
 from pipelines.cli.parser import parse
 from safemax.evaluation.metric_info import infos
 from safemax.training.method import Method
@@ -102,7 +104,8 @@ def commands() -> Iterator[tuple[str, str]]:
 
 
 def test_every_command_names_an_entry_point_and_parameters_that_there_are() -> None:
-    known = {entry.name: {each.name for each in entry.parameters()} for entry in mlproject.entries()}
+    of_all = {each.name for each in parameters(ConsoleOptions)}
+    known = {entry.name: of_all | {each.name for each in entry.parameters()} for entry in mlproject.entries()}
     known["zero_prediction"] = known["safemax"]  # the example of "Add a method"
     named = list(commands())
     assert len(named) > 20

@@ -48,7 +48,7 @@ def parse_for_method(
     groups = for_method(shared, name, method)
     preset = preset_settings(name, text_of(argv, "preset") or "none")
     return name, parse(
-        prog, f"{doc.strip()}\n\n{_about(name, method)}", groups, argv, {"preset": preset, **(settings or {})}
+        prog, f"{doc.strip()}\n\n{about(name, method)}", groups, argv, {"preset": preset, **(settings or {})}
     )
 
 
@@ -64,10 +64,14 @@ def for_method(shared: Mapping[str, type], name: str, method: type[Method]) -> d
     return {**groups, name: method}
 
 
-def _about(name: str, method: type[Method]) -> str:
+def first_line(method: type[Method]) -> str:
+    """Return what a method does, in the words that begin its file."""
+    return (sys.modules[method.__module__].__doc__ or "").split("\n")[0]
+
+
+def about(name: str, method: type[Method]) -> str:
     """Return what the help says of the chosen method: what it does, its source and what its presets set."""
-    does = (sys.modules[method.__module__].__doc__ or "").split("\n")[0]
-    lines = [f"--method={name}, shown here: {does} Source: {method.paper}."]
+    lines = [f"--method={name}, shown here: {first_line(method)} Source: {method.paper}."]
     for preset in method.presets:
         settings = preset_settings(name, preset).items()
         lines.append(f"  --preset={preset} sets " + ", ".join(f"{key}={to_text(value)}" for key, value in settings))

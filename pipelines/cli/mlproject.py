@@ -1,8 +1,7 @@
-"""`python -m pipelines.cli.mlproject` writes what follows from the knobs: MLproject, and the README's table of methods."""
+"""`python -m pipelines.cli.mlproject` writes what follows from the knobs: MLproject, knobs.json, and the README's table."""
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import textwrap
@@ -11,9 +10,10 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from pipelines import ROOT
+from pipelines.cli import index, index_writer
 from pipelines.cli.method_options import for_method
 from pipelines.cli.options import DataOptions
-from pipelines.cli.parameters import Parameter, Value, parameters, to_text
+from pipelines.cli.parameters import Parameter, parameters, to_text
 from pipelines.cli.parser import NOT_GIVEN
 from pipelines.engine.signals import LAUNCHER
 from safemax.knobs import external, knobs
@@ -22,12 +22,12 @@ from safemax.training.method import Method
 from safemax.training.settings import Training
 
 TABLE_BEGIN, TABLE_END = "<!-- methods: written by make project -->", "<!-- end of methods -->"
-UNLEARN = "pipelines.unlearn"
+UNLEARN = index_writer.PROGRAMS[index_writer.UNLEARN]
 
 # Of each entry point, the parameters that people change most; every other one passes through by its name.
 DECLARED = {
     "main": ("data", "forget", "base_steps", "steps", "lambda"),
-    "pretrain": ("data", "steps", "batch_size", "lr", "precision"),
+    "pretrain": ("data", "steps", "batch_size", "lr", "architecture"),
     "evaluate": ("model", "forget", "data", "beside", "protocol"),
     "attack": ("model", "forget", "data", "attacks", "gold"),
     "compare": ("methods", "classes", "seeds", "steps", "overrides", "data", "workers"),
@@ -48,9 +48,9 @@ _HEADER = """\
 #     mlflow run . --env-manager local --experiment-name digits-ddpm -e safemax -P forget=3 -P lambda=0.5
 #
 # An entry point declares the parameters that people change most. Every other one of its command passes too: -P seed=1.
-# `python -m MODULE --help` lists them all (with --method=NAME for a method). A wrong name or value ends in one line, status 2.
-# auto: not given, so that a preset's value holds, else the method's own; for data, those that the model was made with.
-# A value that you give wins over all.
+# `safemax NAME --help` lists them all. A wrong name or value ends in one line, status 2.
+# auto: not given, so that a file's (-P config=FILE.yaml) or a preset's value holds, or the default, which begins the comment;
+# where it does not, the method has a default of its own, or, for data, the model that is corrected. A value that you give wins.
 # MLflow quotes values itself. exec and the launcher's process id let a stop of `mlflow run` reach the pipeline.
 name: safemax
 conda_env: conda.yaml
@@ -89,22 +89,19 @@ class Entry:
         return {each.name: each for each in self.parameters()}[name]
 
     def default(self, name: str) -> str:
-        """Return the default that MLproject declares, as YAML: auto for what a preset may set.
-
-        MLflow passes a declared default on as if it were given, and what is given wins over a preset.
-        """
-        if name in knobs(DataOptions) and any(each.name == "model" for each in self.parameters()):
-            return NOT_GIVEN  # what the model's base was made with
+        """Return a parameter's default for its comment; "" where the model's base or the method and its preset decide."""
+        of_base = name in knobs(DataOptions) and any(each.name == "model" for each in self.parameters())
         own = (group for group in self.groups.values() if issubclass(group, Method | Training))
-        from_preset = any(name == each.name for group in own for each in parameters(group))
-        if from_preset and any(each.name == "preset" for each in self.parameters()):
-            return NOT_GIVEN
-        return _yaml(self.find(name).default)
+        of_method = any(name == each.name for group in own for each in parameters(group))
+        if of_base or (of_method and any(each.name == "preset" for each in self.parameters())):
+            return ""
+        text = to_text(self.find(name).default)
+        return "" if text == NOT_GIVEN else text
 
 
 def entries() -> tuple[Entry, ...]:
     """Return the project's entry points: the pipelines, and the pipeline `unlearn` once for each method."""
-    modules = {name: f"pipelines.{name}" for name in DECLARED} | {"main": "pipelines.demo", "hpo": "hpo.search"}
+    modules = index_writer.PROGRAMS | {"main": index_writer.PROGRAMS["demo"]}
     pipelines = (_pipeline(name, modules[name], names) for name, names in DECLARED.items())
     return (*pipelines, *(_correction(name, method) for name, method in available().items()))
 
@@ -132,7 +129,8 @@ def with_table(readme: str, table: str) -> str:
 
 
 def main() -> None:
-    """Write MLproject and, where there is one, README.md."""
+    """Write MLproject, knobs.json and, where there is one, README.md."""
+    index.FILE.write_text(index_writer.index(), encoding="utf-8")
     (ROOT / "MLproject").write_text(mlproject(entries()), encoding="utf-8")
     readme = ROOT / "README.md"
     if readme.exists():
@@ -181,8 +179,8 @@ def _rows(entry: Entry, names: Iterable[str], indent: str) -> str:
     rows = ""
     for parameter in map(entry.find, names):
         kind, default = _TYPES.get(parameter.kind, "string"), entry.default(parameter.name)
-        row = f"{indent}{parameter.name}: {{type: {kind}, default: {default}}}"
-        rows += _commented(row, parameter.about.doc)
+        row = f"{indent}{parameter.name}: {{type: {kind}, default: {NOT_GIVEN}}}"
+        rows += _commented(row, f"{default}: {parameter.about.doc}" if default else parameter.about.doc)
     return rows
 
 
@@ -194,13 +192,6 @@ def _commented(line: str, comment: str) -> str:
     if not comment:
         return f"{line}\n"
     return f"{line}  # {textwrap.shorten(comment, _WIDTH - len(line) - 4, placeholder=' ...')}\n"
-
-
-def _yaml(value: Value) -> str:
-    """Return a default as YAML 1.1 keeps it: text in quotes (true, 1e-05 and none too), a float with its point."""
-    if isinstance(value, float):
-        return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))
-    return repr(value) if isinstance(value, int) and not isinstance(value, bool) else json.dumps(to_text(value))
 
 
 def linked(source: str) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from safemax.errors import InputError, unknown
-from safemax.knobs import Knob, external, knobs
+from safemax.knobs import INFINITY, Knob, external, knobs
 
 Value = bool | int | float | str
 
@@ -41,6 +42,27 @@ class Parameter:
     kind: type
     default: Value
     about: Knob
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> Parameter:
+        """Return the parameter that `to_json` described."""
+        low, high = facts.get("bounds", (None, None))
+        bounds = (-INFINITY if low is None else low, INFINITY if high is None else high)
+        choices = tuple(facts.get("choices", ()))
+        about = Knob(facts["doc"], bounds, choices=choices, prose=facts.get("prose", False))
+        return cls(facts["name"], facts["name"], _KINDS[facts["kind"]], facts["default"], about)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the command line needs to know, as JSON: name, kind, default, meaning and what is allowed."""
+        facts: dict[str, Any] = {"name": self.name, "kind": self.kind.__name__, "default": self.default}
+        facts["doc"] = self.about.doc
+        if any(map(math.isfinite, self.about.bounds)):
+            facts["bounds"] = [bound if math.isfinite(bound) else None for bound in self.about.bounds]
+        if self.about.choices:
+            facts["choices"] = list(self.about.choices)
+        if self.about.prose:
+            facts["prose"] = True
+        return facts
 
     @property
     def allowed(self) -> str:

@@ -7,6 +7,7 @@ messages neither name the range nor fit one line.
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import signal
 import sys
@@ -19,8 +20,10 @@ from pipelines.engine import signals
 from safemax.errors import InputError, LostProcessError, NonFiniteError, Stopped, chain, unknown
 
 Chosen = TypeVar("Chosen")
+Option = tuple[str, str | None]
+"""A parameter's name as the user gave it, with underscores, and its text, None where there is none."""
 NOT_GIVEN = "auto"
-"""The text that stands for no value: MLproject's default of a parameter that a preset may set."""
+"""The text that stands for no value, MLproject's default; not for a parameter that has it among its choices."""
 
 _READING = (
     "Each parameter is shown with its default; --name=auto leaves a parameter at its default or its preset's value."
@@ -62,10 +65,14 @@ class Arguments(dict[str, Any]):
         values = {name: value for name, (value, _) in self._set.items()}
         super().__init__({title: _filled(group, values) for title, group in groups.items()})
 
-    def record(self) -> dict[str, dict[str, Value]]:
-        """Return every parameter's value and source, as JSON: {"lr": {"value": 0.001, "source": "given"}}."""
+    def record(self, **resolved: Value) -> dict[str, dict[str, Value]]:
+        """Return every parameter's value and source, as JSON: {"lr": {"value": 0.001, "source": "given"}}.
+
+        Args:
+            resolved: values that say what the user named, such as a version's number for an alias, which may move.
+        """
         pairs = {name: self._set.get(name, (each.default, "default")) for name, each in self._known.items()}
-        return {name: {"value": value, "source": source} for name, (value, source) in pairs.items()}
+        return {name: {"value": resolved.get(name, value), "source": source} for name, (value, source) in pairs.items()}
 
 
 def parse(
@@ -90,16 +97,16 @@ def parse(
         ValueError: two groups share a parameter's name, which is a fault of the program.
     """
     known = _by_name(groups)
-    options = list(_options(argv))
-    if "help" in dict(options):
-        print(_help(prog, doc, groups))
+    given = list(options(argv))
+    if "help" in dict(given):
+        print(help_text(prog, doc, {title: parameters(group) for title, group in groups.items()}))
         raise SystemExit(0)
-    return Arguments(groups, _read(known, options), settings or {})
+    return Arguments(groups, read_all(known, given), settings or {})
 
 
 def text_of(argv: Sequence[str], name: str) -> str | None:
     """Return the text that argv gives to one parameter, read ahead of `parse`; None where it gives none."""
-    texts = [text for option, text in _options(argv) if option == name]
+    texts = [text for option, text in options(argv) if option == name]
     if len(texts) > 1:
         raise _repeated(name)
     return texts[0] if texts and texts[0] != NOT_GIVEN else None
@@ -111,6 +118,43 @@ def choose(argv: Sequence[str], name: str, known: Mapping[str, Chosen], default:
     if choice not in known:
         raise UsageError(str(unknown(name, excerpt(choice), known)))
     return known[choice]
+
+
+def options(argv: Sequence[str]) -> Iterator[Option]:
+    """Yield each option; UsageError for a word that is none."""
+    rest = list(reversed(argv))
+    while rest:
+        token = rest.pop()
+        if token == "-h":
+            token = "--help"
+        if not token.startswith("--"):
+            raise UsageError(f"{excerpt(token)} is not a parameter; write --name=value")
+        name, equals, text = token[2:].partition("=")
+        if not equals and rest and not rest[-1].startswith("--"):
+            equals, text = " ", rest.pop()
+        yield name.replace("-", "_"), text if equals else None
+
+
+def read_all(known: Mapping[str, Parameter], texts: Iterable[Option]) -> dict[str, Value]:
+    """Return the values given, by name; UsageError for the first option that is unknown, repeated or not allowed."""
+    seen: set[str] = set()
+    given: dict[str, Value] = {}
+    for name, text in texts:
+        if name not in known:
+            raise UsageError(str(unknown("parameter", excerpt(name), known)))
+        if name in seen:
+            raise _repeated(name)
+        seen.add(name)
+        if text != NOT_GIVEN or NOT_GIVEN in known[name].about.choices:
+            given[name] = known[name].read(text)
+    return given
+
+
+def help_text(usage: str, about: str, sections: Mapping[str, Iterable[Parameter]]) -> str:
+    """Return a program's help: how it is called, what it does, and its parameters by the title of their section."""
+    parts = [f"usage: {usage} [--parameter=value ...]", about.strip(), _READING]
+    parts += ["\n".join([title, *map(_help_for, section)]) for title, section in sections.items()]
+    return "\n\n".join(parts)
 
 
 def main(entry: Callable[[Sequence[str]], object]) -> NoReturn:
@@ -128,6 +172,7 @@ def _status(entry: Callable[[Sequence[str]], object], argv: Sequence[str]) -> in
     try:
         entry(argv)
     except InputError as error:
+        _name_refused_run(str(error))
         return _say(f"error: {error}", 2 if isinstance(error, UsageError) else 1)
     except Stopped:
         return _say("stopped: the same command resumes", signals.status_after(signal.SIGTERM))
@@ -137,6 +182,9 @@ def _status(entry: Callable[[Sequence[str]], object], argv: Sequence[str]) -> in
         )
     except (LostProcessError, NonFiniteError) as error:
         return _say(f"error: {error}", 1)
+    except BrokenPipeError:  # the reader of what is printed, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         reason = _outside(error)
         if reason is None:
@@ -160,6 +208,14 @@ def _outside(error: Exception) -> str | None:
     return tracking.refusal(error)
 
 
+def _name_refused_run(reason: str) -> None:
+    """Write the reason on the run that `mlflow run` opened for this process, if the process has not joined it."""
+    if "MLFLOW_RUN_ID" in os.environ and not signals.is_follower_rank():
+        from pipelines import tracking
+
+        tracking.name_refused_run(os.environ["MLFLOW_RUN_ID"], reason)
+
+
 def _say(line: str, status: int) -> int:
     print(" ".join(line.split()), file=sys.stderr, flush=True)
     return status
@@ -171,21 +227,6 @@ def _disk_full(error: BaseException | None) -> BaseException | None:
         if getattr(each, "errno", None) in _DISK_FULL or any(text in str(each) for text in _DISK_FULL_TEXTS):
             return each
     return None
-
-
-def _read(known: Mapping[str, Parameter], options: Iterable[tuple[str, str | None]]) -> dict[str, Value]:
-    """Return the values given, by name; UsageError for the first option that is unknown, repeated or not allowed."""
-    seen: set[str] = set()
-    given: dict[str, Value] = {}
-    for name, text in options:
-        if name not in known:
-            raise UsageError(str(unknown("parameter", excerpt(name), known)))
-        if name in seen:
-            raise _repeated(name)
-        seen.add(name)
-        if text != NOT_GIVEN:
-            given[name] = known[name].read(text)
-    return given
 
 
 def _repeated(name: str) -> UsageError:
@@ -201,33 +242,12 @@ def _by_name(groups: Mapping[str, type]) -> dict[str, Parameter]:
     return known
 
 
-def _options(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield each option's name, with underscores, and its text, None where there is none."""
-    rest = list(reversed(argv))
-    while rest:
-        token = rest.pop()
-        if token == "-h":
-            token = "--help"
-        if not token.startswith("--"):
-            raise UsageError(f"{excerpt(token)} is not a parameter; write --name=value")
-        name, equals, text = token[2:].partition("=")
-        if not equals and rest and not rest[-1].startswith("--"):
-            equals, text = " ", rest.pop()
-        yield name.replace("-", "_"), text if equals else None
-
-
 def _filled(group: type, given: Mapping[str, Value]) -> object:
     values = {each.field: given[each.name] for each in parameters(group) if each.name in given}
     try:
         return group(**values)
     except InputError as error:
         raise UsageError(str(error)) from error
-
-
-def _help(prog: str, doc: str, groups: Mapping[str, type]) -> str:
-    sections = [f"usage: {prog} [--parameter=value ...]", doc.strip(), _READING]
-    sections += ["\n".join([title, *map(_help_for, parameters(group))]) for title, group in groups.items()]
-    return "\n\n".join(sections)
 
 
 def _help_for(parameter: Parameter) -> str:

@@ -4,6 +4,7 @@ from pipelines.tracking.addresses import without_password
 from pipelines.tracking.liveness import PROCESS, alive, this_process
 from pipelines.tracking.mlflow_store import first_line, refusal, search_all, setup, store
 from pipelines.tracking.provenance import environment
+from pipelines.tracking.refused_run import name_refused_run
 from pipelines.tracking.runs import ADMINISTRATION, MODE, Run, run, spaced
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "alive",
     "environment",
     "first_line",
+    "name_refused_run",
     "refusal",
     "run",
     "search_all",

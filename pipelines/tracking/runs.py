@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import mlflow
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
@@ -82,7 +83,7 @@ def run(
         origin["mlflow.parentRunId"] = parent
     opened = Run(client, joined or _create(client, experiment_id), experiment_id)
     try:
-        if not (joined and _is_chosen(client.get_run(joined).info.run_name)):
+        if not (joined and is_chosen(client.get_run(joined).info.run_name)):
             client.update_run(opened.id, name=name)
         opened._describe(params, {**origin, **commit_tags(), **tags, "mlflow.note.content": description})
         yield opened
@@ -191,9 +192,14 @@ class Run:
         self._client.log_dict(self.id, content, f"{name}.json")
 
     def parameters(self, record: Mapping[str, Any]) -> None:
-        """Log a command line's parameters with their sources as parameters.json; nothing for a caller that has none."""
+        """Log a command line's parameters: with their sources as parameters.json, and as config.yaml, which repeats the run.
+
+        A caller that has none logs nothing.
+        """
         if record:
             self.json(record, "parameters")
+            values = {name: each["value"] for name, each in record.items()}
+            self._client.log_text(self.id, yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "config.yaml")
 
     def table(self, rows: pd.DataFrame, name: str) -> None:
         """Log a table as NAME.json, which the UI renders as one."""
@@ -268,7 +274,7 @@ def spaced(markdown: str) -> str:
     return re.sub(r"(?m)^\|.*[^-:|\s].*\|$", lambda row: row[0].replace(" | ", " |&emsp;"), markdown)
 
 
-def _is_chosen(name: str) -> bool:
+def is_chosen(name: str) -> bool:
     """Return whether a person gave a run its name; MLflow makes up one such as brash-fox-17 where nobody did."""
     first, _, rest = name.partition("-")
     second, _, number = rest.partition("-")

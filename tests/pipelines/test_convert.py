@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipelines.convert import convert_checkpoint
+from pipelines.convert import convert
 from pipelines.registry import model_versions
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
@@ -36,7 +36,7 @@ def folder(mlflow_store, tmp_path):
 
 
 def run_convert(folder: Path, *more: str) -> None:
-    convert_checkpoint([f"--state_dict={folder}/official.safetensors", f"--data={folder}/data", "--name=theirs", *more])
+    convert([f"--state_dict={folder}/official.safetensors", f"--data={folder}/data", "--name=theirs", *more])
 
 
 def test_a_checkpoint_becomes_the_base_with_its_check_as_evidence(folder):
@@ -97,9 +97,9 @@ def test_a_network_that_gives_no_number_is_refused(folder, tmp_path):
     first = next(iter(weights))
     save_file({**weights, first: weights[first] * torch.nan}, tmp_path / "nan.safetensors")
     with pytest.raises(InputError, match="denoising loss is nan"):
-        convert_checkpoint([f"--state_dict={tmp_path}/nan.safetensors", f"--data={folder}/data", "--name=theirs"])
+        convert([f"--state_dict={tmp_path}/nan.safetensors", f"--data={folder}/data", "--name=theirs"])
 
 
 def test_without_a_checkpoint_it_says_what_it_needs():
     with pytest.raises(InputError, match="state_dict has no value"):
-        convert_checkpoint([])
+        convert([])

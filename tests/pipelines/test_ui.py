@@ -56,7 +56,7 @@ def test_a_store_that_is_a_server_is_not_served_again(monkeypatch: pytest.Monkey
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
     with pytest.raises(InputError, match="is already a server"):
-        ui.serve([])
+        ui.ui([])
 
 
 def wait_for(address: str) -> None:
