@@ -24,6 +24,7 @@ def name_refused_run(run_id: str, reason: str) -> None:
     with contextlib.suppress(MlflowException, RequestException):
         client = mlflow_store.store()
         if not is_chosen(client.get_run(run_id).info.run_name):
-            client.update_run(run_id, name=textwrap.shorten(f"refused: {line}", _LONGEST_NAME, placeholder=" ..."))
+            brief = line.partition("; known: ")[0]
+            client.update_run(run_id, name=textwrap.shorten(f"refused: {brief}", _LONGEST_NAME, placeholder=" ..."))
         client.set_tag(run_id, "failure", line)
         client.set_tag(run_id, "mlflow.note.content", f"Refused before any work: {line}")
