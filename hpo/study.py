@@ -87,7 +87,7 @@ class TrialScheduler:
         if self.plan.objective == "joint":
             with quiet():
                 trial.report((knowledge + damage) // _MARGIN * _MARGIN, percent)
-                return trial.should_prune()
+                return bool(trial.should_prune())  # optuna's percentile pruner gives numpy's bool, which JSON refuses
         rivals = [
             each.user_attrs[f"probe_{percent}"] for each in self.completed if f"probe_{percent}" in each.user_attrs
         ]

@@ -193,6 +193,7 @@ def test_a_trial_is_pruned_only_when_three_quarters_of_five_or_more_were_better_
             scheduler.complete(trial.number, scored(trial), {})
     # 9 is worst of all, but only four came before it; of the six before 5 five, 9 apart, were better.
     assert verdicts == [False, False, False, False, False, False, True]
+    assert {type(verdict) for verdict in verdicts} == {bool}  # they go to workers as JSON
 
 
 @pytest.mark.parametrize("objective", ["two", "joint"])
