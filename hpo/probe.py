@@ -28,12 +28,12 @@ class Probe:
         generator = torch.Generator().manual_seed(derive_seed(seed, 0))
         train, is_forget = dataset.train, torch.isin(dataset.train.labels, torch.tensor(forget))
         rows = torch.cat([_random_rows(is_forget, generator), _random_rows(~is_forget, generator)])
-        eps = torch.randn(len(rows), *dataset.image_shape, generator=generator)
+        eps = torch.randn(len(rows), *diffusion.x0_shape, generator=generator)
         # Evenly spread timesteps, from low to high in each half of the rows: losses at a few random ones vary too much.
         t = torch.cat(
             [_spread_timesteps(n, diffusion.T) for n in (int(is_forget[rows].sum()), int((~is_forget[rows]).sum()))]
         )
-        x0, self._t = to_float(train.images[rows]).to(diffusion.device), t.to(diffusion.device)
+        x0, self._t = diffusion.encode(to_float(train.images[rows]).to(diffusion.device)), t.to(diffusion.device)
         self._c, self._eps = train.labels[rows].to(diffusion.device), eps.to(diffusion.device)
         self._x_t = diffusion.diffuse(x0, self._t, self._eps)
         self._forget = is_forget[rows].to(diffusion.device)

@@ -98,7 +98,7 @@ def _facts(
     }
     network = {name: value for name, value in dict(template.denoiser.config).items() if not name.startswith("_")}
     schedule = template.alpha_bar.tolist()
-    return {"network": network, "schedule": schedule, "data": dataset.digest, "forget": forget,
+    return {"network": network, "schedule": schedule, **template.surroundings(), "data": dataset.digest, "forget": forget,
             "training": decisive, "method": without_added(knobs_of(method), method), **dataset.flip_facts}  # fmt: skip
 
 
@@ -111,9 +111,7 @@ def _train(
     folder: Path,
     stop: Callable[[], bool],
 ) -> None:
-    gold = Diffusion(
-        type(template.denoiser).from_config(template.denoiser.config), template.schedule, template.class_names
-    )
+    gold = template.untrained()
     checkpoints = cache.folder("checkpoints") / f"gold-{folder.name}"
     Trainer(
         gold, method, dataset.train, forget, training,

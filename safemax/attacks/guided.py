@@ -69,13 +69,13 @@ def pull(diffusion: Diffusion, judge: Judge, labels: Tensor, strength: float) ->
 
     def guide(x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         alpha_bar = diffusion.alpha_bar[t].view(-1, 1, 1, 1)
-        x0 = ((x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()).clamp(-1, 1)
+        x0 = diffusion.bounded((x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt())
         with torch.enable_grad():
             variable = x0.detach().requires_grad_(True)
-            log_p = judge(variable).log_softmax(1).gather(1, labels.to(x0.device)[:, None])
+            log_p = judge(diffusion.decode(variable)).log_softmax(1).gather(1, labels.to(x0.device)[:, None])
             (gradient,) = torch.autograd.grad(log_p.sum(), variable)
         length = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
-        x0 = (x0 + strength * gradient / length).clamp(-1, 1)
+        x0 = diffusion.bounded(x0 + strength * gradient / length)
         return (x_t - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
 
     return guide

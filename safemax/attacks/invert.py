@@ -30,14 +30,16 @@ class Inversion(Method):
 
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Start from the embedding of the null label, or from the mean of all labels if there is none."""
-        (rows,) = self.trainable(diffusion)
-        self.rows = torch.tensor(batches.retain_classes, device=rows.device)
-        start = rows[diffusion.num_classes] if diffusion.has_null else rows.mean(0)
-        rows.data[self.rows] = start.detach().clone()
+        classes = torch.tensor(batches.retain_classes, device=diffusion.device)
+        self.rows = diffusion.condition.rows_of(classes)
+        null = diffusion.condition.rows_of(diffusion.null(classes[:1])) if diffusion.has_null else None
+        for table in diffusion.label_tables():
+            start = table.mean(0) if null is None else table[null]
+            table.data[self.rows] = start.detach().clone()
 
     def trainable(self, diffusion: Diffusion) -> Iterable[Parameter]:
-        """Return the label embedding."""
-        return [diffusion.denoiser.class_embedding.weight]
+        """Return the tables of label embeddings."""
+        return diffusion.label_tables()
 
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
         """Denoise the images under the new embedding."""
@@ -45,11 +47,11 @@ class Inversion(Method):
 
     def constrain(self, diffusion: Diffusion) -> None:
         """Zero the gradient of every other label."""
-        (rows,) = self.trainable(diffusion)
-        if rows.grad is not None:
-            moved = torch.zeros_like(rows.grad)
-            moved[self.rows] = rows.grad[self.rows]
-            rows.grad.copy_(moved)
+        for table in diffusion.label_tables():
+            if table.grad is not None:
+                moved = torch.zeros_like(table.grad)
+                moved[self.rows] = table.grad[self.rows]
+                table.grad.copy_(moved)
 
 
 @dataclass(frozen=True)

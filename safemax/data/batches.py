@@ -23,6 +23,11 @@ def to_float(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(127.5).sub_(1)
 
 
+def to_x0(stored: Tensor) -> Tensor:
+    """Map what is kept of images to float32: uint8 images to [-1, 1], float16 latents to themselves."""
+    return to_float(stored) if stored.dtype == torch.uint8 else stored.float()
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Map float images to uint8: [-1, 1] to 0..255, clamped and rounded; undoes to_float exactly."""
     return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
@@ -47,10 +52,10 @@ def reseed(seed: int, step: int, rank: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Images and their labels, the unit that losses see.
+    """Images, or their latents, and their labels: the unit that losses see.
 
     Args:
-        x0: (N, C, H, W) float32 in [-1, 1].
+        x0: (N, C, H, W) float32; images are in [-1, 1].
         c: (N,) int64 in [0, K).
     """
 
@@ -91,7 +96,7 @@ class Batches:
     depend on world; rank r holds rows r, r + world, ...
 
     Args:
-        split: images and labels; the images move to the device once.
+        split: images, or their latents, and labels; they move to the device once.
         forget: class indices of the forget rows; all other classes are retained. () with forget_size 0 draws
             retain rows from all data, which is pretraining.
         forget_size: forget rows of a global batch; 0 for none.
@@ -132,6 +137,7 @@ class Batches:
             raise InputError("forget_size = 0 and retain_size = 0 leave an empty batch; one must be at least 1")
         is_forget = torch.isin(split.labels, torch.tensor(self.forget_classes, dtype=torch.int64))
         self._images, self._labels = split.images.to(device), split.labels.to(device)
+        self._mirrored = None if split.mirrored is None else split.mirrored.to(device)
         place = self._images.device
         self._forget = _Shuffle(torch.nonzero(is_forget).flatten(), forget_size, seed, _FORGET, place)
         self._retain = _Shuffle(torch.nonzero(~is_forget).flatten(), retain_size, seed, _RETAIN, place)
@@ -147,8 +153,9 @@ class Batches:
                 torch.rand(len(forget) + len(retain), generator=_generator(self._seed, _FLIP, step)) < 0.5
             )
             mask = self._local(mirrored[: len(forget)], mirrored[len(forget) :])
-            images = torch.where(mask[:, None, None, None], images.flip(-1), images)
-        x0, c = to_float(images), self._labels[rows]
+            other = images.flip(-1) if self._mirrored is None else self._mirrored[rows]
+            images = torch.where(mask[:, None, None, None], other, images)
+        x0, c = to_x0(images), self._labels[rows]
         cut = len(forget[self._mine])
         return Batch(Rows(x0[:cut], c[:cut]), Rows(x0[cut:], c[cut:]))
 

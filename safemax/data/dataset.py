@@ -21,15 +21,17 @@ MANY = 1024  # distinct colours of a large photograph at least; 95 % of CIFAR-10
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images in memory.
+    """Labelled images in memory, or their latents.
 
     Args:
-        images: (N, C, H, W) uint8, C is 1 or 3, H = W.
+        images: (N, C, H, W) uint8, C is 1 or 3, H = W; or float16 latents.
         labels: (N,) int64 in [0, K).
+        mirrored: the latents of the mirrored images, where training is to draw them too.
     """
 
     images: Tensor
     labels: Tensor
+    mirrored: Tensor | None = None
 
     def __len__(self) -> int:
         """Return N."""

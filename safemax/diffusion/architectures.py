@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DiTTransformer2DModel, UNet2DModel
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+
+from safemax.errors import unknown
 
 # Two levels with attention at half resolution: 465 k parameters for 8x8 grey images, 0.1 s a training step of 128 on one core.
 SMALL: dict[str, Any] = {
@@ -44,8 +48,11 @@ DDPM: dict[str, Any] = {
     "flip_sin_to_cos": False,
     "freq_shift": 1,
 }
+# A transformer on patches: four blocks of width 64, 385 k parameters; `build` chooses the patches.
+DIT: dict[str, Any] = {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 16}
 ARCHITECTURES = {"small": SMALL, "medium": MEDIUM, "deep": DEEP, "ddpm": DDPM}
 
+_SHAPE = ("block_out_channels", "layers_per_block", "down_block_types")
 _CPU = 80e9  # operations a second: ddpm at 32x32 takes 13 hours for 800 steps of 128 rows on a machine of today
 
 
@@ -58,16 +65,36 @@ def fitting(size: int) -> str:
     return "medium" if size < 40 else "deep"
 
 
-def name_of(denoiser: UNet2DModel) -> str:
+def build(architecture: str, channels: int, size: int, num_classes: int) -> UNet2DModel | DiTTransformer2DModel:
+    """Return an untrained network with a null label; its initial weights follow torch's global seed.
+
+    Args:
+        architecture: a name of ARCHITECTURES, dit, or auto, which fits the size.
+        channels: of an image.
+        size: side of an image.
+        num_classes: K, the null label not counted.
+    """
+    if architecture == "dit":
+        patch = next(p for p in range(2, size + 1) if size % p == 0 and size // p <= 16)
+        return DiTTransformer2DModel(
+            sample_size=size, in_channels=channels, num_embeds_ada_norm=num_classes, patch_size=patch, **DIT
+        )
+    if architecture == "auto":
+        architecture = fitting(size)
+    if architecture not in ARCHITECTURES:
+        raise unknown("architecture", architecture, ["auto", *ARCHITECTURES, "dit"])
+    return UNet2DModel(
+        sample_size=size, in_channels=channels, out_channels=channels, num_class_embeds=num_classes + 1,
+        **ARCHITECTURES[architecture],
+    )  # fmt: skip
+
+
+def name_of(denoiser: Any) -> str:
     """Return the name of a network's architecture, `custom` for one that has none here."""
-    keys = ("block_out_channels", "layers_per_block", "down_block_types")
+    is_dit = isinstance(denoiser, DiTTransformer2DModel)
+    known, keys = ({"dit": DIT}, tuple(DIT)) if is_dit else (ARCHITECTURES, _SHAPE)
     shape = [_as_tuple(denoiser.config[key]) for key in keys]
-    return next((name for name, each in ARCHITECTURES.items() if [each[key] for key in keys] == shape), "custom")
-
-
-def halvings(denoiser: UNet2DModel) -> int:
-    """Return the number that an image's side must be divisible by: 2 to the number of times that a network halves it."""
-    return 2 ** (len(denoiser.config.block_out_channels) - 1)
+    return next((name for name, each in known.items() if [each[key] for key in keys] == shape), "custom")
 
 
 @dataclass(frozen=True)
@@ -87,12 +114,18 @@ class Cost:
         return 3 * self.operations * steps * rows / _CPU / 3600  # a backward pass costs two forward passes
 
     @classmethod
-    def of(cls, denoiser: UNet2DModel, side: int) -> Cost:
-        """Count for images of a side, without computing anything."""
+    def of(cls, denoiser: Any, side: int, inputs: Mapping[str, Tensor]) -> Cost:
+        """Count without computing anything.
+
+        Args:
+            denoiser: the network.
+            side: of what it denoises, images or latents.
+            inputs: its further arguments for one row, besides x_t and t.
+        """
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            twin = UNet2DModel.from_config(denoiser.config)
-            label = torch.zeros(1, dtype=torch.int64)
-            twin(torch.empty(1, denoiser.config.in_channels, side, side), label, class_labels=label)
+            twin = type(denoiser).from_config(denoiser.config)
+            step, further = torch.zeros(1, dtype=torch.int64), {name: each.to("meta") for name, each in inputs.items()}
+            twin(torch.empty(1, denoiser.config.in_channels, side, side), step, **further)
         return cls(sum(each.numel() for each in denoiser.parameters()), counter.get_total_flops())
 
 

@@ -1,74 +1,133 @@
-"""A model as a diffusers directory: what is read of it, what is refused, and how it is written."""
+"""A model as a diffusers directory: what is read of it, and what is refused."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from diffusers import DDPMScheduler, UNet2DModel
-from diffusers import __version__ as diffusers_version
+import torch
+from diffusers import DDPMScheduler
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from safemax.diffusion import schedules
+from safemax.diffusion import condition, kinds, schedules
+from safemax.diffusion.codec import Codec
+from safemax.diffusion.condition import Labels, Prompt, Prompts
+from safemax.diffusion.home import CLASSES, PROMPTS, Home
+from safemax.diffusion.kinds import Kind
 from safemax.errors import InputError
 
 _WEIGHTS = "diffusion_pytorch_model"
+# Of a hub's repository: no single-file checkpoint of the whole pipeline, such as lies beside the folders of Stable Diffusion.
+_DOWNLOADED = ["*.json", "*.txt", "*/*.safetensors", f"{_WEIGHTS}*.safetensors"]
 
 
-class Parts(NamedTuple):
-    """What a directory holds; class_names is None where it states none."""
+@dataclass(frozen=True)
+class Parts:
+    """What a directory holds; class_names are numbers where it states none, codec is None where images are not encoded."""
 
-    denoiser: UNet2DModel
+    denoiser: Any
     schedule: DDPMScheduler
-    class_names: tuple[str, ...] | None
+    class_names: tuple[str, ...]
+    names_are_stated: bool
+    codec: Codec | None
+    condition: Labels | Prompts
+    home: Home
 
 
-def read(source: str, schedule: str = "auto") -> Parts:
-    """Read a diffusers directory, or fetch one from the Hugging Face hub; only safetensors and JSON are ever opened.
+def read(source: str, schedule: str = "auto", prompts: Sequence[Prompt] = ()) -> Parts:
+    """Read a diffusers directory, or fetch one from the Hugging Face hub; only safetensors, JSON and text are ever opened.
 
     Args:
-        source: a folder with unet/, or of a UNet alone, or a hub id.
+        source: a folder with unet/ or transformer/, or of a denoiser alone, or a hub id.
         schedule: auto reads scheduler/; for a model without one, a name of `schedules.NAMED`.
+        prompts: for a model that is told its classes by text and has no prompts of its own.
 
     Raises:
         InputError: nothing is at source, a file is missing or damaged, or the model is not one of those supported.
     """
     folder = _locate(source)
     index = _read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
-    unet = folder / "unet" if (folder / "unet").is_dir() else folder
-    config = _read_json(unet / "config.json")
-    _validate_config(source, config)
-    _validate_size(source, folder, config)
+    part = next((folder / name for name in ("transformer", "unet") if (folder / name).is_dir()), folder)
+    config = _read_json(part / "config.json")
+    kind = kinds.named(source, config)
+    stated = _read_json(_schedule_file(folder)) if _schedule_file(folder).exists() else {}
+    kinds.validate_size(source, config, kind, stated.get("num_train_timesteps", 1000) if stated else None)
     forward = _schedule(source, folder, schedule)
-    _validate_files(source, unet)
+    classes = _read_json(folder / CLASSES) if (folder / CLASSES).exists() else index
+    home = Home(folder, index, classes, stated)
+    told_by = _condition(source, home, kind, prompts)
+    names = told_by.names if isinstance(told_by, Prompts) else _class_names(source, home)
+    denoiser = _denoiser(source, part, kind)
+    numbers = tuple(str(k) for k in range(kinds.labels(denoiser, told_by) - 1))
+    codec = _codec(source, folder, kind, config)
+    return Parts(denoiser, forward, names or numbers, names is not None, codec, told_by, home)
+
+
+def _denoiser(source: str, part: Path, kind: Kind) -> Any:
+    _validate_files(source, part, kind)
     try:
-        denoiser = UNet2DModel.from_pretrained(unet, use_safetensors=True, local_files_only=True)
+        denoiser = kind.network.from_pretrained(part, use_safetensors=True, local_files_only=True)
     except Exception as error:  # diffusers and safetensors raise a dozen types for a damaged file
         raise InputError(f"{source} is not a readable model: {str(error).splitlines()[0]}") from error
     _validate_weights(source, denoiser)
-    names = index.get("class_names")
+    return denoiser.float()
+
+
+def _codec(source: str, folder: Path, kind: Kind, config: dict[str, Any]) -> Codec | None:
+    if (folder / "vqvae").is_dir():
+        raise InputError(f"{source} has a VQModel for its latents; supported: AutoencoderKL, in vae/")
+    if not (folder / "vae").is_dir():
+        if isinstance(kind, kinds.TextUNet):
+            raise InputError(f"{source} has no vae/, which its latents need")
+        return None
+    codec = Codec.load(folder / "vae")
+    channels = config.get("in_channels", 4)
+    if codec.latent_channels != channels:
+        raise InputError(
+            f"{source}: its vae has latents of {codec.latent_channels} channels, its denoiser takes {channels}"
+        )
+    return codec
+
+
+def _condition(source: str, home: Home, kind: Kind, prompts: Sequence[Prompt]) -> Labels | Prompts:
+    if not isinstance(kind, kinds.TextUNet):
+        if prompts:
+            raise InputError(f"{source} is told its classes by labels, not by prompts; leave concepts and prompt out")
+        rows = home.classes.get("labels")
+        return Labels(None if rows is None else [int(row) for row in rows])
+    if not prompts and "prompts" not in home.classes:
+        raise InputError(
+            f"{source} is told by text what to draw: concepts = FILE.csv names its classes and their prompts, or prompt = "
+            "'a photo of a {}' makes one of each name of the data"
+        )
+    if prompts:
+        return condition.embed(home.folder, prompts)
+    own = condition.from_json(source, home.classes["prompts"])
+    try:
+        return Prompts(own, load_file(home.folder / PROMPTS)["table"])
+    except (OSError, KeyError, SafetensorError) as error:
+        raise InputError(f"{source}: {PROMPTS} is missing or damaged") from error
+
+
+def _class_names(source: str, home: Home) -> tuple[str, ...] | None:
+    """Return the class names that the index states: ours, or those of id2label, each by its first synonym."""
+    names = home.classes.get("class_names")
     if names and not isinstance(names, list):
-        raise InputError(f"{source}: class_names in model_index.json is {names!r}; it is a list of names")
-    return Parts(denoiser, forward, tuple(map(str, names)) if names else None)
-
-
-def write(folder: Path, denoiser: UNet2DModel, schedule: DDPMScheduler, class_names: Sequence[str]) -> None:
-    """Write unet/ (safetensors, JSON), scheduler/ and model_index.json, which DiffusionPipeline opens as a DDPMPipeline.
-
-    The class names lie in the index too, where diffusers ignores them.
-    """
-    denoiser.save_pretrained(folder / "unet", safe_serialization=True)
-    schedule.save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "DDPMPipeline",
-        "_diffusers_version": diffusers_version,
-        "unet": ["diffusers", "UNet2DModel"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "class_names": list(class_names),
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        raise InputError(f"{source}: class_names is {names!r}; it is a list of names")
+    if names:
+        return tuple(map(str, names))
+    if not home.synonyms():
+        return None
+    labels = home.index["id2label"]
+    first = [str(labels[str(k)]).split(",")[0].strip() for k in range(len(labels))]
+    counts = Counter(first)
+    return tuple(name if counts[name] == 1 else f"{name} ({k})" for k, name in enumerate(first))
 
 
 def has_schedule(source: str) -> bool:
@@ -85,50 +144,11 @@ def _locate(source: str) -> Path:
             f"model = {source} is not a folder; give a diffusers directory, a hub id (owner/name) or a models:/ address"
         )
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(source, allow_patterns=_DOWNLOADED))
     except Exception as error:  # the hub client raises by transport: network, missing repository, gated, offline
         raise InputError(
             f"model = {source} is neither a folder nor a model that the hub gives: {str(error).splitlines()[0]}"
         ) from error
-
-
-def _validate_config(source: str, config: dict[str, Any]) -> None:
-    if config.get("_class_name") != "UNet2DModel":
-        raise InputError(
-            f"{source} holds a {config.get('_class_name')}; only class-conditional UNet2DModel can be unlearned"
-        )
-    kind = config.get("class_embed_type")
-    if kind is not None:
-        raise InputError(
-            f"{source} cannot be unlearned by class: class_embed_type = {kind} is no table of labels; supported: "
-            "class_embed_type = null with num_class_embeds"
-        )
-    if not config.get("num_class_embeds"):
-        raise InputError(
-            f"{source} cannot be unlearned by class: its denoiser has no class embedding (num_class_embeds)"
-        )
-
-
-def _validate_size(source: str, folder: Path, config: dict[str, Any]) -> None:
-    """Raise InputError for a network or schedule that would take hours or all memory to build, such as one of 10^7 layers."""
-    allowed = {
-        "sample_size": 1024,
-        "in_channels": 64,
-        "out_channels": 64,
-        "num_class_embeds": 100_000,
-        "layers_per_block": 16,
-    }
-    values = [(name, config[name], most) for name, most in allowed.items() if config.get(name) is not None]
-    channels = config.get("block_out_channels", [224])
-    values.append(("number of block_out_channels", len(channels) if isinstance(channels, list) else None, 12))
-    values += [("block_out_channels", each, 4096) for each in channels or []] if isinstance(channels, list) else []
-    if (path := _schedule_file(folder)).exists():
-        values.append(("num_train_timesteps", _read_json(path).get("num_train_timesteps", 1000), 100_000))
-    for name, value, most in values:
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise InputError(
-                f"{source} cannot be built: {name} = {str(value)[:60]} is not allowed; it is from 1 to {most}"
-            )
 
 
 def _schedule_file(folder: Path) -> Path:
@@ -149,7 +169,7 @@ def _schedule(source: str, folder: Path, name: str) -> DDPMScheduler:
     return schedules.read(source, _read_json(path))
 
 
-def _validate_files(source: str, unet: Path) -> None:
+def _validate_files(source: str, unet: Path, kind: Kind) -> None:
     """Raise InputError, with the way out, where the weights are in no form that is read."""
     if any(unet.glob(f"{_WEIGHTS}*.safetensors")) and not (unet / f"{_WEIGHTS}.safetensors").exists():
         variants = sorted(path.name for path in unet.glob(f"{_WEIGHTS}.*.safetensors"))
@@ -158,14 +178,15 @@ def _validate_files(source: str, unet: Path) -> None:
                 f"{source} has weights only as {variants[0]}; rename the file to {_WEIGHTS}.safetensors to use them"
             )
     if any(unet.glob("*.bin")) and not any(unet.glob("*.safetensors")):
-        line = f'UNet2DModel.from_pretrained("{unet}", use_safetensors=False).save_pretrained("{unet}")'
+        name = kind.network.__name__
+        line = f'{name}.from_pretrained("{unet}", use_safetensors=False).save_pretrained("{unet}")'
         raise InputError(
             f"{source} has weights only as .bin, a pickle, which can run code and is not read; if you trust its source: "
-            f"python -c 'from diffusers import UNet2DModel; {line}' converts it"
+            f"python -c 'from diffusers import {name}; {line}' converts it"
         )
 
 
-def _validate_weights(source: str, denoiser: UNet2DModel) -> None:
+def _validate_weights(source: str, denoiser: torch.nn.Module) -> None:
     for name, weight in denoiser.named_parameters():
         if weight.is_meta:
             raise InputError(f"{source} is incomplete: its file has no weights {name}")

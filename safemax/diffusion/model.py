@@ -1,48 +1,79 @@
-"""Diffusion: a class-conditional denoiser, its noise schedule and its null label, saved as a plain diffusers directory."""
+"""Diffusion: a denoiser told its classes by labels or prompts, its noise schedule and its null label, of images or latents."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
+from torch.nn import Parameter
 from torch.nn.functional import pad
 
-from safemax.diffusion import folder, schedules
-from safemax.diffusion.architectures import ARCHITECTURES, Cost, fitting, halvings, name_of
-from safemax.errors import InputError, unknown
+from safemax.data.batches import to_uint8
+from safemax.diffusion import architectures, folder, home, kinds, schedules
+from safemax.diffusion.architectures import Cost
+from safemax.diffusion.codec import Codec
+from safemax.diffusion.condition import Labels, Prompt, Prompts
+from safemax.diffusion.home import Home
+from safemax.errors import InputError
 from safemax.storage import cache
 
 
 class Diffusion(nn.Module):
     """A denoiser eps(x_t, t, c) over K classes and the null label K, with its DDPM schedule.
 
+    images --encode--> x0 --diffuse--> x_t --denoiser(x_t, t, condition(c))--> eps; samples --decode--> images. x0 are latents
+    where there is a codec, else the images. A method sees x0, x_t, t, c and eps alone, whatever the kind of network.
+
     Args:
-        denoiser: predicts eps; num_class_embeds is K + 1 (the last is the null label) or K (no null label: unguided only).
-        schedule: the forward process; prediction_type must be "epsilon".
+        denoiser: a network of `kinds.KINDS`; predicts eps or v, and perhaps a variance, which is left alone.
+        schedule: the forward process; prediction_type is "epsilon" or "v_prediction".
         class_names: the K names, in label order.
+        codec: makes latents of images; None for a model of images.
+        condition: tells the denoiser its classes; None for its own labels.
+        home: where it was read from.
 
     Raises:
         InputError: the denoiser cannot be unlearned by class, with the reason.
+
+    Attributes:
+        image_shape: (C, H, W) of the images.
+        x0_shape: (C, H, W) of what is diffused, the images or their latents.
+        has_null: whether label K is the null label, else the model is unguided.
     """
 
     alpha_bar: Tensor
+    condition: Labels | Prompts
 
-    def __init__(self, denoiser: UNet2DModel, schedule: DDPMScheduler, class_names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        denoiser: Any,
+        schedule: DDPMScheduler,
+        class_names: tuple[str, ...],
+        *,
+        codec: Codec | None = None,
+        condition: Labels | Prompts | None = None,
+        home: Home | None = None,
+    ) -> None:
         super().__init__()
-        _validate(denoiser, schedule, tuple(class_names))
-        self.denoiser = denoiser
-        self.schedule = schedule
-        self.class_names = tuple(class_names)
-        self.names_are_stated = True
-        config = denoiser.config
-        self.has_null = config.num_class_embeds == self.num_classes + 1
-        side = config.sample_size
-        self.image_shape: tuple[int, int, int] = (config.in_channels, side, side)
-        missing = -side % halvings(denoiser)  # pixels up to a side that can be halved
+        self.kind, self.condition = kinds.of(denoiser), condition or Labels()
+        kinds.validate(denoiser, tuple(class_names), self.condition)
+        schedules.validate(schedule)
+        self.kind.prepare(denoiser)
+        self.denoiser, self.schedule, self.codec, self.home = denoiser, schedule, codec, home
+        self.class_names, self.names_are_stated = tuple(class_names), True
+        self.moving: tuple[str, ...] = ("",)  # parts of the names of the weights that may move
+        self.has_null = kinds.has_null(self.denoiser, self.condition, self.num_classes)
+        channels, side = denoiser.config.in_channels, denoiser.config.sample_size
+        self.x0_shape: tuple[int, int, int] = (channels, side, side)
+        self.image_shape = self.x0_shape
+        if codec is not None:
+            self.image_shape = (codec.channels, side * 2**codec.halvings, side * 2**codec.halvings)
+        missing = -side % self.kind.divisor(denoiser.config)  # pixels up to a side that can be halved
         self._padding = missing // 2, missing - missing // 2
         self.register_buffer("alpha_bar", schedule.alphas_cumprod.float().clone(), persistent=False)
 
@@ -51,25 +82,20 @@ class Diffusion(nn.Module):
         """Return an untrained model; the initial weights follow torch's global seed.
 
         Args:
-            architecture: "small", "medium", "deep", "ddpm" (the paper's), or "auto", which fits the image size.
+            architecture: "small", "medium", "deep", "ddpm" (the paper's), "dit", or "auto", which fits the image size.
             image_shape: (C, H, W) with H = W; a side that the network cannot halve is padded inside.
             class_names: one name a label; the null label is added.
         """
         channels, height, width = image_shape
         if height != width:
             raise InputError(f"images of {height}x{width} are not square; size = {min(height, width)} crops them")
-        if architecture == "auto":
-            architecture = fitting(height)
-        if architecture not in ARCHITECTURES:
-            raise unknown("architecture", architecture, ["auto", *ARCHITECTURES])
-        denoiser = UNet2DModel(
-            sample_size=height,
-            in_channels=channels,
-            out_channels=channels,
-            num_class_embeds=len(class_names) + 1,
-            **ARCHITECTURES[architecture],
-        )
+        denoiser = architectures.build(architecture, channels, height, len(class_names))
         return cls(denoiser, DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, clip_sample=False), class_names)
+
+    def untrained(self) -> Diffusion:
+        """Return a model of the same network with new initial weights, which follow torch's global seed."""
+        rest: dict[str, Any] = {"codec": self.codec, "condition": self.condition, "home": self.home}
+        return Diffusion(type(self.denoiser).from_config(self.denoiser.config), self.schedule, self.class_names, **rest)
 
     @property
     def num_classes(self) -> int:
@@ -88,13 +114,14 @@ class Diffusion(nn.Module):
 
     @property
     def architecture(self) -> str:
-        """Name of the network's architecture; `custom` for one that `create` does not make."""
-        return name_of(self.denoiser)
+        """Name of the network that `create` would make; `custom` for another."""
+        return architectures.name_of(self.denoiser)
 
     @property
     def cost(self) -> Cost:
         """Parameters, and operations of one denoising of one image."""
-        return Cost.of(self.denoiser, self.image_shape[-1] + sum(self._padding))
+        inputs = self.condition(torch.zeros(1, dtype=torch.int64, device=self.device))
+        return Cost.of(self.denoiser, self.x0_shape[-1] + sum(self._padding), inputs)
 
     def name_classes(self, class_names: tuple[str, ...]) -> None:
         """Name the classes of a model that states none; as many names as label embeddings mean that none is the null label.
@@ -102,9 +129,24 @@ class Diffusion(nn.Module):
         Raises:
             InputError: the names are duplicate, or do not fit the number of label embeddings.
         """
-        _validate(self.denoiser, self.schedule, class_names)
+        kinds.validate(self.denoiser, class_names, self.condition)
         self.class_names, self.names_are_stated = class_names, True
-        self.has_null = self.denoiser.config.num_class_embeds == self.num_classes + 1
+        self.has_null = kinds.has_null(self.denoiser, self.condition, self.num_classes)
+
+    def for_classes(self, class_names: tuple[str, ...]) -> Diffusion:
+        """Return this model, of the same weights, as one of some of its classes, by their names or synonyms.
+
+        The network keeps its other labels; nothing is trained or measured of them.
+
+        Raises:
+            InputError: a name is not one of its classes.
+        """
+        if self.condition.facts():
+            raise InputError(f"the model's classes are {', '.join(self.class_names)}; it cannot be used for others")
+        rows = home.labels_of(class_names, self.home, self.class_names)
+        null = [self.kind.labels(self.denoiser.config) - 1] if self.has_null else []
+        rest: dict[str, Any] = {"codec": self.codec, "condition": Labels([*rows, *null]), "home": self.home}
+        return Diffusion(self.denoiser, self.schedule, class_names, **rest)
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
@@ -120,19 +162,51 @@ class Diffusion(nn.Module):
         """Predict the noise.
 
         Args:
-            x_t: noised images, (N, C, H, W) float32.
+            x_t: noised images or latents, (N, C, H, W) float32.
             t: steps, (N,) int64 in [0, T).
-            c: labels, (N,) int64 in [0, K], K being the null label.
+            c: labels, (N,) int64 in [0, K], K being the null label; beyond K, rows of further prompts.
 
         Returns:
             eps, (N, C, H, W) float32.
         """
         before, after = self._padding
+        padded = pad(x_t, (before, after, before, after)) if before or after else x_t
+        predicted = self.denoiser(padded, t, **self.condition(c), return_dict=False)[0].float()
+        channels, side = x_t.shape[1], x_t.shape[-1]
         if before or after:
-            x_t = pad(x_t, (before, after, before, after))
-        eps = self.denoiser(x_t, t, class_labels=c, return_dict=False)[0].float()
-        side = self.image_shape[-1]
-        return eps[..., before : before + side, before : before + side] if before or after else eps
+            predicted = predicted[..., before : before + side, before : before + side]
+        if predicted.shape[1] > channels:  # the rest is a variance
+            predicted = predicted[:, :channels]
+        if self.schedule.config.prediction_type == "epsilon":
+            return predicted
+        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
+        return alpha_bar.sqrt() * predicted + (1 - alpha_bar).sqrt() * x_t
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return x0 of images (N, C, H, W) in [-1, 1]: their latents, or the images themselves."""
+        return images if self.codec is None else self.codec.encode(images)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Return the images of x0, unclipped where they are decoded; a gradient passes."""
+        return x0 if self.codec is None else self.codec.decode(x0)
+
+    def bounded(self, x0: Tensor) -> Tensor:
+        """Return x0 within its range: images within [-1, 1], latents, which have none, as they are."""
+        return x0.clamp(-1, 1) if self.codec is None else x0
+
+    def stored(self, x0: Tensor) -> Tensor:
+        """Return x0 as it is kept: images as uint8, latents as float16; `to_x0` reverses it."""
+        return to_uint8(x0) if self.codec is None else x0.half()
+
+    def label_tables(self) -> list[Parameter]:
+        """Return the tables whose rows tell the network a class: of label embeddings, in each block, or of prompts."""
+        return [self.condition.table] if isinstance(self.condition, Prompts) else self.kind.label_tables(self.denoiser)
+
+    def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, Parameter]]:
+        """Yield the weights that may move, with their names: the denoiser's, or those chosen by safemax.diffusion.weights."""
+        for name, p in super().named_parameters(*args, **options):
+            if not name.startswith("condition.") and any(part in name for part in self.moving):
+                yield name, p
 
     def null(self, c: Tensor) -> Tensor:
         """Return the null label K in the shape of c; raise InputError where the model has none."""
@@ -163,7 +237,7 @@ class Diffusion(nn.Module):
         """Return the mean over pixels and batch of ||eps - eps(x_t, t, c)||^2 (equation 2), t antithetic, labels dropped.
 
         Args:
-            x0: images, (N, C, H, W) in [-1, 1].
+            x0: images or latents, (N, C, H, W).
             c: labels, (N,) int64.
             null_drop: share of labels replaced by the null label.
             min_snr_gamma: gamma of `min_snr_weights`; 0 weighs all steps t alike.
@@ -188,50 +262,38 @@ class Diffusion(nn.Module):
         return cache.tensors_digest(self.denoiser.state_dict())
 
     def identity(self) -> str:
-        """Return a digest of all that decides what the model draws from given noise: weights and schedule."""
-        return cache.key({"weights": self.digest(), "schedule": self.alpha_bar.tolist()})
+        """Return a digest of all that decides what the model draws from given noise: weights, schedule, codec, condition."""
+        return cache.key({"weights": self.digest(), "schedule": self.alpha_bar.tolist(), **self.surroundings()})
+
+    def surroundings(self) -> dict[str, Any]:
+        """Return what decides samples besides weights and schedule; {} for a model of images that is told plain labels."""
+        codec = {} if self.codec is None else {"codec": self.codec.digest}
+        return {**schedules.unusual(self.schedule), **codec, **self.condition.facts()}
 
     def save(self, path: Path | str) -> None:
-        """Write a diffusers directory: unet/ (safetensors, JSON), scheduler/ and model_index.json with the class names."""
-        folder.write(Path(path), self.denoiser, self.schedule, self.class_names)
+        """Write a diffusers directory, which the pipeline of the model's kind opens: safetensors, JSON and text."""
+        home.write(
+            Path(path), self.denoiser, self.schedule, self.class_names,
+            codec=self.codec, told_by=self.condition, home=self.home,
+        )  # fmt: skip
 
     @classmethod
-    def load(cls, source: Path | str, *, schedule: str = "auto") -> Diffusion:
-        """Read a diffusers directory, or fetch one from the Hugging Face hub; only safetensors and JSON are ever opened.
+    def load(cls, source: Path | str, *, schedule: str = "auto", prompts: Sequence[Prompt] = ()) -> Diffusion:
+        """Read a diffusers directory, or fetch one from the Hugging Face hub; only safetensors, JSON and text are ever opened.
 
-        A directory without class names gets "0", "1", ...; its last label is then taken to be the null label, until
+        A directory without class names gets "0", "1", ...; the last label of a UNet is then taken to be the null label, until
         `name_classes` says otherwise.
 
         Args:
             source: the folder or hub id.
             schedule: for a model without a scheduler, linear, scaled_linear, cosine or sigmoid.
+            prompts: for a model that is told its classes by text and has no prompts of its own.
 
         Raises:
             InputError: nothing is at source, a file is damaged, or the model cannot be unlearned, with the reason.
         """
-        parts = folder.read(str(source), schedule)
-        labels = parts.denoiser.config.num_class_embeds
-        names = parts.class_names or tuple(str(k) for k in range(labels - 1))
-        diffusion = cls(parts.denoiser, parts.schedule, names)
-        diffusion.names_are_stated = parts.class_names is not None
+        parts = folder.read(str(source), schedule, prompts)
+        rest: dict[str, Any] = {"codec": parts.codec, "condition": parts.condition, "home": parts.home}
+        diffusion = cls(parts.denoiser, parts.schedule, parts.class_names, **rest)
+        diffusion.names_are_stated = parts.names_are_stated
         return diffusion
-
-
-def _validate(denoiser: UNet2DModel, schedule: DDPMScheduler, class_names: tuple[str, ...]) -> None:
-    labels, num_classes = denoiser.config.num_class_embeds, len(class_names)
-    duplicates = sorted({name for name in class_names if class_names.count(name) > 1})
-    if duplicates:
-        raise InputError(
-            f"duplicate class names {', '.join(map(repr, duplicates))}; each label needs a name of its own"
-        )
-    if not labels:
-        raise InputError("the denoiser has no class embedding (num_class_embeds), so no class of it can be unlearned")
-    if labels not in (num_classes, num_classes + 1):
-        raise InputError(
-            f"{num_classes} class names do not fit {labels} label embeddings: as many, or one more for the null label, do"
-        )
-    schedules.validate(schedule)
-    if denoiser.config.out_channels != denoiser.config.in_channels:
-        raise InputError("a denoiser that also predicts its variance (out_channels != in_channels) is not supported")
-    if not isinstance(denoiser.config.sample_size, int):
-        raise InputError(f"sample_size {denoiser.config.sample_size} is not supported; a single side length is")

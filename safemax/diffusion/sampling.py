@@ -33,7 +33,9 @@ class Sampler:
     steps: int = knob(20, "denoising steps; ddpm in full takes 1000", bounds=(1, 1000))
     guidance_scale: float = knob(1.5, "g in eps_null + g (eps_c - eps_null); 1 is unguided", bounds=(-20, 20))
     eta: float = knob(0.0, "noise added at each step of ddim, 0 none to 1 ancestral", bounds=(0, 1))
-    clip: bool = knob(True, "clip the predicted x0 to [-1, 1] at each step, and the noise with it")
+    clip: bool = knob(
+        True, "clip the predicted x0 to [-1, 1] at each step, and the noise with it; latents are never clipped"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -50,14 +52,15 @@ class Sampler:
                 f"guidance_scale = {self.guidance_scale:g} needs a null label and this model has none; 1 is unguided"
             )
 
-    def times(self, T: int) -> Tensor:  # noqa: N803 - the field's letter
+    def times(self, T: int, offset: int = 0) -> Tensor:  # noqa: N803 - the field's letter
         """Return the steps t to denoise at, (steps,) int64, falling.
 
-        Where `is_leading`, T - T/steps down to 0. Else evenly from T - 1: down to 0, and for dpmpp, which ends with a step
-        of its own to x0, down to a stride above 0.
+        Where `is_leading`, T - T/steps down to 0, plus the offset that the model's scheduler states if it is below the stride.
+        Else evenly from T - 1: down to 0, and for dpmpp, which ends with a step of its own to x0, down to a stride above 0.
         """
         if self.is_leading(T):
-            return torch.arange(0, T, T // self.steps).flip(0)
+            stride = T // self.steps
+            return torch.arange(offset if offset < stride else 0, T, stride).flip(0)
         points = min(self.steps + 1, T) if self.name == "dpmpp" else self.steps
         return torch.linspace(T - 1, 0, points, dtype=torch.float64).round().long()[: self.steps]
 
@@ -94,6 +97,7 @@ def sample(
     label_at: Callable[[int, Tensor], Tensor] | None = None,
     guide: Guide | None = None,
     start: tuple[Tensor, int] | None = None,
+    decode: bool = True,
 ) -> Tensor:
     """Draw one image a label.
 
@@ -107,14 +111,13 @@ def sample(
         label_at: labels to use at step t instead, from (t, labels).
         guide: changes eps at each step, from (x_t, t, eps).
         start: images (N, C, H, W) in [-1, 1] and the step t0 to noise them to, instead of pure noise at T.
+        decode: return images; else x0, which is latents where the model is one of latents.
 
     Returns:
         images, (N, C, H, W) float32 in [-1, 1], on the CPU; a pixel that overflowed is at its bound, a NaN at 0.
     """
     sampler.validate(diffusion)
-    noise = torch.randn(
-        len(labels), *diffusion.image_shape, generator=torch.Generator().manual_seed(derive_seed(seed, 0))
-    )
+    noise = torch.randn(len(labels), *diffusion.x0_shape, generator=torch.Generator().manual_seed(derive_seed(seed, 0)))
     chunks = range(0, len(labels), batch_size)
     images = []
     bar = tqdm(total=len(chunks) * sampler.steps, desc=f"sampling {sampler}", disable=not progress, leave=False)
@@ -125,8 +128,14 @@ def sample(
             walk = _Trajectory(
                 diffusion, sampler, labels[part].to(diffusion.device), derive_seed(seed, 1, first), label_at, guide
             )
-            images.append(walk.denoise(noise[part].to(diffusion.device), begin, bar).cpu())
-    return torch.cat(images) if images else noise
+            x0 = walk.denoise(noise[part].to(diffusion.device), begin, bar)
+            images.append(_images(diffusion, x0).cpu() if decode else x0.cpu())
+    return torch.cat(images) if images else torch.empty(0, *(diffusion.image_shape if decode else diffusion.x0_shape))
+
+
+@torch.no_grad()
+def _images(diffusion: Diffusion, x0: Tensor) -> Tensor:
+    return diffusion.decode(x0).nan_to_num(0.0).clamp(-1, 1)
 
 
 def predict(diffusion: Diffusion, x_t: Tensor, t: Tensor, c: Tensor, guidance_scale: float) -> Tensor:
@@ -151,20 +160,20 @@ class _Trajectory:
 
     @torch.no_grad()
     def denoise(self, noise: Tensor, start: tuple[Tensor, int] | None, bar: tqdm) -> Tensor:
-        times = self.sampler.times(self.diffusion.T).to(noise.device)
+        times = self.sampler.times(self.diffusion.T, self.diffusion.schedule.config.steps_offset).to(noise.device)
         rule = _rule(self.diffusion, self.sampler, times)
         walk = torch.stack([times, rule.timesteps])  # t, and what the rule calls that step
         x_t = noise
         if start is not None:
             x0, t0 = start
             t = torch.full((len(noise),), t0, device=noise.device)
-            x_t = self.diffusion.diffuse(x0.to(noise.device), t, noise)
+            x_t = self.diffusion.diffuse(self.diffusion.encode(x0.to(noise.device)), t, noise)
             walk = walk[:, times <= t0]
         generator = torch.Generator(noise.device).manual_seed(self.seed)
         for t_now, step in walk.unbind(1):
             x_t = self._step(rule, x_t, t_now, step, generator)
             bar.update()
-        return x_t.nan_to_num(0.0).clamp(-1, 1)
+        return self.diffusion.bounded(x_t.nan_to_num(0.0))
 
     def _step(self, rule: Rule, x_t: Tensor, t_now: Tensor, step: Tensor, generator: torch.Generator) -> Tensor:
         c = self.labels if self.label_at is None else self.label_at(int(t_now), self.labels)
@@ -176,26 +185,35 @@ class _Trajectory:
             return rule.step(eps, step, x_t, return_dict=False)[0]
         eta = 1.0 if self.sampler.name == "ddpm" else self.sampler.eta
         return rule.step(
-            eps, step, x_t, eta=eta, use_clipped_model_output=self.sampler.clip, generator=generator, return_dict=False
-        )[0]
+            eps, step, x_t, eta=eta, use_clipped_model_output=_clips(self.diffusion, self.sampler), generator=generator,
+            return_dict=False,
+        )[0]  # fmt: skip
+
+
+def _clips(diffusion: Diffusion, sampler: Sampler) -> bool:
+    """Whether the predicted x0 is clipped; latents have no range to be clipped to."""
+    return sampler.clip and diffusion.codec is None
 
 
 def _rule(diffusion: Diffusion, sampler: Sampler, times: Tensor) -> Rule:
     """Return the rule that walks through these steps; its `timesteps` are its own names of them."""
-    betas, T = diffusion.schedule.betas.tolist(), diffusion.T  # noqa: N806 - the field's letter
+    betas, T, clip = diffusion.schedule.betas.tolist(), diffusion.T, _clips(diffusion, sampler)  # noqa: N806
+    config = diffusion.schedule.config
     if sampler.name == "dpmpp":
         # Thresholding with a largest value of 1 is plain clipping of x0, which this class does not offer by name.
         solver = DPMSolverMultistepScheduler(
-            T, trained_betas=betas, algorithm_type="dpmsolver++", solver_order=2, thresholding=sampler.clip,
+            T, trained_betas=betas, algorithm_type="dpmsolver++", solver_order=2, thresholding=clip,
             sample_max_value=1.0,
         )  # fmt: skip
         solver.set_timesteps(timesteps=times.tolist(), device=times.device)
         return solver
     leading = sampler.is_leading(T)
     rule = DDIMScheduler(
-        T if leading else sampler.steps, trained_betas=betas if leading else None, clip_sample=sampler.clip,
-        timestep_spacing="leading",
+        T if leading else sampler.steps, trained_betas=betas if leading else None, clip_sample=clip,
+        timestep_spacing="leading", steps_offset=int(times[-1]) if leading else 0,
     )  # fmt: skip
+    if not config.get("set_alpha_to_one", True):
+        rule.final_alpha_cumprod = diffusion.alpha_bar[0].cpu()
     if not leading:  # DDIMScheduler only walks in strides of T // steps, so these steps get numbers of their own
         rule.alphas_cumprod = diffusion.alpha_bar[times.flip(0)].cpu()
     rule.set_timesteps(sampler.steps, device=times.device)

@@ -29,9 +29,12 @@ NAMED: dict[str, Config] = {
     "sigmoid": {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "sigmoid"},
 }
 _BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+# Settings that decide how images are drawn, with their usual values: what the network predicts, the first step t that it is
+# asked at, and whether the last one ends without noise.
+_DRAWING = {"prediction_type": "epsilon", "steps_offset": 0, "set_alpha_to_one": True}
+PREDICTIONS = ("epsilon", "v_prediction")
 # Settings of accepted classes that make another process or another prediction of them, and the only value that is read.
 _FIXED = {
-    "prediction_type": "epsilon",
     "predict_epsilon": True,  # of diffusers before 0.9; false means that the network predicts x0
     "rescale_betas_zero_snr": False,  # at its last step alpha_bar is 0, and there eps says nothing about x0
     "use_flow_sigmas": False,
@@ -48,7 +51,7 @@ def named(name: str) -> DDPMScheduler:
 
 
 def read(source: str, config: Config) -> DDPMScheduler:
-    """Return the schedule that a scheduler_config.json describes.
+    """Return the schedule that a scheduler_config.json describes, as a DDPMScheduler with the settings that drawing needs.
 
     Args:
         source: the model, for messages.
@@ -68,10 +71,18 @@ def read(source: str, config: Config) -> DDPMScheduler:
             raise InputError(
                 f"{source} has the scheduler {name} with {key} = {config[key]}; supported: {key} = {value}"
             )
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in PREDICTIONS:
+        raise InputError(
+            f"{source} has the scheduler {name} with prediction_type = {prediction}; supported: prediction_type = "
+            + ", ".join(PREDICTIONS)
+        )
     try:
         own = getattr(diffusers, name).from_config(config)
         if name != "DDPMScheduler":
+            drawing = unusual(own)
             own = DDPMScheduler(clip_sample=False, **{key: own.config[key] for key in _BETAS})
+            own.register_to_config(**drawing)
     except Exception as error:  # diffusers raises a type of its own for each kind of wrong value
         reason = str(error).splitlines()[:1] or [type(error).__name__]
         raise InputError(f"{source} has a scheduler {name} that cannot be read: {reason[0]}") from error
@@ -80,12 +91,18 @@ def read(source: str, config: Config) -> DDPMScheduler:
     return own
 
 
+def unusual(schedule: Any) -> Config:
+    """Return what a scheduler states about drawing that differs from the usual: prediction_type, steps_offset, ..."""
+    return {key: schedule.config[key] for key, usual in _DRAWING.items() if schedule.config.get(key, usual) != usual}
+
+
 def validate(schedule: DDPMScheduler) -> None:
-    """Raise InputError unless the network predicts eps and alpha_bar falls from step to step within (0, 1)."""
+    """Raise InputError unless the network predicts eps or v and alpha_bar falls from step to step within (0, 1)."""
     config = schedule.config
-    for key in ("prediction_type", "rescale_betas_zero_snr"):
-        if config[key] != _FIXED[key]:
-            raise InputError(f"{key} {config[key]!r} is not supported; supported: {_FIXED[key]}")
+    supported: dict[str, tuple[object, ...]] = {"prediction_type": PREDICTIONS, "rescale_betas_zero_snr": (False,)}
+    for key, values in supported.items():
+        if config[key] not in values:
+            raise InputError(f"{key} {config[key]!r} is not supported; supported: {', '.join(map(str, values))}")
     alpha_bar = schedule.alphas_cumprod
     if len(alpha_bar) != config.num_train_timesteps:
         raise InputError(

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax.data.batches import Batch, Batches, to_float, to_uint8
+from safemax.data.batches import Batch, Batches, to_x0
 from safemax.data.class_names import parse_classes
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
@@ -60,7 +60,7 @@ class AblatingConcepts(Method):
         step = 0
         while sum(len(each) for each in images) < self.anchor_images:
             rows = batches(step).retain
-            images.append(to_uint8(rows.x0[rows.c == label]))
+            images.append(diffusion.stored(rows.x0[rows.c == label]))
             step += 1
         self._images = torch.cat(images)[: self.anchor_images]
         self._label = torch.tensor(label, device=self._images.device)
@@ -88,7 +88,7 @@ class AblatingConcepts(Method):
 
     def _ablation_loss(self, diffusion: Diffusion, c: Tensor) -> Tensor:
         chosen = torch.randint(len(self._images), c.shape, device=c.device)
-        x0, t = to_float(self._images[chosen]), diffusion.times(len(c))
+        x0, t = to_x0(self._images[chosen]), diffusion.times(len(c))
         eps = torch.randn_like(x0)
         x_t = diffusion.diffuse(x0, t, eps)
         target = eps if self.variant == "noise" else self._anchor_prediction(diffusion, x_t, t)

@@ -11,18 +11,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from safemax.data.batches import Batch, Batches
+from safemax.diffusion import weights
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import predict
 from safemax.knobs import knob
 from safemax.method_tools.frozen_teacher import Teacher
 from safemax.training.method import Method, Terms
-
-# Where the label enters: its embedding, and the layers that carry label and time embedding into the residual blocks.
-SUBSETS = {
-    "all": ("",),
-    "label_embedding": ("class_embedding.",),
-    "conditioning": ("class_embedding.", "time_emb_proj."),
-}
 
 
 @dataclass
@@ -45,7 +39,7 @@ class ESD(Method):
     eta: float = knob(
         1.0, "strength of the guidance away from the class (official: 1)", bounds=(0, 100), search=(0.5, 10), log=True
     )
-    subset: str = knob("all", "weights that are trained", choices=tuple(SUBSETS))
+    subset: str = knob("all", "weights that are trained", choices=("all", "label_embedding", "conditioning"))
 
     _teacher: Teacher = field(init=False, repr=False, compare=False)
 
@@ -64,8 +58,7 @@ class ESD(Method):
 
     def trainable(self, diffusion: Diffusion) -> list[Parameter]:
         """Return the weights of `subset`."""
-        parts = SUBSETS[self.subset]
-        return [p for name, p in diffusion.named_parameters() if any(part in name for part in parts)]
+        return weights.select(diffusion, self.subset)
 
     def state(self) -> dict[str, Tensor]:
         return self._teacher.state()

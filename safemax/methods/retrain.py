@@ -24,6 +24,7 @@ class Retrain(Method):
     paper: ClassVar[str] = (
         "Ho et al., arXiv:2006.11239, without the class; exact unlearning: Bourtoule et al., arXiv:1912.03817"
     )
+    may_train: ClassVar[tuple[str, ...]] = ("all",)
     training: ClassVar[dict[str, object]] = {"steps": 800_000, "lr": 2e-4, "ema": 0.9999, "forget_share": 0.0}
     needs_forget: ClassVar[bool] = False
 

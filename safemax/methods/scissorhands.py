@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from safemax.data.batches import Batch, Batches, Rows
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import predict
+from safemax.diffusion.weights import WITHOUT_ADAPTERS
 from safemax.knobs import knob
 from safemax.method_tools import gradients
 from safemax.methods.gradient_ascent import ascent_loss
@@ -46,6 +47,7 @@ class Scissorhands(Method):
     """
 
     paper: ClassVar[str] = "Wu and Harandi, arXiv:2401.06187"
+    may_train: ClassVar[tuple[str, ...]] = WITHOUT_ADAPTERS
     training: ClassVar[dict[str, object]] = {"steps": 1000, "batch_size": 256, "lr": 1e-4}
     presets: ClassVar[dict[str, dict[str, object]]] = {"paper": {"cap": 1e6}}
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from safemax.data.batches import Batch, Batches, Rows, to_float, to_uint8
+from safemax.data.batches import Batch, Batches, Rows, to_x0
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.knobs import knob, knobs
@@ -100,19 +100,18 @@ class SelectiveAmnesia(Method):
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Draw the replay images, estimate the Fisher information on them, and copy the weights."""
         labels = torch.arange(diffusion.num_classes).repeat_interleave(self.replay_images)
-        images = to_uint8(sample(diffusion, labels, self._sampler, seed=int(torch.randint(2**31, ())))).to(
-            diffusion.device
-        )
-        self._replay = images.view(diffusion.num_classes, self.replay_images, *diffusion.image_shape)
+        x0 = sample(diffusion, labels, self._sampler, seed=int(torch.randint(2**31, ())), decode=False)
+        images = diffusion.stored(x0).to(diffusion.device)
+        self._replay = images.view(diffusion.num_classes, self.replay_images, *diffusion.x0_shape)
         self._theta_star = [p.detach().clone() for p in diffusion.parameters()]
         diffusion.eval()
         chosen = torch.randperm(len(labels))[: self.fisher_images or None].to(diffusion.device)
-        x0 = to_float(images[chosen])
+        x0 = to_x0(images[chosen])
         rows = Rows((x0 + 1) / 2 if self.fisher_unit_range else x0, labels.to(diffusion.device)[chosen])
         fisher, self.fisher_error = diagonal(
             diffusion, rows, times=self.fisher_times, batch=self.fisher_batch, null_drop=self.fisher_null_drop
         )
-        self._fisher = [each / math.prod(diffusion.image_shape) for each in fisher]
+        self._fisher = [each / math.prod(diffusion.x0_shape) for each in fisher]
 
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
         """Train on noise images under the forget label, then on replay images of the retain rows' classes, at the same t."""
@@ -120,7 +119,7 @@ class SelectiveAmnesia(Method):
         t = diffusion.times(max(len(forget), len(retain)))
         noise = Rows(torch.rand_like(forget.x0) * 2 - 1, forget.c)
         pick = torch.randint(self.replay_images, retain.c.shape, device=retain.c.device)
-        replay = Rows(to_float(self._replay[retain.c, pick]), retain.c)
+        replay = Rows(to_x0(self._replay[retain.c, pick]), retain.c)
         yield {"forget": self._scale(diffusion) * _loss(diffusion, noise, t)}
         yield {"retain": self._scale(diffusion) * self.gamma * _loss(diffusion, replay, t)}
 
@@ -152,7 +151,7 @@ class SelectiveAmnesia(Method):
         return {"fisher_error": self.fisher_error}
 
     def _scale(self, diffusion: Diffusion) -> int:
-        return math.prod(diffusion.image_shape) if self.pixel_sum else 1
+        return math.prod(diffusion.x0_shape) if self.pixel_sum else 1
 
     @torch.no_grad()
     def _consolidate(self, diffusion: Diffusion) -> Tensor:

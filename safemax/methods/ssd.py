@@ -11,6 +11,7 @@ from torch import Tensor
 
 from safemax.data.batches import Batch, Batches, Rows
 from safemax.diffusion.model import Diffusion
+from safemax.diffusion.weights import WITHOUT_ADAPTERS
 from safemax.knobs import knob
 from safemax.method_tools import gradients
 from safemax.method_tools.gradients import Gradient
@@ -41,6 +42,7 @@ class SSD(Method):
     """
 
     paper: ClassVar[str] = "Foster et al., arXiv:2308.07707"
+    may_train: ClassVar[tuple[str, ...]] = WITHOUT_ADAPTERS
     training: ClassVar[dict[str, object]] = {"steps": 0, "batch_size": 256}
 
     alpha: float = knob(

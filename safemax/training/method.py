@@ -53,6 +53,7 @@ from torch.nn import Parameter
 
 from safemax.data.batches import Batch, Batches
 from safemax.diffusion.model import Diffusion
+from safemax.diffusion.weights import CHOICES
 from safemax.errors import InputError
 from safemax.knobs import check, external, knobs
 
@@ -87,6 +88,8 @@ class Method(ABC):
             any work, like the next two.
         needs_forget: a batch must have forget rows.
         needs_retain: a batch must have retain rows.
+        may_train: choices of weights (safemax.diffusion.weights) that it can work with: new adapters, which are 0, are not for
+            a method that edits the weights themselves.
         shared: the prior is the same for every forget class.
         per_part: a batch may be split into parts whose gradients are summed (`accumulate`); False for a method that
             weighs gradients of the whole batch.
@@ -101,6 +104,7 @@ class Method(ABC):
     needs_null: ClassVar[bool] = False
     needs_forget: ClassVar[bool] = True
     needs_retain: ClassVar[bool] = True
+    may_train: ClassVar[tuple[str, ...]] = CHOICES
     shared: ClassVar[bool] = False
     per_part: ClassVar[bool] = True
 

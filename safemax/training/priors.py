@@ -37,6 +37,8 @@ def folder_for(
         "rows": [] if method.shared else [training.forget_rows, training.retain_rows],
         "seed": training.seed,
     }
+    if training.trainable != "all":
+        facts["trainable"] = [training.trainable, training.lora_rank]
     return root / cache.key(facts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from safemax.diffusion.weights import CHOICES
 from safemax.errors import InputError
 from safemax.knobs import INFINITY, check, knob
 from safemax.training.method import Method
@@ -43,6 +44,14 @@ class Training:
         False, "let the moving average's decay rise as (1 + n) / (10 + n) over the steps n until it is ema", added=True
     )
     seed: int = knob(0, "fixes batches, noise and initial weights", bounds=(0, 2**62))
+    trainable: str = knob(
+        "all",
+        "weights that may move: all, those of attention, cross_attention (where a prompt enters) or label_embedding, or lora: "
+        "adapters of the linear layers, merged at the end",
+        choices=CHOICES,
+        added=True,
+    )
+    lora_rank: int = knob(16, "rank of the adapters of trainable = lora", bounds=(1, 1024), added=True)
     precision: str = knob(
         "fp32", "arithmetic of the denoiser; auto is bf16 on a GPU, else fp32", choices=("fp32", "bf16", "auto")
     )
@@ -113,6 +122,11 @@ def validate(method: Method, training: Training, forget: tuple[int, ...]) -> Non
         raise InputError(
             f"accumulate = {training.accumulate} is not allowed with {name}, which weighs the gradients of a whole batch; "
             "accumulate must be 1"
+        )
+    if training.trainable not in method.may_train:
+        raise InputError(
+            f"trainable = {training.trainable} is not allowed with {name}, which edits the weights themselves; "
+            f"it may be {', '.join(method.may_train)}"
         )
     if training.weight_decay and type(method).constrain is not Method.constrain:
         raise InputError(

@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Callable
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor
 from torch.nn import Parameter
 from tqdm import tqdm
 
 from safemax.data.batches import Batch, Batches, reseed
 from safemax.data.dataset import Split
+from safemax.diffusion import weights
+from safemax.diffusion.codec import encoded
 from safemax.diffusion.model import Diffusion
 from safemax.errors import Stopped
 from safemax.storage import checkpoint
@@ -76,6 +77,7 @@ class Trainer:
         """
         method.validate(diffusion)
         settings.validate(method, training, forget)
+        weights.validate(diffusion, training.trainable)
         self.diffusion, self.method, self.split, self.forget = diffusion, method, split, forget
         self.training, self.flip = training, flip
         self.hooks, self.folders = hooks or Hooks(), folders or Folders()
@@ -105,6 +107,8 @@ class Trainer:
         settings.validate_parts(self.training, self.processes.world)
         self.processes.validate_same(lambda: facts(self.diffusion, self.method, self.split, self.forget, self.training))
         self._wait_every = steps_between(self.accelerator.device)
+        reseed(self.training.seed, -2, 0)
+        weights.limit(self.diffusion, self.training.trainable, rank=self.training.lora_rank)
         self.diffusion.to(self.accelerator.device)
         self.batches = self._make_batches()
         folder = self.folders.checkpoints
@@ -163,7 +167,7 @@ class Trainer:
 
     def _make_batches(self) -> Batches:
         return Batches(
-            self.split,
+            encoded(self.diffusion.codec, self.split, flip=self.flip),
             self.forget,
             forget_size=self.training.forget_rows,
             retain_size=self.training.retain_rows,
@@ -179,7 +183,7 @@ class Trainer:
         self.diffusion.zero_grad()
         self.weights: list[Parameter] = list(self.method.trainable(self.diffusion))
         chosen = {id(p) for p in self.weights}
-        for p in self.diffusion.parameters():
+        for p in (*self.diffusion.parameters(), *self.diffusion.label_tables()):
             p.requires_grad_(id(p) in chosen)
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=self.training.lr, weight_decay=self.training.weight_decay, fused=True
@@ -215,7 +219,7 @@ class Trainer:
         """Unwrap the denoiser from its processes and leave the model as others expect it, however the run ended."""
         self.diffusion.denoiser = self._unwrapped(keep_fp32_wrapper=False)
         self.diffusion.zero_grad()
-        self.diffusion.requires_grad_(True)
+        weights.release(self.diffusion)
         self.diffusion.eval()
         self.saver.close()
 
@@ -265,7 +269,7 @@ class Trainer:
         self.hooks.on_step_end(self.done)
         self.diffusion.denoiser = prepared
 
-    def _unwrapped(self, *, keep_fp32_wrapper: bool = True) -> UNet2DModel:
+    def _unwrapped(self, *, keep_fp32_wrapper: bool = True) -> torch.nn.Module:
         """Return the denoiser itself, with the names of its weights as they are saved."""
         return self.accelerator.unwrap_model(
             self.diffusion.denoiser, keep_fp32_wrapper=keep_fp32_wrapper, keep_torch_compile=False

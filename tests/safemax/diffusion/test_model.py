@@ -76,8 +76,8 @@ def test_a_model_without_class_embedding_is_refused(tmp_path):
 
 
 def test_another_prediction_type_is_refused():
-    with pytest.raises(InputError, match="'v_prediction' is not supported"):
-        Diffusion(tiny_models.diffusion().denoiser, DDPMScheduler(prediction_type="v_prediction"), ("a", "b", "c"))
+    with pytest.raises(InputError, match="'sample' is not supported"):
+        Diffusion(tiny_models.diffusion().denoiser, DDPMScheduler(prediction_type="sample"), ("a", "b", "c"))
 
 
 def test_a_truncated_weights_file_gives_one_line(tmp_path):

@@ -45,7 +45,7 @@ def test_a_scheduler_without_class_is_refused(tmp_path: Path) -> None:
     [
         ("DDPMScheduler", {"predict_epsilon": False}),
         ("DDIMScheduler", {"prediction_type": "sample"}),
-        ("PNDMScheduler", {"prediction_type": "v_prediction"}),
+        ("EulerDiscreteScheduler", {"prediction_type": "sample"}),
         ("DDPMScheduler", {"rescale_betas_zero_snr": True}),
         ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
         ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}),
