@@ -57,7 +57,7 @@ def read(source: str, schedule: str = "auto", prompts: Sequence[Prompt] = ()) ->
     config = _read_json(part / "config.json")
     kind = kinds.named(source, config)
     stated = _read_json(_schedule_file(folder)) if _schedule_file(folder).exists() else {}
-    kinds.validate_size(source, config, kind, stated.get("num_train_timesteps", 1000) if stated else None)
+    kinds.validate_size(source, config, kind, stated.get("num_train_timesteps", 1000))
     forward = _schedule(source, folder, schedule)
     classes = _read_json(folder / CLASSES) if (folder / CLASSES).exists() else index
     home = Home(folder, index, classes, stated)

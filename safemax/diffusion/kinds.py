@@ -245,14 +245,13 @@ def validate_size(source: str, config: Config, kind: Kind, steps: Any) -> None:
         source: the model, for messages.
         config: of the network.
         kind: of the network.
-        steps: of the schedule, None where it states none.
+        steps: of the schedule.
     """
     allowed = {"sample_size": 1024, "in_channels": 64, "out_channels": 128} | kind.limits
     values = [(name, config[name], most) for name, most in allowed.items() if config.get(name) is not None]
     if "block_out_channels" in config or kind.part == "unet":
         values += _channels(config.get("block_out_channels", [224]))
-    if steps is not None:
-        values.append(("num_train_timesteps", steps, 100_000))
+    values.append(("num_train_timesteps", steps, 100_000))
     for name, value, most in values:
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise InputError(

@@ -66,17 +66,17 @@ def read(source: str, config: Config) -> DDPMScheduler:
             f"{source} has the scheduler {name}, whose forward process is not that of DDPM; accepted: "
             + ", ".join(ACCEPTED)
         )
-    for key, value in _FIXED.items():
-        if config.get(key, value) != value:
-            raise InputError(
-                f"{source} has the scheduler {name} with {key} = {config[key]}; supported: {key} = {value}"
-            )
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise InputError(
             f"{source} has the scheduler {name} with prediction_type = {prediction}; supported: prediction_type = "
             + ", ".join(PREDICTIONS)
         )
+    for key, value in _FIXED.items():
+        if config.get(key, value) != value:
+            raise InputError(
+                f"{source} has the scheduler {name} with {key} = {config[key]}; supported: {key} = {value}"
+            )
     try:
         own = getattr(diffusers, name).from_config(config)
         if name != "DDPMScheduler":

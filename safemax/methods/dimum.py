@@ -43,7 +43,7 @@ class DiMUM(Method):
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Draw the images of each forgotten label, (forgotten, images, C, H, W) uint8."""
         self._forgotten = torch.tensor(sorted(batches.forget_classes), device=diffusion.device)
-        shape = (len(self._forgotten), self.alternative_images, *diffusion.image_shape)
+        shape = (len(self._forgotten), self.alternative_images, *diffusion.x0_shape)
         self._images = torch.randint(256, shape, dtype=torch.uint8).to(diffusion.device)
 
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from safemax.data.batches import Batch, Batches, Rows
 from safemax.diffusion.model import Diffusion
+from safemax.diffusion.weights import WITHOUT_ADAPTERS
 from safemax.knobs import knob
 from safemax.method_tools.fisher import diagonal
 from safemax.training.method import Method, Terms
@@ -35,6 +36,7 @@ class FisherForgetting(Method):
     """
 
     paper: ClassVar[str] = "Golatkar et al., arXiv:1911.04933"
+    may_train: ClassVar[tuple[str, ...]] = WITHOUT_ADAPTERS
     training: ClassVar[dict[str, object]] = {"steps": 0, "batch_size": 256}
 
     alpha: float = knob(

@@ -89,7 +89,7 @@ class SAFEMax(Method):
         target = torch.cat([self._forget_target(diffusion, eps[: len(forget)], t_forget), eps[len(forget) :]])
         error = (diffusion(diffusion.diffuse(x0, t, eps), t, torch.cat(c)) - target).square().mean((1, 2, 3))
         weight = psi(t_forget, diffusion.T, self.lmbda) / self._psi_scale(diffusion)
-        scale = math.prod(diffusion.image_shape) if self.pixel_sum else 1
+        scale = math.prod(diffusion.x0_shape) if self.pixel_sum else 1
         yield {
             "forget": (weight * error[: len(forget)]).mean(),
             "retain": self.retain_weight * scale * error[len(forget) :].mean(),

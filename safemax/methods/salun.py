@@ -113,7 +113,7 @@ class SalUn(Method):
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
         """Denoise the retain rows, then forget; one graph at a time."""
         retain = diffusion.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)
-        scale = math.prod(diffusion.image_shape) if self.pixel_sum else 1
+        scale = math.prod(diffusion.x0_shape) if self.pixel_sum else 1
         yield {"retain": self.alpha * scale * retain}
         yield {"forget": self._forget_loss(diffusion, batch.forget)}
 

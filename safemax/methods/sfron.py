@@ -144,7 +144,7 @@ class SFRon(Method):
         self._done = int(state["done"])
 
     def _scale(self, diffusion: Diffusion) -> int:
-        return math.prod(diffusion.image_shape) if self.pixel_sum else 1
+        return math.prod(diffusion.x0_shape) if self.pixel_sum else 1
 
     def _masked(self, diffusion: Diffusion) -> Iterator[tuple[Parameter, Tensor]]:
         """Return each weight with the bool mask of what may move in forget steps."""

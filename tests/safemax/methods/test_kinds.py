@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +27,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path_factory.getbasetemp() / "kinds"))  # latents are made once for all
 
 
-def trained(
-    kind: str, name: str, *, folder: Path | None = None, **values: object
-) -> tuple[Diffusion, dict[str, float]]:
+def trained(kind: str, name: str, *, folder: Path | None = None, **values: Any) -> tuple[Diffusion, dict[str, float]]:
     """Return a model of a kind that a method trained for two steps, and what the method logged."""
     diffusion, logged = tiny_kinds.KINDS[kind](), {}
     stop: Callable[[], bool] = values.pop("stop", lambda: False)
