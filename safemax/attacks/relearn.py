@@ -43,32 +43,12 @@ class Relearn(Attack):
     relearn_batch_size: int = knob(32, "rows of a step", bounds=(1, 100_000))
 
     def trials(self, diffusion: Diffusion, setting: Setting) -> Iterator[Trial]:
-        start = _draw(diffusion, setting)
+        training = attacker(setting, self.relearn_steps, self.relearn_lr, self.relearn_batch_size)
+        start = draw(diffusion, setting)
         for count in FEW:
-            yield from self._relearn(f"relearn_{count}", diffusion, setting, setting.known(count), (), start)
-        yield from self._relearn("relearn_retain", diffusion, setting, setting.dataset.train, setting.forget, start)
-
-    def _relearn(
-        self, variant: str, diffusion: Diffusion, setting: Setting, split: Split, forget: tuple[int, ...], start: Tensor
-    ) -> Iterator[Trial]:
-        checks = {round(share * self.relearn_steps) for share in CHECKS}
-        images_at: dict[int, Tensor] = {0: start}
-        student = copy.deepcopy(diffusion)
-
-        def draw_at_checks(step: int) -> None:
-            if step in checks:
-                images_at[step] = _draw(student, setting)
-
-        training = Training(
-            steps=self.relearn_steps, batch_size=self.relearn_batch_size, lr=self.relearn_lr, forget_share=0.0,
-            seed=setting.seed, checkpoint_every=0,
-        )  # fmt: skip
-        null_drop = 0.1 if diffusion.has_null else 0.0
-        Trainer(
-            student, Finetune(null_drop=null_drop), split, forget, training,
-            flip=setting.dataset.natural, hooks=Hooks(on_step_end=draw_at_checks, progress=False),
-        ).fit()  # fmt: skip
-        yield from (Trial(variant, step, images) for step, images in images_at.items())
+            yield from fine_tuned(f"relearn_{count}", diffusion, setting, training, setting.known(count), start=start)
+        split = setting.dataset.train
+        yield from fine_tuned("relearn_retain", diffusion, setting, training, split, setting.forget, start=start)
 
     def numbers(self, cells: Sequence[Cell]) -> dict[str, float]:
         """Return s50 of each variant that reaches it."""
@@ -76,6 +56,50 @@ class Relearn(Attack):
             variant: half_way([c for c in cells if c.variant == variant]) for variant in {c.variant for c in cells}
         }
         return {f"{variant}_s50": step for variant, step in steps.items() if step is not None}
+
+
+def attacker(setting: Setting, steps: int, lr: float, batch_size: int) -> Training:
+    """Return the training of an attacker who fine-tunes."""
+    return Training(
+        steps=steps, batch_size=batch_size, lr=lr, forget_share=0.0, seed=setting.seed, checkpoint_every=0
+    )  # fmt: skip
+
+
+def fine_tuned(
+    variant: str,
+    diffusion: Diffusion,
+    setting: Setting,
+    training: Training,
+    split: Split,
+    forget: tuple[int, ...] = (),
+    *,
+    null_drop: float = 0.1,
+    start: Tensor | None = None,
+) -> Iterator[Trial]:
+    """Fine-tune a copy of a model by the ordinary loss and yield what it draws at the start and at the CHECKS.
+
+    Args:
+        variant: of the trials.
+        diffusion: the model to attack.
+        setting: what is drawn, and how.
+        training: of the attacker.
+        split: the attacker's images and labels.
+        forget: labels of the split that the attacker leaves out.
+        null_drop: share of labels replaced by the null label, where the model has one.
+        start: what the model draws before the first step, where that is known.
+    """
+    checks = {round(share * training.steps) for share in CHECKS}
+    images_at: dict[int, Tensor] = {0: draw(diffusion, setting) if start is None else start}
+    student = copy.deepcopy(diffusion)
+
+    def draw_at_checks(step: int) -> None:
+        if step in checks:
+            images_at[step] = draw(student, setting)
+
+    method = Finetune(null_drop=null_drop if diffusion.has_null else 0.0)
+    hooks = Hooks(on_step_end=draw_at_checks, progress=False)
+    Trainer(student, method, split, forget, training, flip=setting.dataset.natural, hooks=hooks).fit()
+    yield from (Trial(variant, step, images) for step, images in images_at.items())
 
 
 def half_way(curve: Sequence[Cell]) -> float | None:
@@ -89,5 +113,6 @@ def half_way(curve: Sequence[Cell]) -> float | None:
     return None
 
 
-def _draw(diffusion: Diffusion, setting: Setting) -> Tensor:
+def draw(diffusion: Diffusion, setting: Setting) -> Tensor:
+    """Return images of the forgotten labels by the setting's sampler."""
     return sample(diffusion, setting.labels(), setting.sampler_for(diffusion), seed=setting.seed)

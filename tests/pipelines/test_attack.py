@@ -16,6 +16,7 @@ from pipelines import unlearn as unlearn_module
 from pipelines.cli.parameters import UsageError
 from pipelines.correction.retrained import GoldOptions, _as_base
 from pipelines.registry import lineage, model_versions
+from safemax import attacks
 from safemax import metric_keys as keys
 from safemax.data.sources import load
 from safemax.diffusion.model import Diffusion
@@ -27,7 +28,14 @@ MEASURE = [
     *JUDGES,
 ]
 CORRECT = ["--steps=2", "--batch-size=8", *MEASURE]
-ATTACK = ["--attack-samples=10", "--relearn-steps=8", "--relearn-batch-size=4", "--invert-steps=2", *JUDGES]
+ATTACK = [
+    "--attack-samples=10",
+    "--relearn-steps=8",
+    "--relearn-batch-size=4",
+    "--invert-steps=2",
+    "--dimra-steps=8",
+    *JUDGES,
+]
 CANDIDATE = "models:/digits-ddpm/2"
 
 
@@ -55,11 +63,11 @@ def newest(store, kind):
 
 
 @pytest.mark.slow
-def test_six_attacks_report_their_success_on_the_model_the_base_and_gold(corrected):
+def test_all_attacks_report_their_success_on_the_model_the_base_and_gold(corrected):
     attack_module.attack([f"--model={CANDIDATE}", "--gold-steps=2", *ATTACK])
     run = newest(corrected, "attack")
     assert run.data.tags["version"] == CANDIDATE
-    for name in ("relearn", "invert", "partial", "guidance", "guided", "weights"):
+    for name in attacks.available():
         rates = [run.data.metrics[f"attack/{name}_{end}"] for end in ("asr", "asr_base", "asr_gold", "delta_gold")]
         assert rates[3] == pytest.approx(rates[0] - rates[2])
         assert run.data.metrics[f"attack/{name}_seconds"] > 0

@@ -6,9 +6,11 @@ from dataclasses import replace
 from functools import cache
 
 from safemax.attacks.base import Attack, Setting
+from safemax.attacks.dimra import DiMRA
 from safemax.attacks.guided import Guided
 from safemax.attacks.invert import Invert
 from safemax.attacks.relearn import Relearn
+from safemax.attacks.sweep import Sweep
 from safemax.diffusion.sampling import Sampler
 from safemax.judges.classifier import Judge
 from safemax.judges.train import train_judge
@@ -18,6 +20,8 @@ QUICK = {
     "relearn": Relearn(relearn_steps=8, relearn_batch_size=4),
     "invert": Invert(invert_steps=3, invert_batch_size=4),
     "guided": Guided(guided_seeds=2),
+    "dimra": DiMRA(dimra_steps=8, dimra_batch_size=4),
+    "sweep": Sweep(sweep_steps_limit=6),
 }
 
 

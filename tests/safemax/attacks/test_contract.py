@@ -35,7 +35,7 @@ def test_the_example_in_the_interfaces_docstring_is_an_attack(tmp_path, monkeypa
 
 
 def test_an_unknown_attack_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="unknown attack 'relaern'.*'relearn'.*known: guidance"):
+    with pytest.raises(InputError, match="unknown attack 'relaern'.*'relearn'.*known: dimra"):
         attacks.find("relaern")
 
 
