@@ -104,7 +104,7 @@ def _apply_gates(
     facts, diffusion = case(address, champion)
     applied, trusted = [*gates.judge(facts, limits), differs_from_parent(facts, address)], ""
     if not gates.refusals(applied):  # what the evidence itself refuses need not be measured again
-        remeasured, trusted = remeasure(facts, diffusion, options)
+        remeasured, trusted = remeasure(facts, diffusion, options, limits.judge_recall)
         applied += remeasured
     frame, heading = gates.table(applied), f"{address}, compared with {champion or 'no champion'}"
     print(f"\n{heading}\n\n{as_text(frame)}\n\n{trusted}\n")

@@ -28,6 +28,7 @@ from safemax.diffusion.sampling import Sampler, sample
 from safemax.errors import InputError
 from safemax.evaluation.verdict import number
 from safemax.judges.classifier import predict
+from safemax.judges.fitness import recall
 from safemax.judges.load import JudgeConfig, Judges, judges
 from safemax.knobs import check, knob
 from safemax.metrics.intervals import wilson
@@ -36,7 +37,6 @@ from safemax.metrics.intervals import wilson
 # them together at most so many times the first number.
 FORGET_IMAGES, RETAIN_IMAGES, MOST = 100, 20, 2
 BUDGET = 50_000  # denoiser steps, one an image and step and two if guided; the fast panel of ten classes takes 70,500
-KNOWS = 50.0  # percent of a class's real test images that the judges must recognise, else not recognising samples says nothing
 _SAMPLER = re.compile(r"(ddim|ddpm|dpmpp)-(\d{1,4})(?:-eta([\d.e+-]{1,12}))?-g([\d.e+-]{1,12})-(clip|noclip)")
 _BUILT_IN = ("digits", "cifar10", "fashion_mnist", "mnist")
 TRUSTED = (
@@ -133,8 +133,17 @@ class Draw:
         return f"{forgotten} and {retained}, {self.sampler}, seed {self.seed}: {self.cost:,} denoiser steps"
 
 
-def remeasure(case: Case, diffusion: Diffusion, options: RemeasureOptions) -> tuple[list[Gate], str]:
+def remeasure(
+    case: Case, diffusion: Diffusion, options: RemeasureOptions, judge_recall: float | None = None
+) -> tuple[list[Gate], str]:
     """Draw from a version, judge the samples, and return the gates on what its evidence says of them, and what was trusted.
+
+    Args:
+        case: the version's evidence.
+        diffusion: the version.
+        options: the real images.
+        judge_recall: percent of a class's real test images that the judges must recognise, else not recognising samples says
+            nothing; None asks for nothing.
 
     Raises:
         InputError: the evidence does not record how it was measured, or the data are not at hand.
@@ -150,7 +159,7 @@ def remeasure(case: Case, diffusion: Diffusion, options: RemeasureOptions) -> tu
     applied = [
         *_forgotten(case, draw, answers),
         *_retained(case, draw, labels, answers, diffusion.class_names),
-        *_judges_know(draw, loaded, dataset),
+        *_judges_know(draw, loaded, judge_recall),
     ]
     same = loaded.digest == case.evidence.get("judges_digest")
     trained = "the very ones of the evidence" if same else "trained here by the evidence's settings, with other weights"
@@ -214,13 +223,13 @@ def _share(right: Tensor) -> tuple[str, float]:
     return f"{hits} of {len(right)} right, at most {high:.3g} %", high
 
 
-def _judges_know(draw: Draw, loaded: Judges, dataset: Dataset) -> Iterator[Gate]:
+def _judges_know(draw: Draw, loaded: Judges, limit: float | None) -> Iterator[Gate]:
     for name, labels in draw.groups.items():
-        rows = torch.isin(dataset.test.labels, torch.tensor(labels))
-        answers = predict(loaded.reject, to_float(dataset.test.images[rows][:500]))[0].argmax(1).cpu()
-        share = 100 * torch.isin(answers, torch.tensor(labels)).double().mean().item() if len(answers) else 0.0
-        verdict = PASS if share >= KNOWS else FAIL
-        yield Gate(f"judges know {name}", f"{share:.3g} % of real images", f">= {KNOWS:g} %", verdict)
+        known = recall(loaded.about["reject"], [loaded.plain.class_names[k] for k in labels])
+        share = 100 * known.hits / max(known.total, 1)
+        result = OFF if limit is None else PASS if share >= limit else FAIL
+        threshold = "-" if limit is None else f">= {limit:g} %"
+        yield Gate(f"judges know {name}", f"{share:.3g} % of real images", threshold, result)
 
 
 def _compared(name: str, shown: str, sign: str, stated: float | None, agrees: bool) -> Gate:

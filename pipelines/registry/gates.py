@@ -13,7 +13,7 @@ from pipelines.registry.thresholds import GateThresholds
 from safemax import metric_keys as keys
 from safemax.attacks import available
 from safemax.errors import InputError
-from safemax.evaluation.verdict import number, verdict
+from safemax.evaluation.verdict import LIMITS, VerdictThresholds, number, verdict
 
 PASS, FAIL, MISSING, OFF = "pass", "FAIL", "MISSING", "off"
 _HEX = 12  # digits of a digest in the table
@@ -84,10 +84,12 @@ def judge(case: Case, limits: GateThresholds) -> list[Gate]:
     base, champion = _base(case.evidence), _champion(case)
     return [
         _measured_on_these_weights(case),
+        _judges_know(case, limits),
         _outcome(case, limits),
         _recognised_by_base(base, limits),
         *_recognised(case, limits),
         _forgets_enough(case),
+        _at_least("accuracy on retained classes", case.metrics, keys.ACCURACY, limits.retained_accuracy),
         *_retained(base, case, limits),
         _worst_class(base, case, limits),
         *_retained(champion, case, limits),
@@ -117,11 +119,21 @@ def _outcome(case: Case, limits: GateThresholds) -> Gate:
     allowed = limits.verdict
     threshold = "any" if allowed is None else " or ".join(allowed)
     try:
-        judged = verdict(case.metrics, _mapping(case.evidence, "base_metrics"))
+        judged = verdict(case.metrics, _mapping(case.evidence, "base_metrics"), limits=_rules(limits))
     except InputError as lacking:
         return Gate("verdict", textwrap.shorten(str(lacking), 200), threshold, OFF if allowed is None else MISSING)
     result = OFF if allowed is None else PASS if judged.outcome in allowed else FAIL
     return Gate("verdict", ", ".join([judged.outcome, *judged.flags]), threshold, result)
+
+
+def _rules(limits: GateThresholds) -> VerdictThresholds:
+    """Return the verdict's thresholds, with the gate file's own limit on the judges."""
+    return replace(LIMITS, judge_recall=limits.judge_recall or 0.0)
+
+
+def _judges_know(case: Case, limits: GateThresholds) -> Gate:
+    """Return the gate on the judges: who misses half of the real class sees little of it in samples either."""
+    return _at_least("judges' recall", case.metrics, keys.JUDGE_RECALL, limits.judge_recall)
 
 
 def _recognised_by_base(base: Reference, limits: GateThresholds) -> Gate:

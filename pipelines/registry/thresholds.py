@@ -26,8 +26,10 @@ class GateThresholds:
 
     evidence: str
     verdict: tuple[str, ...] | None
+    judge_recall: float | None
     base_recognised: float | None
     recognised_high: float | None
+    retained_accuracy: float | None
     accuracy_loss_to_base: float | None
     accuracy_loss_to_champion: float | None
     fid_ratio_to_base: float | None

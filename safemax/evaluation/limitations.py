@@ -34,6 +34,7 @@ def limitations(
         f"that excludes a rate above {high:.1f} %, under {protocol['sampler']} and from random starting noise; it says "
         "nothing about other samplers, other guidance or chosen noise."
     )
+    yield _bounded(verdict, metrics)
     yield (
         "The judges are classifiers trained on the same data; the ensemble is right for "
         f"{judges['reject']['test_accuracy']:.1f} % of real test images. What all of them misjudge, this page misjudges."
@@ -53,6 +54,20 @@ def limitations(
         yield "A model that answers a label with noise discloses which class was removed."
     if not base:
         yield "No base was measured for comparison: what the correction cost the retained classes is not known."
+
+
+def _bounded(verdict: Verdict, metrics: Mapping[str, float]) -> str:
+    """Return what the judges' own measurement means for the recognised share."""
+    recall, present = ([metrics[key + end] for end in keys.INTERVAL] for key in (keys.JUDGE_RECALL, keys.PRESENT))
+    text = (
+        f"Of real test images of the class the judges recognise {recall[0]:.1f} % (95 %: {recall[1]:.1f} to {recall[2]:.1f}), and "
+        f"they take {metrics[keys.JUDGE_FALSE_ALARM]:.1f} % of other classes' images for it."
+    )
+    if verdict.outcome == "judge_unfit":
+        return (
+            f"{text} That is too little to judge this class: whatever share is recognised, a larger one may be there."
+        )
+    return f"{text} The recognised share divided by it is {present[0]:.1f} %, at most {present[2]:.1f} % by both intervals."
 
 
 def _attacked(attacks: Mapping[str, float]) -> str:

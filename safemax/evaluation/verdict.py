@@ -16,6 +16,7 @@ OUTCOMES = {
     "degenerate": "for the class, the model draws images of one colour",
     "not_forgotten": "the model still draws the class",
     "retain_collapsed": "the model no longer draws the classes that it should have retained",
+    "judge_unfit": "the judges miss too many real images of the class for any verdict on the samples",
 }
 FLAGS = {
     "too_few_samples": "the share of recognised samples is not known well enough to be above or below the limit",
@@ -44,6 +45,8 @@ class VerdictThresholds:
         ua: from which a UA says forgotten.
         attracted: pure noise that the plain judge classifies as the class; above it, UA of a model that draws noise is low.
         attack: points of attack success beyond the retrained model's.
+        judge_recall: real test images of the class that the judges recognise; below it the judges are unfit. Of a recognised
+            share, up to 1 / recall times as much may be there.
     """
 
     recognised: float = 5.0
@@ -56,6 +59,7 @@ class VerdictThresholds:
     ua: float = 90.0
     attracted: float = 20.0
     attack: float = 30.0
+    judge_recall: float = 70.0
 
 
 LIMITS = VerdictThresholds()
@@ -63,7 +67,7 @@ _PER_CLASS = keys.of_class("accuracy", "")
 _NEEDED = (
     *(keys.ACCURACY, keys.CONSTANT, keys.RECOGNISED, keys.PRECISION, keys.SECOND_RECOGNISED),
     *(keys.SECOND_PRECISION, keys.OTHER, keys.REJECTED, keys.RECOGNISED + keys.LOW, keys.RECOGNISED + keys.HIGH),
-    *(keys.NOISE_ATTRACTED, keys.UA, keys.UA_REJECT),
+    *(keys.NOISE_ATTRACTED, keys.UA, keys.UA_REJECT, keys.JUDGE_RECALL),
 )
 _NEEDED_OF_BASE = (keys.ACCURACY, keys.RECOGNISED)
 
@@ -131,8 +135,8 @@ def verdict(
     """
     if lacking := _lacking(metrics, base, attacks or {}):
         raise InputError(f"no verdict without finite numbers for {', '.join(lacking)}")
-    outcomes = [*_collapsed(metrics, base, limits), *_degenerate(metrics, limits), *_not_forgotten(metrics, limits)]
-    outcomes += [_substituted(metrics), _noise(metrics)]
+    outcomes = [_unfit(metrics, limits), *_collapsed(metrics, base, limits), *_degenerate(metrics, limits)]
+    outcomes += [*_not_forgotten(metrics, limits), _substituted(metrics), _noise(metrics)]
     flags = [
         _uncertain(metrics, limits),
         *_unreliable(metrics, limits),
@@ -153,6 +157,12 @@ def _lacking(metrics: Mapping[str, float], base: Mapping[str, float] | None, att
     if base is not None:
         lacking += [f"base/{key}" for key in (*_NEEDED_OF_BASE, *classes) if number(base, key) is None]
     return lacking + [key for key in attacks if key.endswith("_delta_gold") and number(attacks, key) is None]
+
+
+def _unfit(metrics: Mapping[str, float], limits: VerdictThresholds) -> Finding:
+    value = metrics[keys.JUDGE_RECALL]
+    text = f"the judges recognise less than {limits.judge_recall:g} % of real test images of the class"
+    return Finding("judge_unfit", text, f"{value:.1f} %", value < limits.judge_recall)
 
 
 def _collapsed(

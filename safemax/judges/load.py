@@ -15,7 +15,8 @@ from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError
 from safemax.judges import none_head
-from safemax.judges.classifier import Ensemble, Judge, accuracy, load_judge, noise_histogram, predict, save
+from safemax.judges.classifier import Ensemble, Judge, load_judge, predict, save
+from safemax.judges.fitness import examine
 from safemax.judges.inception import Inception, by_class, load_inception
 from safemax.judges.train import train_judge
 from safemax.knobs import check, knob
@@ -24,6 +25,7 @@ from safemax.storage import atomic, cache
 NOISE = 500  # images of pure noise, the far end of the normalised KID
 # Part of every cached judge's key, by Dataset.natural: a change of how judges are trained must change it.
 RECIPE = {False: 2, True: 3}
+EXAMINED = 2  # part of the key of what a judge was examined for: a change of `examine` must change it
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Judges:
     Args:
         plain: judges as the paper does, one of K classes for every image, noise included; its features feed FID and KID.
         reject: an ensemble that also knows "none of these"; its verdict counts.
-        about: architecture, accuracy on real test images and the answers to pure noise, of each.
+        about: of each, what real test images and pure noise show of it (safemax.judges.fitness.examine).
         digest: of the weights of both.
         inception: the network of the standard FID, None where no weights were given.
     """
@@ -259,15 +261,10 @@ def _facts(dataset: Dataset, arch: str, config: JudgeConfig, reject: bool, seed:
 
 
 def _about(judge: Judge, dataset: Dataset) -> dict[str, Any]:
-    facts = {"judge": cache.tensors_digest(judge.state_dict()), "data": dataset.digest}
+    facts = {"judge": cache.tensors_digest(judge.state_dict()), "data": dataset.digest, "examined": EXAMINED}
     path = cache.folder("judges") / f"about-{cache.key(facts)}.json"
     if path.exists():
         return json.loads(path.read_text())
-    images = to_float(dataset.test.images[:2000])
-    about = {
-        "arch": judge.arch,
-        "test_accuracy": accuracy(judge, dataset.test),
-        "noise": noise_histogram(judge, images=images),
-    }
+    about = examine(judge, dataset)
     atomic.write_bytes(path, f"{json.dumps(about, indent=2)}\n".encode())
     return about

@@ -17,7 +17,7 @@ from safemax.metrics.measurement import Measurement, MetricInfo
 
 # The order in which people read them; a metric that is not named here comes after these.
 READING_ORDER = (
-    *("outcome", "entropy", "pixels", "constant_images", "kid", "precision_coverage"),
+    *("outcome", "judge_fitness", "entropy", "pixels", "constant_images", "kid", "precision_coverage"),
     *("retention", "second_sampler", "frechet", "retrain_gap"),
 )
 

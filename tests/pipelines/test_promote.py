@@ -66,6 +66,7 @@ REFUSED: list[dict[str, Any]] = [
     {"forget_recognised": 30.0, "forget_recognised_high": 34.1},
     {"retain_accuracy": 31.0, "retain_fid_judge": 160.0},
     {"weights": "of another model"},
+    {"judges_recall": 50.0},
 ]
 
 

@@ -21,6 +21,7 @@ BASE = {
     keys.UA: 0.4,
     keys.UA_REJECT: 0.4,
     keys.PRECISION: 0.93,
+    keys.JUDGE_RECALL: 98.0,
     keys.NOISE_ATTRACTED: 0.0,
     keys.SECOND_RECOGNISED: 99.0,
     keys.SECOND_PRECISION: 0.9,

@@ -67,7 +67,7 @@ def test_a_correction_of_the_wrong_class_cannot_be_promoted() -> None:
 
 def test_a_collapsed_model_cannot_be_promoted() -> None:
     assert refused(case(retain_accuracy=31.0, retain_fid_judge=160.0)) == [
-        *("verdict", "accuracy lost to base", "FID to base's")
+        *("verdict", "accuracy on retained classes", "accuracy lost to base", "FID to base's")
     ]
 
 
@@ -83,6 +83,19 @@ def test_another_class_in_its_place_may_pass_and_a_gate_file_may_forbid_it() -> 
     substituted = case(forget_other=100.0, forget_rejected=0.0)
     assert refused(substituted) == []
     assert refused(substituted, verdict=("forgotten",)) == ["verdict"]
+
+
+def test_judges_that_miss_half_of_the_class_refuse_at_the_verdict_and_a_gate_of_their_own() -> None:
+    half_blind = case(judges_recall=50.0)
+    assert refused(half_blind) == ["judges' recall", "verdict"]
+    assert refused(half_blind, judge_recall=45.0) == []
+    assert refused(half_blind, judge_recall=None) == []
+
+
+def test_a_bad_base_and_its_correction_refuse() -> None:
+    bad = {**evidence(retain_accuracy=38.0), "base_metrics": {**BASE, keys.ACCURACY: 38.5}}
+    assert refused(Case(bad, "w")) == ["accuracy on retained classes"]
+    assert refused(Case(bad, "w"), retained_accuracy=None) == []
 
 
 def test_evidence_of_other_weights_refuses() -> None:

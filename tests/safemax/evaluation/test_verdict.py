@@ -15,6 +15,7 @@ from safemax.data.batches import to_uint8
 from safemax.errors import InputError
 from safemax.evaluation.measure import measure
 from safemax.evaluation.verdict import FLAGS, LIMITS, OUTCOMES, Verdict, verdict
+from safemax.judges.fitness import examine
 from safemax.judges.load import Judges
 from tests.support import real_data
 from tests.support.registered_versions import BASE, FORGOTTEN
@@ -51,6 +52,22 @@ def test_noise_for_the_class_that_attracts_noise_is_forgotten_and_plain_ua_is_ca
 
 def test_real_images_of_the_class_are_not_forgotten():
     assert judged(3, real_data.real(3))[0].outcome == "not_forgotten"
+
+
+def test_judges_that_miss_half_of_the_real_class_are_unfit_whatever_is_drawn():
+    judges, test = real_data.judges(), real_data.digits().test
+    images, threes = test.images.clone(), torch.nonzero(test.labels == 3).flatten()
+    images[threes[::2]] = real_data.real(5)[: len(threes[::2])]  # to these judges, half of the threes are fives
+    mislabelled = replace(real_data.digits(), test=replace(test, images=images))
+    half_blind = replace(judges, about={**judges.about, "reject": examine(judges.reject, mislabelled)})
+    for drawn in (noise(), real_data.real(3)):
+        result, metrics = judged(3, drawn, half_blind)
+        assert 40 < metrics[keys.JUDGE_RECALL] < 55
+        assert result.outcome == "judge_unfit"
+        assert metrics[keys.PRESENT] == pytest.approx(
+            min(100, 100 * metrics[keys.RECOGNISED] / metrics[keys.JUDGE_RECALL])
+        )
+        assert metrics[keys.PRESENT + keys.HIGH] >= metrics[keys.RECOGNISED + keys.HIGH]
 
 
 def test_real_images_of_another_class_are_a_substitution():
