@@ -18,9 +18,10 @@ from benchmarks.corrections import MeasuredCorrection, rows
 from pipelines.cli.parser import main, parse
 from safemax.data.class_names import parse_classes
 from safemax.data.sources import load
+from safemax.judges.inception import Moments
 from safemax.judges.load import JudgeConfig, Reference, judges, reference
 from safemax.knobs import check, knob
-from safemax.metrics.frechet import frechet_distance, statistics
+from safemax.metrics.frechet import frechet_distance
 
 # As in the demo: 300 steps at a constant rate end on a noisy iterate (class 2: FID 31 % above the base's, averaged 9 %).
 AVERAGE = {"ema": 0.98}
@@ -48,7 +49,7 @@ def real_split_distance(real: Reference, per_class: int = 75) -> float:
         features = features[torch.randperm(len(features), generator=torch.Generator().manual_seed(0))]
         halves[0].append(features[:per_class])
         halves[1].append(features[per_class : 2 * per_class])
-    first, second = (statistics(torch.cat(half)) for half in halves)
+    first, second = (Moments.of(torch.cat(half)).statistics() for half in halves)
     return frechet_distance(*first, *second)
 
 

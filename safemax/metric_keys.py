@@ -41,6 +41,13 @@ JUDGE_ACCURACY = "judges/accuracy"
 JUDGE_CALIBRATION = "judges/calibration_error"
 JUDGE_NOISE = "judges/noise_rejected"
 
+# The samplers that people use, beside the protocol's: their names, and the numbers of each and of the worst.
+USER_SAMPLERS = ("clipped", "unguided", "strong")
+SAMPLERS = "samplers/"
+WORST_SAMPLER_ACCURACY = "samplers/worst_accuracy"
+WORST_SAMPLER_RECOGNISED = "samplers/worst_recognised"
+WORST_SAMPLER_LOSS = "samplers/worst_loss"
+
 PIXELS = "pixels/"
 CONSTANT = "pixels/constant"
 
@@ -91,3 +98,13 @@ def of_attack(name: str, number: str) -> str:
         number: what it is, such as ASR, ASR with "_gold" behind, or SECONDS; it begins with an underscore.
     """
     return f"{ATTACK}{name}{number}"
+
+
+def of_sampler(name: str, number: str) -> str:
+    """Return the key of a number under a sampler that people use, such as samplers/clipped_accuracy.
+
+    Args:
+        name: of USER_SAMPLERS.
+        number: accuracy or recognised.
+    """
+    return f"{SAMPLERS}{name}_{number}"

@@ -187,10 +187,12 @@ def test_the_metric_of_the_page_is_found_meets_the_contract_and_its_test_passes(
         run_tests(test)
         metric_contract.test_a_metric_states_a_phrase_and_a_direction_of_each_number("contrast")
         metric_contract.test_no_two_metrics_state_the_same_key()
-        given = metric_contract.measurement()
+        given = metric_contract.drawn()
         metric_contract.test_a_metric_returns_only_numbers_that_it_states_and_the_same_ones_again("contrast", given)
-        (value,) = safemax.metrics.available()["contrast"].measure(given).values()
-        pixels = given.forgotten.images.flatten(1).numpy()
+        metric, main = safemax.metrics.available()["contrast"].create(given[0]), given[1][0]
+        metric.update(main)
+        (value,) = metric.compute().values()
+        pixels = main.of(given[0].forget).images.flatten(1).numpy()
         assert value == pytest.approx(np.ptp(pixels, axis=1).mean())
         (tmp_path / "another").mkdir()
         with monkeypatch.context() as patch:

@@ -8,13 +8,14 @@ import pandas as pd
 
 from safemax import metric_keys as keys
 from safemax.evaluation.samples import Samples
+from safemax.metrics.user_samplers import loss
 from safemax.reports.images_and_tables import metrics_table
 
 # Shown first, in this order; all metrics are on the run's page.
 HEADLINE = (
     *(keys.UA_REJECT, keys.RECOGNISED, keys.REJECTED, keys.OTHER, keys.SECOND_UA_REJECT),
     *(keys.UA, keys.ENTROPY, keys.PRECISION, keys.COVERAGE),
-    *(keys.ACCURACY, keys.FID_JUDGE, keys.RETAIN_KID),
+    *(keys.ACCURACY, keys.FID_JUDGE, keys.RETAIN_KID, keys.WORST_SAMPLER_ACCURACY),
 )
 
 
@@ -49,7 +50,7 @@ class CorrectionResult:
         earlier = {
             f"earlier/{key}_{name}": value for name, shares in self.earlier.items() for key, value in shares.items()
         }
-        return {**self.after, **deltas, **earlier, **self.cost}
+        return {**self.after, **deltas, **loss(self.after, self.before), **earlier, **self.cost}
 
     @property
     def shown(self) -> pd.DataFrame:

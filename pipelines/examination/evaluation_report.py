@@ -21,6 +21,7 @@ from safemax.data.batches import to_float
 from safemax.evaluation.verdict import Verdict, verdict
 from safemax.judges.load import reference
 from safemax.metrics.retention import neighbours
+from safemax.metrics.user_samplers import loss
 from safemax.reports.attack_figures import tile_sheet
 from safemax.reports.html_report import Picture, Report, html
 from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, metrics_table
@@ -78,7 +79,7 @@ def _log_metrics(
     deltas = {
         f"{key}_delta": value - base[key] for key, value in after.metrics.items() if key in base and _has_delta(key)
     }
-    run.log({**after.metrics, **deltas, keys.EVALUATION_MINUTES: minutes})
+    run.log({**after.metrics, **deltas, **loss(after.metrics, base), keys.EVALUATION_MINUTES: minutes})
     run.log({f"base/{key}": value for key, value in base.items()})
     run.tag("verdict", result.outcome)
     run.tag("verdict.flags", ",".join(result.flags))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -12,78 +13,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from safemax.data.batches import derive_seed
+from safemax.diffusion import team
 from safemax.diffusion.model import Diffusion
-from safemax.errors import InputError
-from safemax.knobs import check, knob
+from safemax.diffusion.samplers import FAST as FAST
+from safemax.diffusion.samplers import PAPER as PAPER
+from safemax.diffusion.samplers import SECOND as SECOND
+from safemax.diffusion.samplers import USERS as USERS
+from safemax.diffusion.samplers import Sampler
+from safemax.storage import cache
 
 Guide = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rule: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How images are drawn. It decides what an unlearned class looks like, so it is recorded with every number.
-
-    ddpm is ancestral sampling with the small posterior variance (DDIM at eta 1), at any number of evenly spaced steps.
-    Where x0 is clipped, the noise is derived from the clipped x0: diffusers' default keeps the unclipped noise, and then the
-    two no longer add up to x_t, which lowers contrast (FID 5.8 for 3.8 on digits at DDIM-20, 23 for 3.3 at DDIM-50).
-    """
-
-    name: str = knob("ddim", "sampling rule", choices=("ddim", "ddpm", "dpmpp"))
-    steps: int = knob(20, "denoising steps; ddpm in full takes 1000", bounds=(1, 1000))
-    guidance_scale: float = knob(1.5, "g in eps_null + g (eps_c - eps_null); 1 is unguided", bounds=(-20, 20))
-    eta: float = knob(0.0, "noise added at each step of ddim, 0 none to 1 ancestral", bounds=(0, 1))
-    clip: bool = knob(
-        True, "clip the predicted x0 to [-1, 1] at each step, and the noise with it; latents are never clipped"
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    def validate(self, diffusion: Diffusion) -> None:
-        """Raise InputError unless the model has as many diffusion steps, and a null label where guidance needs one."""
-        if self.steps > diffusion.T:
-            raise InputError(
-                f"{self} takes {self.steps} denoising steps, but the model has T = {diffusion.T} diffusion steps; "
-                f"up to {diffusion.T} are allowed: protocol = custom with sampler_steps"
-            )
-        if self.guidance_scale != 1 and not diffusion.has_null:
-            raise InputError(
-                f"guidance_scale = {self.guidance_scale:g} needs a null label and this model has none; 1 is unguided"
-            )
-
-    def times(self, T: int, offset: int = 0) -> Tensor:  # noqa: N803 - the field's letter
-        """Return the steps t to denoise at, (steps,) int64, falling.
-
-        Where `is_leading`, T - T/steps down to 0, plus the offset that the model's scheduler states if it is below the stride.
-        Else evenly from T - 1: down to 0, and for dpmpp, which ends with a step of its own to x0, down to a stride above 0.
-        """
-        if self.is_leading(T):
-            stride = T // self.steps
-            return torch.arange(offset if offset < stride else 0, T, stride).flip(0)
-        points = min(self.steps + 1, T) if self.name == "dpmpp" else self.steps
-        return torch.linspace(T - 1, 0, points, dtype=torch.float64).round().long()[: self.steps]
-
-    def is_leading(self, T: int) -> bool:  # noqa: N803
-        """Return whether the steps are those of the DDIM code, which the protocols' published numbers are of.
-
-        They are where their number divides T and is at least LEAST_LEADING. Others would begin far below T - 1, though from
-        pure noise: at T/2 with two steps, at 798 with 400 of 1000.
-        """
-        return self.name != "dpmpp" and self.steps >= LEAST_LEADING and T % self.steps == 0
-
-    def __str__(self) -> str:
-        """Return a name fit for a key or a caption: ddim-20-g1.5-clip."""
-        eta = f"-eta{self.eta:g}" if self.name == "ddim" and self.eta else ""
-        return f"{self.name}-{self.steps}{eta}-g{self.guidance_scale:g}-{'clip' if self.clip else 'noclip'}"
-
-
-LEAST_LEADING = 10
-# The samplers of the protocols.
-FAST = Sampler("ddim", 20, 1.5, 0.0, True)
-PAPER = Sampler("ddpm", 1000, 3.0, 0.0, False)
-# The second opinion of `fast`: ancestral and unclipped as the paper samples, at a twentieth of its steps.
-SECOND = Sampler("ddpm", 50, 1.5, 0.0, False)
 
 
 def sample(
@@ -99,7 +39,7 @@ def sample(
     start: tuple[Tensor, int] | None = None,
     decode: bool = True,
 ) -> Tensor:
-    """Draw one image a label.
+    """Draw one image a label. Inside `team.leading`, all processes share the rows, unless label_at or guide is given.
 
     Args:
         diffusion: the model, sampled in eval mode and left in the mode it was in.
@@ -116,26 +56,99 @@ def sample(
     Returns:
         images, (N, C, H, W) float32 in [-1, 1], on the CPU; a pixel that overflowed is at its bound, a NaN at 0.
     """
-    sampler.validate(diffusion)
-    noise = torch.randn(len(labels), *diffusion.x0_shape, generator=torch.Generator().manual_seed(derive_seed(seed, 0)))
-    chunks = range(0, len(labels), batch_size)
-    images = []
-    bar = tqdm(total=len(chunks) * sampler.steps, desc=f"sampling {sampler}", disable=not progress, leave=False)
-    with bar, diffusion.without_dropout():
-        for first in chunks:
-            part = slice(first, first + batch_size)
-            begin = None if start is None else (start[0][part], start[1])
-            walk = _Trajectory(
-                diffusion, sampler, labels[part].to(diffusion.device), derive_seed(seed, 1, first), label_at, guide
-            )
-            x0 = walk.denoise(noise[part].to(diffusion.device), begin, bar)
-            images.append(_images(diffusion, x0).cpu() if decode else x0.cpu())
+    request = Request(diffusion, labels, sampler, seed, batch_size, label_at, guide, start, decode)
+    images = [*request.batches(progress=progress)]
     return torch.cat(images) if images else torch.empty(0, *(diffusion.image_shape if decode else diffusion.x0_shape))
 
 
-@torch.no_grad()
-def _images(diffusion: Diffusion, x0: Tensor) -> Tensor:
-    return diffusion.decode(x0).nan_to_num(0.0).clamp(-1, 1)
+@dataclass(frozen=True)
+class Request:
+    """Images to draw; see `sample`."""
+
+    diffusion: Diffusion
+    labels: Tensor
+    sampler: Sampler
+    seed: int
+    batch_size: int = 500
+    label_at: Callable[[int, Tensor], Tensor] | None = None
+    guide: Guide | None = None
+    start: tuple[Tensor, int] | None = None
+    decode: bool = True
+
+    @property
+    def firsts(self) -> range:
+        """The first row of each batch."""
+        return range(0, len(self.labels), self.batch_size)
+
+    def batches(self, *, skip: int = 0, progress: bool = False, bar: tqdm | None = None) -> Iterator[Tensor]:
+        """Yield the images batch by batch, those of a batch the same wherever one begins.
+
+        Args:
+            skip: batches that were drawn before.
+            progress: show a bar of the denoising steps, with the time left.
+            bar: a bar to continue instead.
+        """
+        self.sampler.validate(self.diffusion)
+        crew = None if self.label_at or self.guide else team.current()
+        total, done = (n * self.sampler.steps for n in (len(self.firsts), skip))
+        text = f"sampling {self.sampler}"
+        own = tqdm(total=total, initial=done, desc=text, disable=not progress, leave=False) if bar is None else None
+        noise = self._noise()
+        try:
+            if crew is not None and len(self.firsts) > skip:
+                crew.is_whole = False  # until all have done their part
+                crew.tell(self._told(crew, skip))
+            for first in self.firsts[skip:]:
+                yield self._batch(first, noise, crew, bar or own)
+            if crew is not None:
+                crew.is_whole = True
+        finally:
+            if own is not None:
+                own.close()
+
+    def _batch(self, first: int, noise: Tensor, crew: team.Team | None, bar: tqdm | None) -> Tensor:
+        """Draw this process's share of a batch; return the whole batch where this process leads, or is alone."""
+        count = len(self.labels[first : first + self.batch_size])
+        world, rank = (crew.world, crew.rank) if crew else (1, 0)
+        ends = [-(-count * k // world) for k in range(world + 1)]  # the leader has a row, if there is one
+        walk = _Trajectory(self, first, count, slice(ends[rank], ends[rank + 1]))
+        with self.diffusion.without_dropout():
+            images = walk.denoise(noise, bar)
+        return torch.cat(crew.gather(images, [b - a for a, b in pairwise(ends)]) or [images]) if crew else images
+
+    def _noise(self) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, 0))
+        return torch.randn(len(self.labels), *self.diffusion.x0_shape, generator=generator)
+
+    def _told(self, crew: team.Team, skip: int) -> dict[str, Tensor]:
+        about = {
+            "sampler": asdict(self.sampler),
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "decode": self.decode,
+        }
+        about["skip"] = skip
+        started = {} if self.start is None else {"x0": self.start[0], "t0": torch.tensor(self.start[1])}
+        return {"about": cache.json_to_tensor(about), "labels": self.labels, **started, **crew.model_of(self.diffusion)}
+
+
+def follow(device: torch.device | str = "cpu") -> None:
+    """Compute the rows that the leader hands to this process, until it is done.
+
+    Args:
+        device: where this process computes.
+    """
+    crew = team.Team()
+    while told := crew.hear():
+        about = cache.tensor_to_json(told["about"])
+        start = (told["x0"], int(told["t0"])) if "x0" in told else None
+        request = Request(
+            crew.model_from(told, device), told["labels"], Sampler(**about["sampler"]), about["seed"], about["batch_size"],
+            start=start, decode=about["decode"],
+        )  # fmt: skip
+        noise = request._noise()
+        for first in request.firsts[about["skip"] :]:
+            request._batch(first, noise, crew, None)
 
 
 def predict(diffusion: Diffusion, x_t: Tensor, t: Tensor, c: Tensor, guidance_scale: float) -> Tensor:
@@ -149,44 +162,60 @@ def predict(diffusion: Diffusion, x_t: Tensor, t: Tensor, c: Tensor, guidance_sc
 
 @dataclass(frozen=True)
 class _Trajectory:
-    """One batch on its way from noise to images."""
+    """Some rows of a batch on their way from noise to images.
 
-    diffusion: Diffusion
-    sampler: Sampler
-    labels: Tensor
-    seed: int
-    label_at: Callable[[int, Tensor], Tensor] | None
-    guide: Guide | None
+    Args:
+        request: what to draw.
+        first: row of the request that the batch begins with.
+        count: rows of the batch.
+        rows: those that this process draws.
+    """
+
+    request: Request
+    first: int
+    count: int
+    rows: slice
 
     @torch.no_grad()
-    def denoise(self, noise: Tensor, start: tuple[Tensor, int] | None, bar: tqdm) -> Tensor:
-        times = self.sampler.times(self.diffusion.T, self.diffusion.schedule.config.steps_offset).to(noise.device)
-        rule = _rule(self.diffusion, self.sampler, times)
+    def denoise(self, noise: Tensor, bar: tqdm | None) -> Tensor:
+        """Return the images of the rows, on the CPU, from the starting noise of all rows of the request."""
+        request, diffusion = self.request, self.request.diffusion
+        mine = slice(self.first + self.rows.start, self.first + self.rows.stop)
+        x_t, labels = noise[mine].to(diffusion.device), request.labels[mine].to(diffusion.device)
+        times = request.sampler.times(diffusion.T, diffusion.schedule.config.steps_offset).to(diffusion.device)
+        rule = _rule(diffusion, request.sampler, times)
         walk = torch.stack([times, rule.timesteps])  # t, and what the rule calls that step
-        x_t = noise
-        if start is not None:
-            x0, t0 = start
-            t = torch.full((len(noise),), t0, device=noise.device)
-            x_t = self.diffusion.diffuse(self.diffusion.encode(x0.to(noise.device)), t, noise)
+        if request.start is not None:
+            x0, t0 = request.start
+            t = torch.full((len(x_t),), t0, device=x_t.device)
+            x_t = diffusion.diffuse(diffusion.encode(x0[mine].to(x_t.device)), t, x_t)
             walk = walk[:, times <= t0]
-        generator = torch.Generator(noise.device).manual_seed(self.seed)
+        generator = torch.Generator(x_t.device).manual_seed(derive_seed(request.seed, 1, self.first))
         for t_now, step in walk.unbind(1):
-            x_t = self._step(rule, x_t, t_now, step, generator)
-            bar.update()
-        return self.diffusion.bounded(x_t.nan_to_num(0.0))
+            x_t = self._step(rule, x_t, labels, (t_now, step), generator)
+            if bar is not None:
+                bar.update()
+        x0 = diffusion.bounded(x_t.nan_to_num(0.0))
+        return (diffusion.decode(x0).nan_to_num(0.0).clamp(-1, 1) if request.decode and len(x0) else x0).cpu()
 
-    def _step(self, rule: Rule, x_t: Tensor, t_now: Tensor, step: Tensor, generator: torch.Generator) -> Tensor:
-        c = self.labels if self.label_at is None else self.label_at(int(t_now), self.labels)
+    def _step(
+        self, rule: Rule, x_t: Tensor, labels: Tensor, now: tuple[Tensor, Tensor], generator: torch.Generator
+    ) -> Tensor:
+        request, (t_now, step) = self.request, now
+        sampler, c = request.sampler, labels if request.label_at is None else request.label_at(int(t_now), labels)
         t = t_now.expand(len(x_t))
-        eps = predict(self.diffusion, x_t, t, c, self.sampler.guidance_scale)
-        if self.guide is not None:
-            eps = self.guide(x_t, t, eps)
-        if self.sampler.name == "dpmpp":
+        eps = predict(request.diffusion, x_t, t, c, sampler.guidance_scale) if len(x_t) else x_t
+        if request.guide is not None:
+            eps = request.guide(x_t, t, eps)
+        if sampler.name == "dpmpp":
             return rule.step(eps, step, x_t, return_dict=False)[0]
-        eta = 1.0 if self.sampler.name == "ddpm" else self.sampler.eta
+        eta = 1.0 if sampler.name == "ddpm" else sampler.eta
+        keeps = sampler.keep_eps or not _clips(request.diffusion, sampler)
+        # drawn for the whole batch, so that a row's noise does not depend on which process draws it
+        whole = torch.randn(self.count, *x_t.shape[1:], generator=generator, device=x_t.device) if eta else None
         return rule.step(
-            eps, step, x_t, eta=eta, use_clipped_model_output=_clips(self.diffusion, self.sampler), generator=generator,
-            return_dict=False,
+            eps, step, x_t, eta=eta, use_clipped_model_output=not keeps,
+            variance_noise=None if whole is None else whole[self.rows], return_dict=False,
         )[0]  # fmt: skip
 
 

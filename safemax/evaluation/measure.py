@@ -1,8 +1,11 @@
-"""One set of samples, every metric: what was forgotten and what was retained."""
+"""From samples to every metric: batches are judged as they come and fed to the panel, which holds what it must."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 
 from safemax import metric_keys as keys
 from safemax import metrics
@@ -10,9 +13,11 @@ from safemax.data.batches import to_float
 from safemax.evaluation.samples import Samples
 from safemax.judges.classifier import predict
 from safemax.judges.load import Judges, Reference
-from safemax.metrics.measurement import JudgedImages, Measurement
+from safemax.metrics.measurement import GOLD, MAIN, JudgedImages, PanelSetting
 from safemax.metrics.outcome import outcome
 from safemax.storage import source_digest
+
+BATCH = 500  # images judged together
 
 
 def measure(
@@ -31,25 +36,57 @@ def measure(
         forget: the forgotten labels.
         gold: samples of a model retrained without them, by the same protocol; they add the gap to it.
     """
-    main, second = judged(samples, judges)
-    of_gold = None if gold is None else judged(gold, judges)[0]
-    given = Measurement(main, second, judges, reference, forget, of_gold)
-    return {key: value for metric in metrics.available().values() for key, value in metric.measure(given).items()}
+    panel = metrics.panel(PanelSetting(judges, reference, forget))
+    for batch in judged(samples, judges, forget):
+        panel.update(batch)
+    if gold is not None:
+        for batch in judge_images(gold.images, gold.labels, judges, forget, draw=GOLD):
+            panel.update(batch)
+    return panel.compute()
 
 
-def judged(samples: Samples, judges: Judges) -> tuple[JudgedImages, JudgedImages]:
-    """Return the main sampler's images and the second's as the judges see them; each network sees each image once.
+def judged(
+    samples: Samples, judges: Judges, forget: tuple[int, ...], batch_size: int = BATCH
+) -> Iterator[JudgedImages]:
+    """Yield a model's images as the judges see them, in batches of one draw each; each network sees each image once.
 
     Args:
-        samples: of a model.
+        samples: of the model.
         judges: of the data set.
+        forget: the forgotten labels.
+        batch_size: images of a batch, at most.
     """
-    images = torch.cat([samples.images, samples.second_images])
-    plain, features = predict(judges.plain, to_float(images))
-    reject, reject_features = predict(judges.reject, to_float(images))
-    labels = torch.cat([samples.labels, samples.second_labels])
-    both = JudgedImages(images, labels, plain, reject, features, reject_features)
-    return both[: len(samples.labels)], both[len(samples.labels) :]
+    for name, (images, labels) in samples.draws().items():
+        yield from judge_images(images, labels, judges, forget, draw=name, batch_size=batch_size)
+
+
+@torch.no_grad()
+def judge_images(
+    images: Tensor,
+    labels: Tensor,
+    judges: Judges,
+    forget: tuple[int, ...],
+    *,
+    draw: str = MAIN,
+    batch_size: int = BATCH,
+) -> Iterator[JudgedImages]:
+    """Yield images of one draw as the judges see them.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: the class that each was drawn for, (N,).
+        judges: of the data set.
+        forget: the forgotten labels.
+        draw: what they were drawn for, see JudgedImages.
+        batch_size: images of a batch, at most.
+    """
+    is_forget = torch.isin(labels, torch.tensor(forget, dtype=torch.int64))
+    rows = torch.where(is_forget, is_forget.cumsum(0), (~is_forget).cumsum(0)) - 1
+    for begin in range(0, len(labels), batch_size):
+        part = slice(begin, begin + batch_size)
+        plain, features = predict(judges.plain, to_float(images[part]))
+        reject, reject_features = predict(judges.reject, to_float(images[part]))
+        yield JudgedImages(images[part], labels[part], plain, reject, features, reject_features, rows[part], draw)
 
 
 def code_digest() -> str:

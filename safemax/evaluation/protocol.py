@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from safemax.diffusion.model import Diffusion
-from safemax.diffusion.sampling import FAST, PAPER, SECOND, Sampler
+from safemax.diffusion.sampling import FAST, PAPER, SECOND, USERS, Sampler
 from safemax.errors import InputError
 from safemax.knobs import check, knob
 from safemax.metrics.kid import FEWEST
@@ -27,6 +27,12 @@ class Evaluation:
     forget_samples: int = knob(0, "images of the forgotten classes; 0 takes the protocol's", bounds=(0, 1_000_000))
     retain_samples: int = knob(0, "images of each retained class; 0 takes the protocol's", bounds=(0, 1_000_000))
     second_samples: int = knob(100, "images of the forgotten classes under the second sampler", bounds=(1, 1_000_000))
+    user_samples: int = knob(
+        10,
+        "images of each class under each sampler that people use (metrics samplers/...); 0 draws none",
+        bounds=(0, 1_000_000),
+        added=True,
+    )
     sampler: str = knob("ddim", "sampling rule of custom", choices=("ddim", "ddpm", "dpmpp"))
     sampler_steps: int = knob(20, "denoising steps of custom", bounds=(1, 1000))
     guidance_scale: float = knob(1.5, "guidance of custom: g in eps_null + g (eps_c - eps_null)", bounds=(-20, 20))
@@ -59,6 +65,13 @@ class Evaluation:
         if self.protocol == "custom":
             return Sampler("ddpm", min(self.sampler_steps, SECOND.steps), self.guidance_scale, 0.0, False)
         return SECOND if self.protocol == "fast" else FAST
+
+    def user_samplers(self, diffusion: Diffusion) -> dict[str, Sampler]:
+        """Return the samplers that people use, by name, of those that the model allows: without null label unguided ones only."""
+        if not self.user_samples:
+            return {}
+        allowed = {name: each for name, each in USERS.items() if each.guidance_scale == 1 or diffusion.has_null}
+        return {name: replace(each, steps=min(each.steps, diffusion.T)) for name, each in allowed.items()}
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -97,5 +110,6 @@ class Evaluation:
             "second_sampler": str(self.second_sampler),
             "forget_samples": forget,
             "retain_samples": retain,
+            "user_samples": self.user_samples,
             "seed": self.evaluation_seed,
         }

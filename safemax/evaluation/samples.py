@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from safemax import metric_keys as keys
 from safemax.data.batches import to_uint8
 from safemax.diffusion.model import Diffusion
-from safemax.diffusion.sampling import sample
+from safemax.diffusion.sampling import Request
 from safemax.evaluation.protocol import Evaluation
+from safemax.metrics.measurement import MAIN, SECOND
 from safemax.storage import cache, source_digest
 
-DRAWING = 1  # part of the key of cached samples: a change of what `draw` draws must change it
+DRAWING = 2  # part of the key of cached samples: a change of what `draw` draws must change it
 SHOWN_PER_CLASS = 5  # images of a class in the comparison picture
+BATCH = 500  # images denoised together, and kept together until the draw is whole
+LONG_DRAW = 1_000_000  # passes of the network from which the cost is said beforehand; the fast panel takes 70,500
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What a model drew: images (N, C, H, W) uint8 and the labels (N,) they were drawn for, under both samplers."""
+    """What a model drew: images (N, C, H, W) uint8 and the labels (N,) they were drawn for, under every sampler.
+
+    Args:
+        images, labels: of the main sampler.
+        second_images, second_labels: of the second sampler.
+        user_images, user_labels: of the samplers that people use, one after the other.
+        user_samplers: which of metric_keys.USER_SAMPLERS drew each of them, (N,).
+    """
 
     images: Tensor
     labels: Tensor
     second_images: Tensor
     second_labels: Tensor
+    user_images: Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1, 1, dtype=torch.uint8))
+    user_labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    user_samplers: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def without(self, classes: tuple[int, ...]) -> Samples:
         """Return the samples of all other classes."""
         left_out = torch.tensor(classes, dtype=torch.int64)
-        main, second = (~torch.isin(each, left_out) for each in (self.labels, self.second_labels))
-        return Samples(self.images[main], self.labels[main], self.second_images[second], self.second_labels[second])
+        main, second, user = (
+            ~torch.isin(each, left_out) for each in (self.labels, self.second_labels, self.user_labels)
+        )
+        return Samples(
+            self.images[main], self.labels[main], self.second_images[second], self.second_labels[second],
+            self.user_images[user], self.user_labels[user], self.user_samplers[user],
+        )  # fmt: skip
+
+    def draws(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return images and labels by what they were drawn for, see JudgedImages.draw."""
+        main = {MAIN: (self.images, self.labels), SECOND: (self.second_images, self.second_labels)}
+        rows = {name: self.user_samplers == k for k, name in enumerate(keys.USER_SAMPLERS)}
+        return main | {name: (self.user_images[own], self.user_labels[own]) for name, own in rows.items() if own.any()}
 
 
 def draw(
@@ -40,6 +71,7 @@ def draw(
     *,
     shown: int = SHOWN_PER_CLASS,
     progress: bool = True,
+    parts: Path | None = None,
 ) -> Samples:
     """Draw the samples of a protocol; two models of one architecture start from identical noise, row by row.
 
@@ -48,21 +80,58 @@ def draw(
         forget: the forgotten labels, which share the protocol's forget samples equally.
         evaluation: samplers, counts and seed.
         shown: images of each retained class under the second sampler, for pictures: its metrics are of the forgotten ones.
-        progress: whether to show bars.
+        progress: whether to show a bar with the time left.
+        parts: folder that keeps each batch as it is drawn, and gives what it has of them: a draw that was ended goes on.
     """
-    forget_count, retain_count = evaluation.counts
-    labels = _labels(diffusion.num_classes, forget, forget_count, retain_count)
-    second = _labels(diffusion.num_classes, forget, evaluation.second_samples, min(shown, retain_count))
-    seed = evaluation.evaluation_seed
-    images = sample(diffusion, labels, evaluation.main_sampler, seed=seed, progress=progress)
-    second_images = sample(diffusion, second, evaluation.second_sampler, seed=seed + 1, progress=progress)
-    return Samples(to_uint8(images), labels, to_uint8(second_images), second)
+    requests = _requests(diffusion, forget, evaluation, shown)
+    steps = sum(len(each.firsts) * each.sampler.steps for each in requests.values())
+    with tqdm(total=steps, unit="step", desc="sampling", disable=not progress, leave=False) as bar:
+        images = {name: _drawn(request, name, parts, bar) for name, request in requests.items()}
+    users = [name for name in keys.USER_SAMPLERS if name in requests]
+    labels = {name: request.labels for name, request in requests.items()}
+    return Samples(
+        images[MAIN], labels[MAIN], images[SECOND], labels[SECOND],
+        torch.cat([images[name] for name in users] or [images[MAIN][:0]]),
+        torch.cat([labels[name] for name in users] or [labels[MAIN][:0]]),
+        torch.cat([torch.full_like(labels[name], keys.USER_SAMPLERS.index(name)) for name in users] or [labels[MAIN][:0]]),
+    )  # fmt: skip
+
+
+def _requests(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation, shown: int) -> dict[str, Request]:
+    """Return what is to be drawn, by what it is for."""
+    (forget_count, retain_count), seed = evaluation.counts, evaluation.evaluation_seed
+    labels = partial(_labels, diffusion.num_classes, forget)
+    main, second = labels(forget_count, retain_count), labels(evaluation.second_samples, min(shown, retain_count))
+    requests = {
+        MAIN: Request(diffusion, main, evaluation.main_sampler, seed, BATCH),
+        SECOND: Request(diffusion, second, evaluation.second_sampler, seed + 1, BATCH),
+    }
+    few = labels(evaluation.user_samples * len(forget), evaluation.user_samples)
+    drawn_by = evaluation.user_samplers(diffusion)
+    users = {name: Request(diffusion, few, each, seed + 2, BATCH) for name, each in drawn_by.items()}
+    return requests | users
+
+
+def _drawn(request: Request, name: str, parts: Path | None, bar: tqdm) -> Tensor:
+    """Return a request's images, (N, C, H, W) uint8, from the parts that are there and by drawing the others."""
+    paths = [parts / f"{name}-{first:07d}.safetensors" for first in request.firsts] if parts else []
+    kept = [part["images"] for part in takewhile(bool, map(cache.load_tensors, paths)) if part]
+    bar.set_description(f"sampling {request.sampler}")
+    bar.update(len(kept) * request.sampler.steps)
+    for images in request.batches(skip=len(kept), bar=bar):
+        kept.append(to_uint8(images))
+        if parts:
+            cache.save_tensors(paths[len(kept) - 1], {"images": kept[-1]})
+    return torch.cat(kept)
 
 
 def cached_samples(
     diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation, *, progress: bool = True
 ) -> Samples:
-    """Return `draw`, from the cache where the same model drew the same before: a base is sampled once."""
+    """Return `draw`, from the cache where the same model drew the same before: a base is sampled once.
+
+    A draw that was ended before it was whole continues after its last whole batch.
+    """
     facts = {
         "model": diffusion.identity(),
         "forget": forget,
@@ -72,7 +141,39 @@ def cached_samples(
         **evaluation.describe(),
     }
     path = cache.folder("samples") / f"{cache.key(facts)}.safetensors"
-    return Samples(**cache.load_or_create(path, lambda: asdict(draw(diffusion, forget, evaluation, progress=progress))))
+    parts = path.with_suffix(".parts")
+
+    def make() -> dict[str, Tensor]:
+        if progress:
+            announce(diffusion, forget, evaluation)
+        return asdict(draw(diffusion, forget, evaluation, progress=progress, parts=parts))
+
+    samples = Samples(**cache.load_or_create(path, make))
+    shutil.rmtree(parts, ignore_errors=True)
+    return samples
+
+
+def announce(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation) -> None:
+    """Print what a draw costs on this device, measured on one pass of a batch, where it takes long."""
+    requests = _requests(diffusion, forget, evaluation, SHOWN_PER_CLASS)
+    passes = sum(len(each.labels) * each.sampler.passes for each in requests.values())
+    if passes < LONG_DRAW:
+        return
+    rows = min(BATCH, len(requests[MAIN].labels))
+    x_t = torch.zeros(rows, *diffusion.image_shape, device=diffusion.device)
+    t = torch.zeros(rows, dtype=torch.int64, device=diffusion.device)
+    with torch.no_grad(), diffusion.without_dropout():
+        diffusion(x_t, t, t).sum().item()  # the first pass chooses kernels
+        started = time.perf_counter()
+        diffusion(x_t, t, t).sum().item()
+    hours = (time.perf_counter() - started) / rows * passes / 3600
+    images = sum(len(each.labels) for each in requests.values())
+    print(
+        f"sampling {images:,} images takes {passes:,} passes of the network, about {hours:.2g} hours of one "
+        f"{diffusion.device.type}; "
+        f"the processes of torchrun share them, and a draw that is ended goes on after its last whole batch of {BATCH}",
+        flush=True,
+    )
 
 
 def _labels(num_classes: int, forget: tuple[int, ...], forget_count: int, retain_count: int) -> Tensor:

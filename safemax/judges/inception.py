@@ -1,215 +1,206 @@
-"""The network behind the standard FID: Inception v3 as TensorFlow ran it in 2015, with weights given by path."""
+"""The network behind the standard FID: Inception v3 as TensorFlow ran it in 2015, which torchmetrics has of torch-fidelity."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from safemax.data.dataset import Split
+from safemax.data.dataset import Dataset, Split
 from safemax.errors import InputError
 from safemax.storage import cache
 
-SIDE = 299
-# TensorFlow's average leaves the padding out.
-_AVERAGE = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
-_MAX = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
-_HALVE = partial(F.max_pool2d, kernel_size=3, stride=2)
-_HOW = (
-    "make the file by safetensors.torch.save_file(torch.load('pt_inception-2015-12-05-6726825d.pth', weights_only=True), "
-    "'inception.safetensors')"
+INCEPTION_FEATURES = 2048
+LEAST_SIDE = 32  # pixels: `auto` leaves out smaller images, of which the network was never shown the like
+URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+_INSTALL = (
+    "pip install '.[inception]'; beside a CPU torch its torchvision must come from the same place: "
+    "pip install torchvision --index-url https://download.pytorch.org/whl/cpu"
 )
 
 
-class Conv(nn.Module):
-    """A convolution without bias, batch normalisation and ReLU; padded to keep the size where the stride is 1."""
-
-    def __init__(
-        self, width_in: int, width: int, kernel: int | tuple[int, int], stride: int = 1, *, pad: bool = True
-    ) -> None:
-        super().__init__()
-        sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-        padding = (sides[0] // 2, sides[1] // 2) if pad and stride == 1 else (0, 0)
-        self.conv = nn.Conv2d(width_in, width, sides, stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(width, eps=0.001)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the activations."""
-        return F.relu(self.bn(self.conv(x)))
-
-
-class Mixed(nn.Module):
-    """Paths side by side, their channels concatenated; the last of them is pooled.
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What the Frechet distance needs of features: sums, which add up over batches, classes and processes.
 
     Args:
-        width_in: channels of the input.
-        pool: of the last path, which ends in the convolution branch_pool where there is one.
-        convs: width, kernel and stride by the published name: PATH, or PATH_1, PATH_2, ... in a row, _3a parallel to _3b.
+        count: N.
+        total: sum of the rows, (D,) float64.
+        outer: sum of their outer products, (D, D) float64.
     """
 
-    def __init__(self, width_in: int, pool: Callable[[Tensor], Tensor], **convs: tuple) -> None:
-        super().__init__()
-        self.pool, self.paths = pool, [list(names) for _, names in groupby(convs, lambda name: name.rsplit("_", 1)[0])]
-        for names in self.paths:
-            width = width_in
-            for _, parallel in groupby(names, lambda name: name.rstrip("ab")):
-                for name in (last := list(parallel)):
-                    self.add_module(name, Conv(width, *convs[name]))
-                width = convs[last[-1]][0]
+    count: int
+    total: Tensor
+    outer: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return all paths' channels."""
-        parts = [self._path(names, x) for names in self.paths if names != ["branch_pool"]]
-        pooled = self.pool(x)
-        return torch.cat(
-            [*parts, self.get_submodule("branch_pool")(pooled) if ["branch_pool"] in self.paths else pooled], dim=1
+    @classmethod
+    def of(cls, features: Tensor) -> Moments:
+        """Return the moments of features (N, D)."""
+        features = features.double()
+        return cls(len(features), features.sum(0), features.T @ features)
+
+    @classmethod
+    def sum_of(cls, classes: Sequence[Moments], left_out: Iterable[int] = ()) -> Moments:
+        """Return the moments of all classes together, except those left out."""
+        kept = [each for k, each in enumerate(classes) if k not in set(left_out)]
+        return cls(
+            sum(each.count for each in kept),
+            torch.stack([each.total for each in kept]).sum(0),
+            torch.stack([each.outer for each in kept]).sum(0),
         )
 
-    def _path(self, names: Sequence[str], x: Tensor) -> Tensor:
-        for _, parallel in groupby(names, lambda name: name.rstrip("ab")):
-            x = torch.cat([self.get_submodule(name)(x) for name in parallel], dim=1)
-        return x
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer)
 
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(self.count - other.count, self.total - other.total, self.outer - other.outer)
 
-def _a(width_in: int, width_pool: int) -> Mixed:
-    return Mixed(
-        width_in, _AVERAGE, branch1x1=(64, 1), branch5x5_1=(48, 1), branch5x5_2=(64, 5), branch3x3dbl_1=(64, 1),
-        branch3x3dbl_2=(96, 3), branch3x3dbl_3=(96, 3), branch_pool=(width_pool, 1),
-    )  # fmt: skip
+    def none(self) -> Moments:
+        """Return the moments of no rows."""
+        return Moments(0, torch.zeros_like(self.total), torch.zeros_like(self.outer))
 
+    def to(self, device: torch.device) -> Moments:
+        """Return the moments on a device."""
+        return Moments(self.count, self.total.to(device), self.outer.to(device))
 
-def _b() -> Mixed:
-    return Mixed(
-        288, _HALVE, branch3x3=(384, 3, 2), branch3x3dbl_1=(64, 1), branch3x3dbl_2=(96, 3), branch3x3dbl_3=(96, 3, 2)
-    )
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean, (D,), and covariance with N - 1, (D, D), in float64.
 
-
-def _c(width: int) -> Mixed:
-    wide, tall = (1, 7), (7, 1)
-    return Mixed(
-        768, _AVERAGE, branch1x1=(192, 1), branch7x7_1=(width, 1), branch7x7_2=(width, wide), branch7x7_3=(192, tall),
-        branch7x7dbl_1=(width, 1), branch7x7dbl_2=(width, tall), branch7x7dbl_3=(width, wide),
-        branch7x7dbl_4=(width, tall), branch7x7dbl_5=(192, wide), branch_pool=(192, 1),
-    )  # fmt: skip
-
-
-def _d() -> Mixed:
-    return Mixed(
-        768, _HALVE, branch3x3_1=(192, 1), branch3x3_2=(320, 3, 2), branch7x7x3_1=(192, 1),
-        branch7x7x3_2=(192, (1, 7)), branch7x7x3_3=(192, (7, 1)), branch7x7x3_4=(192, 3, 2),
-    )  # fmt: skip
-
-
-def _e(width_in: int, pool: Callable[[Tensor], Tensor]) -> Mixed:
-    wide, tall = (384, (1, 3)), (384, (3, 1))
-    return Mixed(
-        width_in, pool, branch1x1=(320, 1), branch3x3_1=(384, 1), branch3x3_2a=wide, branch3x3_2b=tall,
-        branch3x3dbl_1=(448, 1), branch3x3dbl_2=(384, 3), branch3x3dbl_3a=wide, branch3x3dbl_3b=tall,
-        branch_pool=(192, 1),
-    )  # fmt: skip
+        Raises:
+            InputError: fewer than two rows, or features that are not finite.
+        """
+        if self.count < 2 or not self.outer.isfinite().all():
+            raise InputError(f"features of {self.count} rows; two or more are needed, all finite")
+        mean = self.total / self.count
+        return mean, (self.outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
 
 class Inception(nn.Module):
-    """Pooled features of the graph that FID is defined by (Heusel et al. 2017); tensors named as in pytorch-fid and torch-fidelity.
+    """Pooled features of the graph that FID is defined by (Heusel et al. 2017).
 
     Args:
+        tensors: its weights, named as in pytorch-fid and torch-fidelity.
         digest: sha256 of the weights' file, part of the key of cached features.
+
+    Raises:
+        InputError: torch-fidelity is not installed, or these are not the network's weights.
     """
 
-    def __init__(self, digest: str = "") -> None:
+    def __init__(self, tensors: dict[str, Tensor], digest: str = "") -> None:
         super().__init__()
-        self.digest = digest
-        self.Conv2d_1a_3x3 = Conv(3, 32, 3, 2)
-        self.Conv2d_2a_3x3 = Conv(32, 32, 3, pad=False)
-        self.Conv2d_2b_3x3 = Conv(32, 64, 3)
-        self.Conv2d_3b_1x1 = Conv(64, 80, 1)
-        self.Conv2d_4a_3x3 = Conv(80, 192, 3, pad=False)
-        self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = _a(192, 32), _a(256, 64), _a(288, 64)
-        self.Mixed_6a = _b()
-        self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = _c(128), _c(160), _c(160), _c(192)
-        self.Mixed_7a = _d()
-        # The second of these takes the largest neighbour where the paper has the mean: so does the graph.
-        self.Mixed_7b, self.Mixed_7c = _e(1280, _AVERAGE), _e(2048, _MAX)
+        self.digest, self.num_features = digest, INCEPTION_FEATURES
+        if find_spec("torch_fidelity") is None:
+            raise InputError(f"inception needs torch-fidelity, which is not installed: {_INSTALL}")
+        try:
+            from torch_fidelity import feature_extractor_inceptionv3 as library
+            from torchmetrics.image.fid import NoTrainInceptionV3
+        except (ImportError, RuntimeError) as error:  # a torchvision built for another torch
+            raise InputError(f"torch-fidelity cannot be imported ({str(error)[:100]}): {_INSTALL}") from error
+        # The library's own ways to its weights are a pickle that may run code, and a download that none asked for.
+        with patch.object(library, "load_state_dict_from_url", lambda *args, **kwargs: tensors):
+            # TensorFlow resized without antialiasing, and so do all published FIDs.
+            self.network = NoTrainInceptionV3("inception-v3-compat", [str(INCEPTION_FEATURES)], antialias=False)
 
+    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Return features, (N, 2048) float32, of images (N, C, H, W) uint8; one channel is repeated to three."""
-        x = (_resized(images.expand(-1, 3, -1, -1).float()) - 128) / 128
-        x = _HALVE(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))
-        x = _HALVE(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
-        for name, block in self.named_children():
-            x = block(x) if name.startswith("Mixed") else x
-        return x.mean(dim=(2, 3))
+        return self.network(images.expand(-1, 3, -1, -1))
 
 
-def _resized(x: Tensor) -> Tensor:
-    """Resize bilinearly as TensorFlow 1 did: pixel i is taken from i * size / SIDE, corners and centres not aligned."""
-    rows, columns = (_interpolation(size).to(x) for size in x.shape[2:])
-    return rows @ x @ columns.T
+def find_inception(choice: str, dataset: Dataset) -> Inception | None:
+    """Return the network that an option names, on the CPU; None where there is none.
+
+    Args:
+        choice: auto (where torch-fidelity is installed and its weights lie in torch's cache, for natural images of LEAST_SIDE
+            pixels or more), none, fetch (downloads the weights into torch's cache), or the path of a safetensors file.
+        dataset: what it is to look at.
+
+    Raises:
+        InputError: no such file, not this network's weights, or torch-fidelity is not installed.
+    """
+    if choice == "none":
+        return None
+    if choice == "fetch":
+        return _published()
+    if choice != "auto":
+        return load_inception(choice)
+    suits = dataset.natural and dataset.image_shape[-1] >= LEAST_SIDE
+    return _published() if suits and is_at_hand() else None
 
 
-def _interpolation(size: int) -> Tensor:
-    place = torch.arange(SIDE) * torch.tensor(size / SIDE, dtype=torch.float32)
-    below = place.long()
-    matrix, each = torch.zeros(SIDE, size), torch.arange(SIDE)
-    matrix[each, below] = 1 - (place - below)
-    matrix[each, (below + 1).clamp(max=size - 1)] += place - below
-    return matrix
+def is_at_hand() -> bool:
+    """Return whether torch-fidelity is installed and its weights lie in torch's cache."""
+    return find_spec("torch_fidelity") is not None and _published_file().is_file()
 
 
 def load_inception(path: str) -> Inception:
-    """Load the network from a safetensors file, on the CPU in eval mode, without its classifier.
+    """Load the network from a safetensors file, on the CPU.
 
     Raises:
-        InputError: no such file, or not this network's weights.
+        InputError: no such file, not this network's weights, or torch-fidelity is not installed.
     """
+    how = (
+        "make the file by safetensors.torch.save_file(torch.load('weights-inception-2015-12-05-6726825d.pth', weights_only=True), "
+        "'inception.safetensors')"
+    )
     try:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        tensors = {name: each for name, each in load_file(path).items() if not name.startswith("fc.")}
-        network = Inception(digest)
-        missing, unexpected = network.load_state_dict(tensors, strict=False)
+        return Inception(load_file(path), digest)
+    except InputError:
+        raise
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        raise InputError(f"inception = {path!r} is not FID-Inception weights ({reason}); {_HOW}") from error
-    # Batch normalisation counts its batches; only training reads the count.
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        differs = f"missing keys {missing[:3]}, unexpected keys {unexpected[:3]}"
-        raise InputError(f"inception = {path!r} is another network: {differs}; {_HOW}")
-    return network.requires_grad_(False).eval()
+        raise InputError(f"inception = {path!r} is not FID-Inception weights ({reason}); {how}") from error
+
+
+def _published() -> Inception:
+    """Return the network with the published weights, downloaded where torch's cache has none; nothing in the file is run."""
+    try:
+        tensors = torch.hub.load_state_dict_from_url(URL, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"inception = fetch: {URL} cannot be downloaded ({error})") from error
+    return Inception(tensors, hashlib.sha256(_published_file().read_bytes()).hexdigest())
+
+
+def _published_file() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
 
 
 def extract(network: Inception, images: Tensor, batch_size: int = 64, what: str = "Inception") -> Tensor:
     """Return features of images (N, C, H, W) uint8 in batches, (N, 2048) float32 on the CPU."""
     device = next(network.parameters()).device
-    batches = tqdm(images.split(batch_size), desc=what, disable=len(images) <= batch_size)
+    batches = tqdm(images.split(batch_size), desc=what, disable=len(images) <= batch_size, leave=False)
     return torch.cat([network(batch.to(device)).cpu() for batch in batches])
 
 
-def by_class(network: Inception, split: Split, data: str, class_names: Sequence[str]) -> tuple[Tensor, ...]:
-    """Return the features of all of a split's images, a tensor (N_k, 2048) a class; computed once, then cached class by class.
+def by_class(network: Inception, split: Split, data: str, class_names: Sequence[str]) -> tuple[Moments, ...]:
+    """Return the moments of the features of all of a split's images, one a class; computed once, then cached class by class.
 
     Args:
-        network: from load_inception.
+        network: from find_inception.
         split: the training images: FID is taken against all of them.
         data: digest of the data set.
         class_names: of the labels 0 to K - 1.
     """
-    features = []
+    moments = []
     for k, name in enumerate(class_names):
-        facts = {"data": data, "inception": network.digest, "class": k}
+        facts = {"data": data, "inception": network.digest, "class": k, "library": "torchmetrics", "moments": 1}
         path = cache.folder("references") / f"inception-{cache.key(facts)}.safetensors"
-        features.append(cache.load_or_create(path, partial(_of_class, network, split, k, name))["features"])
-    return tuple(features)
+        saved = cache.load_or_create(path, partial(_of_class, network, split, k, name))
+        moments.append(Moments(int(saved["count"]), saved["total"], saved["outer"]))
+    return tuple(moments)
 
 
 def _of_class(network: Inception, split: Split, k: int, name: str) -> dict[str, Tensor]:
-    return {"features": extract(network, split.images[split.labels == k], what=f"Inception on real {name}")}
+    part = Moments.of(extract(network, split.images[split.labels == k], what=f"Inception on real {name}"))
+    return {"count": torch.tensor(part.count), "total": part.total, "outer": part.outer}

@@ -17,7 +17,7 @@ from safemax.errors import InputError
 from safemax.judges import none_head
 from safemax.judges.classifier import Ensemble, Judge, load_judge, predict, save
 from safemax.judges.fitness import examine
-from safemax.judges.inception import Inception, by_class, load_inception
+from safemax.judges.inception import Inception, Moments, by_class, find_inception
 from safemax.judges.train import train_judge
 from safemax.knobs import check, knob
 from safemax.storage import atomic, cache
@@ -47,7 +47,9 @@ class JudgeConfig:
     )
     judge_seed: int = knob(0, "fixes the judges' training", bounds=(0, 2**31))
     inception: str = knob(
-        "none", "adds retain/fid_inception, the standard FID: path of FID-Inception weights as safetensors, or none"
+        "auto",
+        "adds retain/fid_inception, the standard FID: auto (for natural images of 32 pixels or more, where torch-fidelity is "
+        "installed and its weights lie in torch's cache), none, fetch (downloads them) or the path of a safetensors file",
     )
 
     def __post_init__(self) -> None:
@@ -87,13 +89,13 @@ class Reference:
         features: in the plain judge's space, (N, D).
         labels: (N,).
         rejecting: in the space of the ensemble with a reject class, (N, E).
-        inception: of all real training images in the space of the standard FID, (N_k, 2048) a class; empty without its weights.
+        inception: moments of all real training images in the space of the standard FID, one a class; empty without its weights.
     """
 
     features: Tensor
     labels: Tensor
     rejecting: Tensor
-    inception: tuple[Tensor, ...] = ()
+    inception: tuple[Moments, ...] = ()
 
     def of(self, classes: tuple[int, ...]) -> Tensor:
         """Return the plain judge's features of some classes' real images."""
@@ -106,7 +108,7 @@ class Reference:
     def without(self, classes: tuple[int, ...]) -> Reference:
         """Return the features of all other classes: those that a model forgot earlier are neither forgotten now nor retained."""
         rows = ~self._rows(classes)
-        inception = tuple(each[:0] if k in classes else each for k, each in enumerate(self.inception))
+        inception = tuple(each.none() if k in classes else each for k, each in enumerate(self.inception))
         return Reference(self.features[rows], self.labels[rows], self.rejecting[rows], inception)
 
     def _rows(self, classes: tuple[int, ...]) -> Tensor:
@@ -125,7 +127,8 @@ def judges(dataset: Dataset, config: JudgeConfig, *, device: str = "cpu", progre
     Raises:
         InputError: an unknown architecture, a missing or damaged file, or a judge of other classes.
     """
-    inception = None if config.inception == "none" else load_inception(config.inception).to(device)
+    found = find_inception(config.inception, dataset)
+    inception = None if found is None else found.to(device)
     plain = _plain(dataset, config, device, progress).to(device)
     reject = _reject(dataset, config, plain, device, progress).to(device)
     about = {"plain": _about(plain, dataset), "reject": _about(reject, dataset)}

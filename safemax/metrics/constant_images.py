@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from safemax import metric_keys as keys
 from safemax.data.batches import to_float
 from safemax.errors import InputError
-from safemax.metrics.measurement import Measurement, MetricInfo
+from safemax.metrics.measurement import MAIN, JudgedImages, MetricInfo, PanelMetric, PanelSetting
 
 METRICS = {keys.CONSTANT: MetricInfo("samples that are one colour all over", "%", "lower")}
 
@@ -16,21 +17,45 @@ METRICS = {keys.CONSTANT: MetricInfo("samples that are one colour all over", "%"
 FLAT = 0.04
 
 
-def measure(given: Measurement) -> dict[str, float]:
-    """Return the share among the main sampler's images of the forgotten classes."""
-    return {keys.CONSTANT: constant_share(to_float(given.forgotten.images))}
+class ConstantShare(Metric):
+    """The share of images whose pixels deviate by less than FLAT within the image, in percent; lower is better."""
+
+    higher_is_better = False
+    full_state_update = False
+
+    constant: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("constant", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, images: Tensor) -> None:
+        """Take images (N, C, H, W) in [-1, 1]; each channel is taken about its own mean: one colour is constant."""
+        if len(images) == 0:
+            return
+        spread = images.double().flatten(2).var(dim=2, correction=0).mean(dim=1).sqrt()
+        self.constant += torch.lt(spread, FLAT).sum()
+        self.count += len(images)
+
+    def compute(self) -> Tensor:
+        """Return the share, a float64 scalar; InputError where there were no images."""
+        if self.count == 0:
+            raise InputError("no images")
+        return 100 * self.constant.double() / self.count
 
 
-def constant_share(images: Tensor) -> float:
-    """Return the share of images whose pixels deviate by less than FLAT within the image, in percent; lower is better.
+class Panel(PanelMetric):
+    """The share among the main sampler's images of the forgotten classes."""
 
-    Args:
-        images: (N, C, H, W) in [-1, 1], N at least 1. Each channel is taken about its own mean: one colour is constant.
+    def __init__(self, setting: PanelSetting) -> None:
+        super().__init__(setting)
+        self.share = ConstantShare()
 
-    Raises:
-        InputError: no images.
-    """
-    if len(images) == 0:
-        raise InputError(f"images of shape {tuple(images.shape)} are none")
-    spread = images.double().flatten(2).var(dim=2, correction=0).mean(dim=1).sqrt()
-    return 100 * torch.lt(spread, FLAT).double().mean().item()
+    def update(self, images: JudgedImages) -> None:
+        if images.draw == MAIN:
+            self.share.update(to_float(images.of(self.setting.forget).images))
+
+    def compute(self) -> dict[str, float]:
+        return {keys.CONSTANT: self.share.compute().item()}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from safemax import metric_keys as keys
-from safemax.metrics.measurement import Measurement, MetricInfo
+from safemax.metrics.intervals import MeanWithError
+from safemax.metrics.measurement import MAIN, JudgedImages, MetricInfo, PanelMetric, PanelSetting
 
 METRICS = {
     keys.ENTROPY: MetricInfo("H as the paper defines it, of the plain judge's answers", "nats", ""),
@@ -17,17 +17,47 @@ METRICS = {
 }
 
 
-def measure(given: Measurement) -> dict[str, float]:
-    """Return the means over the main sampler's images of the forgotten classes, each with its standard error."""
-    images = given.forgotten
-    metrics = _mean(keys.ENTROPY, entropy_of_probabilities(images.plain))
-    return metrics | _mean(keys.PROBABILITY, forget_probability(images.reject, given.forget))
+class AnswerEntropy(MeanWithError):
+    """The mean entropy of a judge's answers, in nats, 0 to ln K."""
+
+    def update(self, probs: Tensor) -> None:
+        """Take probabilities (N, K)."""
+        super().update(entropy_of_probabilities(probs))
 
 
-def _mean(key: str, values: Tensor) -> dict[str, float]:
-    """Return a mean and its standard error, s / sqrt(n), which is 0 for a single value."""
-    spread = values.std(correction=0).item() / math.sqrt(max(len(values) - 1, 1))
-    return {key: values.mean().item(), key + keys.SE: spread}
+class ForgetProbability(MeanWithError):
+    """The mean probability that a judge gives to the forgotten classes together, 0 to 1; lower is better.
+
+    Args:
+        forget: the forgotten classes.
+    """
+
+    def __init__(self, forget: Sequence[int]) -> None:
+        super().__init__()
+        self.forget = tuple(forget)
+
+    def update(self, probs: Tensor) -> None:
+        """Take probabilities (N, K) or (N, K + 1) of samples of the forgotten classes."""
+        super().update(forget_probability(probs, self.forget))
+
+
+class Panel(PanelMetric):
+    """The means over the main sampler's images of the forgotten classes, each with its standard error."""
+
+    def __init__(self, setting: PanelSetting) -> None:
+        super().__init__(setting)
+        self.entropy, self.probability = AnswerEntropy(), ForgetProbability(setting.forget)
+
+    def update(self, images: JudgedImages) -> None:
+        if images.draw == MAIN:
+            forgotten = images.of(self.setting.forget)
+            self.entropy.update(forgotten.plain)
+            self.probability.update(forgotten.reject)
+
+    def compute(self) -> dict[str, float]:
+        found = {keys.ENTROPY: self.entropy.compute(), keys.PROBABILITY: self.probability.compute()}
+        means = {key: value["mean"].item() for key, value in found.items()}
+        return means | {key + keys.SE: value["se"].item() for key, value in found.items()}
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from safemax import metric_keys as keys
 from safemax.judges.classifier import REJECT
 from safemax.judges.fitness import Counted, false_alarms, recall
 from safemax.metrics.intervals import wilson
-from safemax.metrics.measurement import Measurement, MetricInfo
-from safemax.metrics.outcome import outcome
+from safemax.metrics.measurement import MAIN, JudgedImages, MetricInfo, PanelMetric, PanelSetting
+from safemax.metrics.outcome import OutcomeShares
 
 METRICS = {
     keys.JUDGE_RECALL: MetricInfo(
@@ -30,24 +30,33 @@ METRICS = {
 }  # fmt: skip
 
 
-def measure(given: Measurement) -> dict[str, float]:
-    """Return what the ensemble makes of real test images and noise, and the recognised share corrected for its recall."""
-    about = given.judges.about.get("reject", {})
-    if "answers" not in about:
-        return {}
-    names = [given.class_names[k] for k in given.forget]
-    known, shares = recall(about, names), outcome(given.forgotten.reject, given.forget, given.num_classes)
-    metrics = _with_interval(keys.JUDGE_RECALL, known) | _with_interval(
-        keys.JUDGE_FALSE_ALARM, false_alarms(about, names)
-    )
-    metrics |= {keys.JUDGE_ACCURACY: about["test_accuracy"], keys.JUDGE_CALIBRATION: about["calibration_error"]}
-    metrics |= {keys.JUDGE_NOISE: min(law.get(REJECT, 0.0) for law in about["noise"].values())}
-    low, high = (metrics[keys.JUDGE_RECALL + end] for end in (keys.LOW, keys.HIGH))
-    return metrics | {
-        keys.PRESENT: present(shares["forget"], metrics[keys.JUDGE_RECALL]),
-        keys.PRESENT + keys.LOW: present(shares["forget_low"], high),
-        keys.PRESENT + keys.HIGH: present(shares["forget_high"], low),
-    }
+class Panel(PanelMetric):
+    """What the ensemble makes of real test images and noise, and the recognised share corrected for its recall."""
+
+    def __init__(self, setting: PanelSetting) -> None:
+        super().__init__(setting)
+        self.shares = OutcomeShares(setting.forget, setting.num_classes)
+
+    def update(self, images: JudgedImages) -> None:
+        if images.draw == MAIN:
+            forgotten = images.of(self.setting.forget)
+            self.shares.update(forgotten.reject, forgotten.labels)
+
+    def compute(self) -> dict[str, float]:
+        about = self.setting.judges.about.get("reject", {})
+        if "answers" not in about:
+            return {}
+        names = [self.setting.class_names[k] for k in self.setting.forget]
+        metrics = _with_interval(keys.JUDGE_RECALL, recall(about, names))
+        metrics |= _with_interval(keys.JUDGE_FALSE_ALARM, false_alarms(about, names))
+        metrics |= {keys.JUDGE_ACCURACY: about["test_accuracy"], keys.JUDGE_CALIBRATION: about["calibration_error"]}
+        metrics |= {keys.JUDGE_NOISE: min(law.get(REJECT, 0.0) for law in about["noise"].values())}
+        shares, (low, high) = self.shares.compute(), (metrics[keys.JUDGE_RECALL + end] for end in (keys.LOW, keys.HIGH))
+        return metrics | {
+            keys.PRESENT: present(shares["forget"], metrics[keys.JUDGE_RECALL]),
+            keys.PRESENT + keys.LOW: present(shares["forget_low"], high),
+            keys.PRESENT + keys.HIGH: present(shares["forget_high"], low),
+        }
 
 
 def present(recognised: float, recall: float) -> float:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.utilities import dim_zero_cat
 
 from safemax import metric_keys as keys
 from safemax.errors import InputError
 from safemax.judges.load import noise_features
-from safemax.metrics.measurement import Measurement, MetricInfo
+from safemax.metrics.features import GivenFeatures
+from safemax.metrics.measurement import MAIN, JudgedImages, MetricInfo, PanelMetric, PanelSetting
 
 METRICS = {
     keys.KID: MetricInfo("KID of the samples to the real forgotten class", "squared MMD", "higher"),
@@ -22,19 +26,91 @@ METRICS = {
 FEWEST = 4  # two subsets of two: an unbiased estimate needs two rows of each side, the jackknife half of the rows
 
 
-def measure(given: Measurement) -> dict[str, float]:
-    """Return how far the main sampler's images of the forgotten classes are from the real ones, in the plain judge's features."""
-    real = given.reference.of(given.forget)
-    value, error = kid(given.forgotten.features, real)
-    split, noise = kid(real[::2], real[1::2])[0], kid(noise_features(given.judges), real)[0]
-    return {
-        keys.KID: value,
-        keys.KID + keys.SE: error,
-        keys.KID_REAL: split,
-        keys.KID_NOISE: noise,
-        keys.KID_NORMALISED: normalised(value, split, noise),
-        keys.KID_NORMALISED + keys.SE: error / abs(noise - split),
-    }
+class KernelDistance(KernelInceptionDistance):
+    """The squared maximum mean discrepancy of what is drawn to what is real, by random subsets; lower is closer.
+
+    Beyond torchmetrics' it has a standard error instead of the subsets' spread, draws the subsets by a seed of its own, and
+    accepts known features of the real side. It holds the features of every row: the subsets are drawn at the end.
+
+    Args:
+        feature: network from images to features, such as JudgeFeatures; None where features are given instead.
+        real: features of the real side that are known already, (M, D); `update(..., real=True)` adds to them.
+        subsets: how many are drawn, 2 or more; 100 officially.
+        subset_size: rows of each, at most half of the smaller set are taken; 1,000 officially.
+        seed: of the draw.
+    """
+
+    real_rows: list[Tensor]
+    fake_rows: list[Tensor]
+
+    def __init__(
+        self,
+        feature: nn.Module | None = None,
+        real: Tensor | None = None,
+        *,
+        subsets: int = 100,
+        subset_size: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        with warnings.catch_warnings():  # that it holds all features is said above
+            warnings.simplefilter("ignore")
+            super().__init__(GivenFeatures(0) if feature is None else feature, subsets, subset_size)
+        self.known, self.seed = real, seed
+        for side in ("real", "fake"):
+            self.add_state(f"{side}_features", [], dist_reduce_fx="cat")
+            self.add_state(f"{side}_rows", [], dist_reduce_fx="cat")
+
+    def update(self, imgs: Tensor, real: bool = False, rows: Tensor | None = None) -> None:
+        """Take a batch.
+
+        Args:
+            imgs: what the network takes: images (N, C, H, W) uint8, or features (N, D).
+            real: whether they are real.
+            rows: the place of each image among all of its side, (N,); None continues where the last batch ended.
+        """
+        super().update(imgs, real)
+        places = self.real_rows if real else self.fake_rows
+        begin = sum(map(len, places))
+        places.append(torch.arange(begin, begin + len(imgs)) if rows is None else rows)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return KID and its standard error, float64 scalars; InputError as of `kid`."""
+        real = [] if self.known is None else [self.known]
+        if self.real_features:
+            real.append(_in_order(self.real_features, self.real_rows))
+        drawn = _in_order(self.fake_features, self.fake_rows) if self.fake_features else torch.zeros(0, 1)
+        value, error = kid(drawn, torch.cat(real), subsets=self.subsets, subset_size=self.subset_size, seed=self.seed)
+        return torch.tensor(value, dtype=torch.float64), torch.tensor(error, dtype=torch.float64)
+
+
+def _in_order(features: list[Tensor], rows: list[Tensor]) -> Tensor:
+    return dim_zero_cat(features)[dim_zero_cat(rows).argsort(stable=True)]
+
+
+class Panel(PanelMetric):
+    """How far the main sampler's images of the forgotten classes are from the real ones, in the plain judge's features."""
+
+    def __init__(self, setting: PanelSetting) -> None:
+        super().__init__(setting)
+        self.distance = KernelDistance(real=setting.reference.of(setting.forget))
+
+    def update(self, images: JudgedImages) -> None:
+        if images.draw == MAIN:
+            forgotten = images.of(self.setting.forget)
+            self.distance.update(forgotten.features, rows=forgotten.rows)
+
+    def compute(self) -> dict[str, float]:
+        value, error = (each.item() for each in self.distance.compute())
+        real = self.setting.reference.of(self.setting.forget)
+        split, noise = kid(real[::2], real[1::2])[0], kid(noise_features(self.setting.judges), real)[0]
+        return {
+            keys.KID: value,
+            keys.KID + keys.SE: error,
+            keys.KID_REAL: split,
+            keys.KID_NOISE: noise,
+            keys.KID_NORMALISED: normalised(value, split, noise),
+            keys.KID_NORMALISED + keys.SE: error / abs(noise - split),
+        }
 
 
 def mmd2(x: Tensor, y: Tensor) -> float:

@@ -1,16 +1,20 @@
-"""What every metric is given, and how it states what its numbers mean: the interface of the files in this folder."""
+"""What every metric of the panel is given, and how it states what its numbers mean: the interface of the files in this folder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.wrappers.abstract import WrapperMetric
 
 from safemax.judges.load import Judges, Reference
+
+# What a batch of images was drawn for; other draws have the names of metric_keys.USER_SAMPLERS.
+MAIN, SECOND, GOLD = "main", "second", "gold"
 
 
 class MetricInfo(NamedTuple):
@@ -29,7 +33,7 @@ class MetricInfo(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class JudgedImages:
-    """Images that a model drew, as the judges see them, row by row.
+    """A batch of images that a model drew, as the judges see them, row by row.
 
     Args:
         images: (N, C, H, W) uint8.
@@ -38,6 +42,10 @@ class JudgedImages:
         reject: probabilities by the ensemble whose last answer is "none of these", (N, K + 1).
         features: of the plain judge, (N, D).
         reject_features: of the ensemble, (N, E).
+        rows: the place of each among all that are drawn for forgotten classes, or among all others, (N,) int64. It makes
+            the numbers independent of how the rows are cut into batches and shared over processes.
+        draw: MAIN, SECOND, GOLD (the main sampler's images of a model retrained without the classes, in the same order), or
+            a name of metric_keys.USER_SAMPLERS.
     """
 
     images: Tensor
@@ -46,56 +54,40 @@ class JudgedImages:
     reject: Tensor
     features: Tensor
     reject_features: Tensor
+    rows: Tensor
+    draw: str = MAIN
 
     def __getitem__(self, rows: Tensor | slice) -> JudgedImages:
         """Return some of the rows, by a mask (N,) or a slice."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+        tensors = (each.name for each in fields(self) if each.name != "draw")
+        return replace(self, **{name: getattr(self, name)[rows] for name in tensors})
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.labels)
 
     def of(self, classes: Sequence[int]) -> JudgedImages:
         """Return the images that were drawn for some classes."""
         return self[torch.isin(self.labels, torch.tensor(classes, dtype=torch.int64))]
 
-    @property
-    def answers(self) -> Tensor:
-        """What the ensemble takes each image for, (N,) in [0, K]; K is "none of these"."""
-        return self.reject.argmax(1)
+    def without(self, classes: Sequence[int]) -> JudgedImages:
+        """Return the images that were drawn for all other classes."""
+        return self[~torch.isin(self.labels, torch.tensor(classes, dtype=torch.int64))]
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
-    """All that a measurement of a model offers; every metric takes what it needs.
+class PanelSetting:
+    """What is known before the first image is drawn.
 
     Args:
-        main: the images of the main sampler, of all classes.
-        second: those of the second sampler; few of each retained class.
-        judges: the classifiers that judged them.
+        judges: the classifiers that judge the images.
         reference: features of real images of all classes.
         forget: the forgotten labels.
-        gold: the main sampler's images of a model retrained without those classes, row by row of the same labels; None
-            where there is no such model.
     """
 
-    main: JudgedImages
-    second: JudgedImages
     judges: Judges
     reference: Reference
     forget: tuple[int, ...]
-    gold: JudgedImages | None = None
-
-    @property
-    def is_forget(self) -> Tensor:
-        """Which images of the main sampler were drawn for a forgotten class, (N,) bool."""
-        return torch.isin(self.main.labels, torch.tensor(self.forget, dtype=torch.int64))
-
-    @cached_property
-    def forgotten(self) -> JudgedImages:
-        """The main sampler's images of the forgotten classes."""
-        return self.main[self.is_forget]
-
-    @cached_property
-    def second_forgotten(self) -> JudgedImages:
-        """The second sampler's images of the forgotten classes."""
-        return self.second.of(self.forget)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -106,3 +98,35 @@ class Measurement:
     def num_classes(self) -> int:
         """Return K."""
         return len(self.class_names)
+
+    @property
+    def retained(self) -> tuple[int, ...]:
+        """The classes of the reference that are not forgotten."""
+        return tuple(k for k in self.reference.labels.unique().tolist() if k not in self.forget)
+
+
+class PanelMetric(WrapperMetric):
+    """One file's part of the panel: it hands what it needs of each batch to metrics, which it holds as attributes.
+
+    Args:
+        setting: what is known before the first image is drawn.
+    """
+
+    def __init__(self, setting: PanelSetting) -> None:
+        super().__init__()
+        self.setting = setting
+
+    def update(self, images: JudgedImages) -> None:
+        """Take a batch of some draw."""
+        raise NotImplementedError
+
+    def compute(self) -> dict[str, float]:
+        """Return the numbers by key, with `_low` and `_high` for an interval and `_se` for a standard error behind a key."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        super().reset()
+        for metric in self.modules():
+            if isinstance(metric, Metric) and not isinstance(metric, WrapperMetric):
+                metric.reset()

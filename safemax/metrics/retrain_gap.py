@@ -6,8 +6,9 @@ from scipy.special import rel_entr
 from torch import Tensor
 
 from safemax import metric_keys as keys
-from safemax.metrics.kid import kid
-from safemax.metrics.measurement import Measurement, MetricInfo
+from safemax.metrics.kid import KernelDistance
+from safemax.metrics.measurement import GOLD, MAIN, JudgedImages, MetricInfo, PanelMetric, PanelSetting
+from safemax.metrics.outcome import OutcomeShares
 
 METRICS = {
     keys.GOLD_KID_FORGET: MetricInfo(
@@ -22,42 +23,37 @@ METRICS = {
 }
 
 
-def measure(given: Measurement) -> dict[str, float]:
-    """Return the gap to the gold model, where there is one."""
-    if given.gold is None:
-        return {}
-    main, gold = given.main, given.gold
-    return gap(main.features, gold.features, main.reject, gold.reject, given.is_forget)
-
-
-def gap(
-    features: Tensor, gold_features: Tensor, answers: Tensor, gold_answers: Tensor, is_forget: Tensor
-) -> dict[str, float]:
-    """Return the gap between two models' samples, row by row of the same labels.
+class Panel(PanelMetric):
+    """The gap between the main sampler's images and those of the gold model, row by row of the same labels, where there is one.
 
     For a class that it never saw, a gold model answers to an untrained embedding: mostly with another class. A model that
-    draws noise for the forgotten class is therefore far from it; the retained classes should be near.
-
-    Args:
-        features: of the model's samples, (N, D).
-        gold_features: of the gold model's, (N, D).
-        answers: probabilities of a judge with a reject class, (N, K + 1).
-        gold_answers: of the same judge, (N, K + 1).
-        is_forget: the samples of forgotten classes, (N,).
-
-    Returns:
-        KID between the two models' samples of the forgotten and of the retained classes, each with its standard error as
-        `_se`, lower is closer; and the Jensen-Shannon divergence between the two histograms of answers to the forgotten
-        classes, in nats, 0 to ln 2.
+    draws noise for the forgotten class is therefore far from it; the retained classes should be near. The divergence is between
+    the two histograms of answers to the forgotten classes.
     """
-    forgotten, retained = (kid(features[rows], gold_features[rows]) for rows in (is_forget, ~is_forget))
-    metrics = _with_error(keys.GOLD_KID_FORGET, *forgotten) | _with_error(keys.GOLD_KID_RETAIN, *retained)
-    js = jensen_shannon(_histogram(answers[is_forget]), _histogram(gold_answers[is_forget]))
-    return metrics | {keys.GOLD_ANSWERS_JS: js}
 
+    def __init__(self, setting: PanelSetting) -> None:
+        super().__init__(setting)
+        self.forgotten, self.retained = KernelDistance(), KernelDistance()
+        self.answers, self.gold_answers = (OutcomeShares(setting.forget, setting.num_classes) for _ in range(2))
 
-def _with_error(key: str, value: float, error: float) -> dict[str, float]:
-    return {key: value, key + keys.SE: error}
+    def update(self, images: JudgedImages) -> None:
+        if images.draw not in (MAIN, GOLD):
+            return
+        is_gold = images.draw == GOLD
+        forgotten, retained = images.of(self.setting.forget), images.without(self.setting.forget)
+        for metric, part in ((self.forgotten, forgotten), (self.retained, retained)):
+            metric.update(part.features, real=is_gold, rows=part.rows)
+        (self.gold_answers if is_gold else self.answers).update(forgotten.reject, forgotten.labels)
+
+    def compute(self) -> dict[str, float]:
+        if not self.forgotten.real_features:
+            return {}
+        metrics: dict[str, float] = {}
+        for key, metric in ((keys.GOLD_KID_FORGET, self.forgotten), (keys.GOLD_KID_RETAIN, self.retained)):
+            value, error = metric.compute()
+            metrics |= {key: value.item(), key + keys.SE: error.item()}
+        js = jensen_shannon(_histogram(self.answers), _histogram(self.gold_answers))
+        return metrics | {keys.GOLD_ANSWERS_JS: js}
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> float:
@@ -67,5 +63,6 @@ def jensen_shannon(p: Tensor, q: Tensor) -> float:
     return max(0.0, float((rel_entr(first, middle) + rel_entr(second, middle)).sum() / 2))
 
 
-def _histogram(probs: Tensor) -> Tensor:
-    return probs.argmax(1).bincount(minlength=probs.shape[1]).double() / len(probs)
+def _histogram(shares: OutcomeShares) -> Tensor:
+    answers = shares.answers().double()
+    return answers / answers.sum()

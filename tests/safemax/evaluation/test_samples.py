@@ -7,11 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from safemax.errors import Stopped
+from safemax.evaluation import samples
 from safemax.evaluation.protocol import Evaluation
-from safemax.evaluation.samples import cached_samples, draw
+from safemax.evaluation.samples import announce, cached_samples, draw
+from safemax.storage import cache
 from tests.support import tiny_models
 
-QUICK = Evaluation(protocol="custom", sampler_steps=2, forget_samples=8, retain_samples=5, second_samples=5)
+QUICK = Evaluation(
+    protocol="custom", sampler_steps=2, forget_samples=8, retain_samples=5, second_samples=5, user_samples=0
+)
 
 
 def test_two_models_start_from_identical_noise_and_the_counts_are_the_protocols():
@@ -49,3 +54,47 @@ def test_kept_samples_that_a_disk_damaged_are_drawn_again(tmp_path, monkeypatch,
     again = cached_samples(tiny_models.diffusion(), (0,), QUICK, progress=False)
     assert torch.equal(again.images, first.images)
     assert path.read_bytes() == whole
+
+
+def test_a_draw_that_was_ended_goes_on_after_its_last_whole_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "BATCH", 6)
+    whole = draw(tiny_models.diffusion(), (0,), QUICK, progress=False)
+    tensors, saved = cache.save_tensors, []
+
+    def save_two(path, given):
+        if len(saved) == 2:
+            raise Stopped("in the middle")
+        saved.append(path)
+        tensors(path, given)
+
+    monkeypatch.setattr(cache, "save_tensors", save_two)
+    with pytest.raises(Stopped):
+        draw(tiny_models.diffusion(), (0,), QUICK, progress=False, parts=tmp_path)
+    monkeypatch.setattr(cache, "save_tensors", tensors)
+    kept = {path: path.read_bytes() for path in saved}
+    again = draw(tiny_models.diffusion(), (0,), QUICK, progress=False, parts=tmp_path)
+    assert torch.equal(again.images, whole.images)
+    assert torch.equal(again.second_images, whole.second_images)
+    assert {path: path.read_bytes() for path in saved} == kept
+    assert len(list(tmp_path.iterdir())) == 3 + 3  # 18 and 15 rows in batches of 6
+
+
+def test_the_samplers_that_people_use_draw_a_few_images_of_each_class():
+    evaluation = replace(QUICK, user_samples=2)
+    found = draw(tiny_models.diffusion(steps=4), (0,), evaluation, progress=False).draws()
+    assert list(found) == ["main", "second", "clipped", "unguided", "strong"]
+    assert found["clipped"][1].tolist() == [0, 0, 1, 1, 2, 2]
+    assert not torch.equal(found["clipped"][0], found["strong"][0])
+    unguided = draw(
+        tiny_models.diffusion(null=False, steps=4), (0,), replace(evaluation, guidance_scale=1.0), progress=False
+    )
+    assert list(unguided.draws()) == ["main", "second", "unguided"]
+
+
+def test_a_long_draw_says_its_cost_beforehand_and_a_short_one_nothing(capsys, monkeypatch):
+    announce(tiny_models.diffusion(), (0,), QUICK)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(samples, "LONG_DRAW", 10)
+    announce(tiny_models.diffusion(), (0,), QUICK)
+    # 18 rows of 2 guided steps, 15 of 2
+    assert "sampling 33 images takes 132 passes of the network, about" in capsys.readouterr().out

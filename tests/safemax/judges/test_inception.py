@@ -1,56 +1,42 @@
-"""The network of the standard FID, with random weights: against torch-fidelity's where that is installed, and in the panel."""
+"""The network of the standard FID, where torch-fidelity is installed, and its way into the panel."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
-from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from safemax import metric_keys as keys
+from safemax.data.dataset import Split
 from safemax.data.sources import load
 from safemax.errors import InputError
 from safemax.evaluation.measure import measure
 from safemax.evaluation.metric_info import meaning
 from safemax.evaluation.samples import Samples
 from safemax.judges import inception
-from safemax.judges.inception import Inception, by_class, extract, load_inception
+from safemax.judges.inception import Moments, by_class, extract, find_inception, load_inception
 from safemax.judges.load import JudgeConfig, judges, reference
-from safemax.metrics.frechet import distance_to
+from safemax.metrics.frechet import FrechetDistance, frechet_distance
 from tests.support import tiny_models
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """Weights whose activations keep their size through all layers, so that no layer is lost in the comparison."""
-    path = tmp_path_factory.mktemp("inception") / "inception.safetensors"
-    torch.manual_seed(0)
-    network = Inception()
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.get_buffer("running_mean").normal_(0, 0.1)
-            module.get_buffer("running_var").uniform_(0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.1)
-    head = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
-    counts = {
-        name for name in network.state_dict() if name.endswith("num_batches_tracked")
-    }  # published files lack them
-    save_file({name: t for name, t in network.state_dict().items() if name not in counts} | head, path)
-    return path
+class Colours(nn.Module):
+    """A feature network of 12 numbers in the place of Inception, for what does not depend on which network it is."""
 
+    digest, num_features = "colours", 12
 
-@pytest.fixture
-def small_frames(monkeypatch):
-    """Look at images of 75 pixels, the least that the network takes, a sixteenth of the work."""
-    monkeypatch.setattr(inception, "SIDE", 75)
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.eye(12), requires_grad=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(images.expand(-1, 3, -1, -1).float(), 2).flatten(1) @ self.weights
 
 
 def pictures(n: int, channels: int = 3, size: int = 32) -> torch.Tensor:
@@ -58,75 +44,83 @@ def pictures(n: int, channels: int = 3, size: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(n)).to(torch.uint8)
 
 
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    """Return random weights for the network, whose activations keep their size through all layers."""
+    reason = "torch-fidelity is not installed: pip install '.[inception]'"
+    library = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason=reason)
+    torch.manual_seed(0)
+    with patch.object(nn.Module, "load_state_dict"), patch.object(library, "load_state_dict_from_url"):
+        network = library.FeatureExtractorInceptionV3("it", ["2048"])
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
 def test_features_are_those_of_torch_fidelitys_network(weights, tmp_path):
-    theirs = pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed: pip install '.[inception]'")
-    torch.save(load_file(weights), tmp_path / "w.pth")
-    network = theirs.FeatureExtractorInceptionV3("it", ["2048"], feature_extractor_weights_path=str(tmp_path / "w.pth"))
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    torch.save(weights, tmp_path / "w.pth")
+    save_file(weights, tmp_path / "w.safetensors")
+    theirs = FeatureExtractorInceptionV3("it", ["2048"], feature_extractor_weights_path=str(tmp_path / "w.pth"))
+    ours = load_inception(str(tmp_path / "w.safetensors"))
     images = pictures(3)
-    torch.testing.assert_close(load_inception(str(weights))(images), network(images)[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours(images), theirs(images)[0], rtol=1e-4, atol=1e-4)
+    grey = pictures(2, channels=1, size=8)
+    torch.testing.assert_close(ours(grey), ours(grey.expand(-1, 3, -1, -1)))
 
 
-def test_the_resize_takes_pixel_i_from_i_times_the_ratio():
-    # 2 pixels 0 and 299 to 299: pixel i lies at 2 i / 299, so it is 2 i up to pixel 149 and the last pixel beyond
-    row = inception._resized(torch.tensor([[[[0.0, 299.0]]]]))[0, 0, 0]
-    expected = torch.tensor([min(2.0 * i, 299.0) for i in range(299)])
-    torch.testing.assert_close(row, expected, rtol=0, atol=1e-3)
-
-
-@pytest.mark.usefixtures("small_frames")
-def test_a_grey_image_is_seen_as_its_colour_copy_and_batches_do_not_matter(weights):
-    network, grey = load_inception(str(weights)), pictures(5, channels=1, size=8)
-    together = extract(network, grey.expand(-1, 3, -1, -1))
-    assert together.shape == (5, 2048)
-    torch.testing.assert_close(extract(network, grey, batch_size=2), together, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.usefixtures("small_frames")
-def test_the_distance_in_its_features_is_torchmetrics_fid(weights):
-    network = load_inception(str(weights))
-
-    class Cut(nn.Module):
-        num_features = 16  # of 2,048: torchmetrics takes the eigenvalues of an unsymmetric matrix of their size
-
-        def forward(self, images):
-            return network(images)[:, :16]
-
-    real, drawn = pictures(40), pictures(30) // 2
-    fid = FrechetInceptionDistance(feature=Cut(), input_img_size=(3, 32, 32)).set_dtype(torch.float64)
-    fid.update(real, real=True)
-    fid.update(drawn, real=False)
-    ours = distance_to(extract(network, real)[:, :16])(extract(network, drawn)[:, :16])
-    assert ours == pytest.approx(fid.compute().item(), rel=1e-4)
-
-
-@pytest.mark.usefixtures("small_frames")
-def test_weights_by_path_add_the_standard_fid_against_all_real_images_of_the_retained_classes(
+def test_auto_takes_the_published_weights_from_torchs_cache_and_only_for_natural_images_of_32_pixels(
     weights, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    natural = replace(tiny_models.dataset(), train=Split(pictures(4), torch.arange(4) % 3), natural=True)
+    assert find_inception("auto", natural) is None
+    file = tmp_path / "checkpoints" / inception.URL.rpartition("/")[2]
+    file.parent.mkdir()
+    torch.save(weights, file)
+    found = find_inception("auto", natural)
+    assert found is not None
+    assert found.digest == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert find_inception("auto", tiny_models.dataset()) is None
+
+
+def test_without_torch_fidelity_auto_takes_none_and_a_path_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(inception, "find_spec", lambda name: None)
+    save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
+    assert find_inception("auto", tiny_models.dataset()) is None
+    assert find_inception("none", tiny_models.dataset()) is None
+    with pytest.raises(InputError, match=r"needs torch-fidelity, which is not installed: pip install"):
+        find_inception(str(tmp_path / "w.safetensors"), tiny_models.dataset())
+
+
+def test_a_network_adds_the_standard_fid_against_all_real_images_of_the_retained_classes(tmp_path, monkeypatch):
     monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
     data = tiny_models.dataset()
-    jury = judges(data, JudgeConfig(judge_steps=1, reject_judges=1, inception=str(weights)), progress=False)
+    without = judges(data, JudgeConfig(judge_steps=1, reject_judges=1, inception="none"), progress=False)
+    jury = replace(without, inception=Colours())
     real = reference(data, jury)
-    assert [len(each) for each in real.inception] == [20, 20, 20]
+    assert [each.count for each in real.inception] == [20, 20, 20]
     samples = Samples(data.test.images, data.test.labels, data.test.images, data.test.labels)
     found = measure(samples, jury, real, (1,))
-    kept, drawn = (each.images[each.labels != 1] for each in (data.train, data.test))
-    expected = distance_to(extract(jury.inception, kept))(extract(jury.inception, drawn))
-    assert found[keys.FID_INCEPTION] == pytest.approx(expected, rel=1e-6)
-    assert found[keys.FID_INCEPTION + keys.SE] > 0
+    kept, drawn = (extract(Colours(), each.images[each.labels != 1]) for each in (data.train, data.test))
+    expected = FrechetDistance(12, Moments.of(kept))
+    expected.update(drawn)
+    assert found[keys.FID_INCEPTION] == pytest.approx(expected.compute()["fid"].item(), rel=1e-6)
+    assert found[keys.FID_INCEPTION + keys.SE] == pytest.approx(expected.compute()["se"].item(), rel=1e-6)
     assert meaning(keys.FID_INCEPTION + keys.DELTA).better == "lower"
-    without = measure(samples, replace(jury, inception=None), replace(real, inception=()), (1,))
-    assert found.keys() - without.keys() == {keys.FID_INCEPTION, keys.FID_INCEPTION + keys.SE}
+    other = measure(samples, without, replace(real, inception=()), (1,))
+    assert found.keys() - other.keys() == {keys.FID_INCEPTION, keys.FID_INCEPTION + keys.SE}
 
 
-@pytest.mark.usefixtures("small_frames")
-def test_the_real_images_pass_through_the_network_once(weights, tmp_path, monkeypatch):
+def test_the_real_images_pass_through_the_network_once(tmp_path, monkeypatch):
     monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
-    data, network = tiny_models.dataset(), load_inception(str(weights))
+    data, network = tiny_models.dataset(), Colours()
     first = by_class(network, data.train, data.digest, data.class_names)
-    network.Conv2d_1a_3x3.conv.weight.data.zero_()  # would change every feature
+    network.weights.zero_()  # would change every feature
     again = by_class(network, data.train, data.digest, data.class_names)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(a.outer, b.outer) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("content", [None, b"PK\x03\x04 a pickle"], ids=["missing", "not safetensors"])
@@ -139,20 +133,24 @@ def test_weights_that_cannot_be_read_are_refused_in_one_line_that_says_how_to_ma
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("weights")
 def test_weights_of_another_network_are_refused(tmp_path):
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"is another network: missing keys \['Conv2d_1a"):
+    with pytest.raises(InputError, match=r"is not FID-Inception weights .*Missing key"):
         load_inception(str(tmp_path / "other.safetensors"))
 
 
 @pytest.mark.slow
-def test_with_the_published_weights_cifar10_classes_are_nearer_to_themselves_than_to_others(tmp_path, monkeypatch):
-    path = os.environ.get("SAFEMAX_INCEPTION")
-    if not path or "SAFEMAX_DATA" not in os.environ:
-        pytest.skip("SAFEMAX_INCEPTION names no FID-Inception weights, or SAFEMAX_DATA no CIFAR-10")
-    test, network = load("cifar10").test, load_inception(path)
+@pytest.mark.skipif(
+    not inception.is_at_hand() or "SAFEMAX_DATA" not in os.environ, reason="no published weights, or no data"
+)
+def test_with_the_published_weights_cifar10_classes_are_nearer_to_themselves_than_to_others():
+    data = load("cifar10")
+    network = find_inception("auto", data)
     first, second, ships = (
-        extract(network, test.images[test.labels == k][rows])
+        Moments.of(extract(network, data.test.images[data.test.labels == k][rows]))
         for k, rows in ((0, slice(100)), (0, slice(100, 200)), (8, slice(100)))
     )
-    assert distance_to(first)(second) < distance_to(first)(ships)
+    assert frechet_distance(*first.statistics(), *second.statistics()) < frechet_distance(
+        *first.statistics(), *ships.statistics()
+    )

@@ -9,13 +9,18 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from safemax.errors import InputError
-from safemax.metrics.frechet import distance_to, frechet_distance, statistics
+from safemax.judges.inception import Moments
+from safemax.metrics.frechet import FrechetDistance, frechet_distance
 
 
 def features(n: int, d: int, seed: int, *, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(d, d, generator=generator, dtype=torch.float64) / d**0.5
     return scale * torch.randn(n, d, generator=generator, dtype=torch.float64) @ mixing + shift
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    return Moments.of(x).statistics()
 
 
 def distance(x: Tensor, y: Tensor) -> float:
@@ -59,7 +64,32 @@ def test_the_distance_agrees_with_scipys_matrix_root():
 def test_the_distance_to_fixed_features_is_the_same_with_fewer_rows_than_features_and_with_more(rows):
     real, other = features(200, 24, 1), features(rows, 24, 2, scale=2, shift=0.5)
     # the root of an eigenvalue that is 0 up to 1e-16 is one up to 1e-8: only the eigenvalues of the covariance carry it
-    assert distance_to(real)(other) == pytest.approx(distance(real, other), rel=1e-7)
+    metric = FrechetDistance(24, Moments.of(real))
+    metric.update(other)
+    assert metric.compute()["fid"].item() == pytest.approx(distance(real, other), rel=1e-7)
+
+
+def test_the_standard_error_is_that_of_leaving_out_every_tenth_row():
+    real, other = features(200, 8, 1), features(57, 8, 2, scale=2, shift=0.5)
+    metric = FrechetDistance(8, Moments.of(real))
+    metric.update(other)
+    group = torch.arange(57) % 10
+    left_out = torch.tensor([distance(real, other[group != g]) for g in range(10)], dtype=torch.float64)
+    assert metric.compute()["se"].item() == pytest.approx((9 * left_out.var(correction=0)).sqrt().item(), rel=1e-9)
+
+
+def test_batches_of_both_sides_in_any_order_give_the_same_distance():
+    real, other = features(90, 8, 1), features(57, 8, 2, scale=2)
+    whole, streamed = FrechetDistance(8, Moments.of(real)), FrechetDistance(8, Moments.of(real[:30]))
+    whole.update(other)
+    rows = torch.arange(57)
+    for part in (slice(40, 57), slice(0, 40)):
+        streamed.update(other[part], rows=rows[part])
+    streamed.update(real[30:], real=True)
+    expected, found = whole.compute(), streamed.compute()
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-10
+    )
 
 
 def test_the_distance_agrees_with_torchmetrics():
@@ -72,11 +102,12 @@ def test_the_distance_agrees_with_torchmetrics():
     generator = torch.Generator().manual_seed(0)
     real = torch.randint(0, 256, (200, 3, 2, 2), generator=generator, dtype=torch.uint8)
     fake = torch.randint(50, 200, (150, 3, 2, 2), generator=generator, dtype=torch.uint8)
-    fid = FrechetInceptionDistance(feature=Flat())
-    fid.update(real, real=True)
-    fid.update(fake, real=False)
+    theirs, ours = FrechetInceptionDistance(feature=Flat()), FrechetDistance(Flat())
+    for metric in (theirs, ours):
+        metric.update(real, real=True)
+        metric.update(fake, real=False)
     # torchmetrics returns float32
-    assert distance(real.flatten(1), fake.flatten(1)) == pytest.approx(fid.compute().item(), rel=1e-5)
+    assert ours.compute()["fid"].item() == pytest.approx(theirs.compute().item(), rel=1e-5)
 
 
 def test_fewer_samples_than_features_are_no_trouble():
@@ -96,5 +127,6 @@ def test_features_without_spread_are_at_the_distance_of_their_means():
 
 @pytest.mark.parametrize("bad", [torch.zeros(1, 4), torch.full((5, 4), float("inf"))])
 def test_too_few_or_infinite_features_are_refused(bad):
+    metric = FrechetDistance(4, Moments.of(features(9, 4, 0)))
     with pytest.raises(InputError, match="all finite"):
-        statistics(bad)
+        metric.forward(bad)

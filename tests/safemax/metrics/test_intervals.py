@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from safemax.errors import InputError
-from safemax.metrics.intervals import standard_error, wilson
+from safemax.metrics.intervals import MeanWithError, jackknife_error, wilson
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 73, 500, 5000])
@@ -40,9 +40,20 @@ def test_wilson_refuses_what_is_no_share(k: int, n: int) -> None:
 
 def test_the_jackknifes_error_of_a_mean_is_the_usual_one() -> None:
     # Left-out means of 1..10 by tenths are (55 - i) / 9; the jackknife gives s / sqrt(10) = 3.02765 / 3.16228 exactly.
-    rows = torch.arange(1.0, 11.0)
-    assert abs(standard_error(lambda x: x.mean().item(), rows) - 0.957427) < 1e-5
+    left_out = [(55 - i) / 9 for i in range(1, 11)]
+    assert abs(jackknife_error(left_out) - 0.957427) < 1e-5
+    assert jackknife_error([3.0, 1.0]) == 1.0  # s / sqrt(2) = 1.41421 / 1.41421
 
 
-def test_the_jackknife_takes_no_more_groups_than_rows() -> None:
-    assert standard_error(lambda x: x.mean().item(), torch.tensor([1.0, 3.0])) == 1.0  # s / sqrt(2) = 1.41421 / 1.41421
+def test_a_mean_has_the_usual_error_whatever_the_batches() -> None:
+    values = torch.arange(1.0, 11.0)
+    for size in (1, 3, 10):
+        metric = MeanWithError()
+        for part in values.split(size):
+            metric.update(part)
+        found = metric.compute()
+        assert found["mean"].item() == 5.5
+        assert abs(found["se"].item() - 0.957427) < 1e-5
+    metric.reset()
+    metric.update(values[:1])
+    assert metric.compute()["se"] == 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from safemax.errors import InputError
-from safemax.metrics.kid import kid, mmd2, normalised
+from safemax.metrics.kid import KernelDistance, kid, mmd2, normalised
 
 
 def features(n: int, d: int = 8, seed: int = 0, shift: float = 0.0) -> Tensor:
@@ -50,6 +50,15 @@ def test_mmd2_agrees_with_torchmetrics_on_the_whole_set():
     theirs.update(fake, real=False)
     ours = mmd2(real.flatten(1).double() / 255, fake.flatten(1).double() / 255)
     assert ours == pytest.approx(theirs.compute()[0].item(), rel=1e-4)
+
+
+def test_kid_of_batches_in_any_order_and_from_two_sources_is_that_of_all_rows():
+    x, y = features(60, seed=1), features(50, seed=2, shift=0.3)
+    metric, rows = KernelDistance(real=y[:20], subsets=5), torch.arange(60)
+    for part in (slice(33, 60), slice(0, 33)):
+        metric.update(x[part], rows=rows[part])
+    metric.update(y[20:], real=True)
+    assert tuple(each.item() for each in metric.compute()) == kid(x, y, subsets=5)
 
 
 def test_kid_estimates_the_mmd_of_the_whole_set():

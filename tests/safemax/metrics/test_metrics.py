@@ -10,39 +10,57 @@ import pytest
 from safemax import metric_keys as keys
 from safemax import metrics
 from safemax.evaluation import metric_info
-from safemax.evaluation.measure import code_digest, judged, measure
-from safemax.metrics.measurement import Measurement
-from tests.support import real_data
+from safemax.evaluation.measure import code_digest, measure
+from safemax.metrics.measurement import JudgedImages, PanelSetting
+from tests.support import made_up_measurements, real_data
 
 ENDS = ("", "_low", "_high", "_se")
 TOY = """
-from safemax.metrics.measurement import Measurement, MetricInfo
+from torchmetrics import MeanMetric
+
+from safemax.metrics.measurement import JudgedImages, MetricInfo, PanelMetric, PanelSetting
 
 METRICS = {"forget/brightness": MetricInfo("mean pixel", "0..255", "")}
 
 
-def measure(given: Measurement) -> dict[str, float]:
-    return {"forget/brightness": given.forgotten.images.double().mean().item()}
+class Panel(PanelMetric):
+    def __init__(self, setting: PanelSetting) -> None:
+        super().__init__(setting)
+        self.mean = MeanMetric()
+
+    def update(self, images: JudgedImages) -> None:
+        self.mean.update(images.of(self.setting.forget).images)
+
+    def compute(self) -> dict[str, float]:
+        return {"forget/brightness": self.mean.compute().item()}
 """
 
 
-def measurement() -> Measurement:
-    """Return a measurement with a gold model, on real digits."""
-    judges = real_data.judges()
-    main, second = judged(real_data.samples(3, real_data.real(5)), judges)
-    return Measurement(main, second, judges, real_data.reference(), (3,), gold=main)
+def drawn() -> tuple[PanelSetting, list[JudgedImages]]:
+    """Return a setting and made-up images of every draw."""
+    users = [made_up_measurements.judged(made_up_measurements.SECOND_LABELS, 6 + k, name)
+             for k, name in enumerate(keys.USER_SAMPLERS)]  # fmt: skip
+    return made_up_measurements.setting(), [*made_up_measurements.draws(), *users]
 
 
-given = pytest.fixture(scope="module", name="given")(measurement)
+given = pytest.fixture(scope="module", name="given")(drawn)
 
 
 @pytest.mark.parametrize("name", metrics.available())
-def test_a_metric_returns_only_numbers_that_it_states_and_the_same_ones_again(name: str, given: Measurement) -> None:
-    metric = metrics.available()[name]
-    values = metric.measure(given)
-    stated = {key + end for key in metric.infos for end in ENDS}
+def test_a_metric_returns_only_numbers_that_it_states_and_the_same_ones_again(
+    name: str, given: tuple[PanelSetting, list[JudgedImages]]
+) -> None:
+    file, (setting, batches) = metrics.available()[name], given
+    metric = file.create(setting)
+    for batch in batches:
+        metric.update(batch)
+    values = metric.compute()
+    stated = {key + end for key in file.infos for end in ENDS}
     assert [key for key in values if key not in stated and not key.startswith(keys.RETAIN_CLASS)] == []
-    assert metric.measure(given) == values
+    metric.reset()
+    for batch in batches:
+        metric.update(batch)
+    assert metric.compute() == values
 
 
 @pytest.mark.parametrize("name", metrics.available())

@@ -32,10 +32,15 @@ def test_every_forgotten_class_counts_as_recognised():
     assert outcome(answers(0, 1, 2, 3, columns=4), forget=[1, 3], num_classes=4)["forget"] == 50
 
 
-@pytest.mark.parametrize("probs", [torch.zeros(0, 4), torch.ones(3, 6), torch.ones(4)])
+@pytest.mark.parametrize("probs", [torch.ones(3, 6), torch.ones(4)])
 def test_probabilities_that_do_not_fit_are_refused(probs):
-    with pytest.raises(InputError, match="do not fit 4 classes"):
+    with pytest.raises(InputError, match="do not fit 4 answers"):
         outcome(probs, forget=[0], num_classes=4)
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(InputError, match="no samples"):
+        outcome(torch.zeros(0, 4), forget=[0], num_classes=4)
 
 
 def test_probabilities_that_are_not_finite_are_refused():

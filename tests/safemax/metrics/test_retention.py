@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from safemax.judges.load import Reference
-from safemax.metrics.constant_images import constant_share
+from safemax.metrics.constant_images import ConstantShare
 from safemax.metrics.retention import neighbours
 
 # Four classes on a line, at 0, 1, 3 and 7, two rows each.
@@ -24,5 +24,8 @@ def test_a_class_is_as_near_as_its_nearest_forgotten_one():
 def test_one_colour_is_a_constant_frame_whatever_the_colour_and_faint_grain_is_none():
     red = torch.tensor([1.0, -1, -1]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     grain = 0.1 * torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert constant_share(red) == 100
-    assert constant_share(torch.cat([red, grain])) == 50
+    share = ConstantShare()
+    share.update(red)
+    assert share.compute() == 100
+    share.update(grain)
+    assert share.compute() == 50
