@@ -16,13 +16,14 @@ from pipelines.cli.method_options import MethodOptions
 from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.correction.correction import Correction
+from pipelines.engine.options import WorkerOptions
 from pipelines.registry import lineage, model_versions
 from pipelines.registry.lineage import agree_on_classes
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig, identity
-from safemax.knobs import check, knob, knobs, without_added
+from safemax.knobs import knob, knobs, without_added
 from safemax.methods import create
 from safemax.storage import cache
 from safemax.storage.file_names import file_name
@@ -33,7 +34,7 @@ PREFERENCES = {"knee": "", "forgetting": "forgetting", "quality": "quality", "co
 
 
 @dataclass(frozen=True)
-class SearchOptions:
+class SearchOptions(WorkerOptions):
     """How to search."""
 
     trials: int = knob(40, "trials of the study, the one with the defaults included", bounds=(1, 100_000))
@@ -52,14 +53,10 @@ class SearchOptions:
     prune: bool = knob(
         True, "end a trial early where three quarters of the others had far better denoising losses by then"
     )
-    workers: int = knob(1, "processes that run trials, each on one thread", bounds=(1, 256))
     storage: str = knob("auto", "journal file, or postgresql://USER@HOST/DATABASE for several machines")
     study: str = knob("auto", "name of the study; auto makes one from what decides its trials")
     prefer: str = knob("knee", "which member of the front is registered", choices=tuple(PREFERENCES))
     final_samples: int = knob(3, "the front is measured again with this many times a trial's samples", bounds=(1, 1000))
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 # A trial's evaluation decides what the trial costs; the front is measured again with more samples.

@@ -19,7 +19,7 @@ from pipelines.correction.correct import measure_and_register
 from pipelines.correction.correction import SearchProvenance
 from pipelines.engine.signals import StopSignal
 from pipelines.engine.worker import Message
-from pipelines.engine.worker_pool import Job, WorkerPool
+from pipelines.engine.workers import Job, Workers
 from pipelines.registry import model_versions
 from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
@@ -47,7 +47,7 @@ def finish(runner: StudyRunner, stop: StopSignal, minutes: float) -> str:
         raise InputError(_why_no_front(runner))
     evaluation = final_evaluation(config.evaluation, config.search.final_samples)
     trials = {each.number: each for each in (*runner.scheduler.completed[:1], *members)}
-    fresh = measure_again(config, runner.pool, trials, evaluation)
+    fresh = measure_again(config, runner.workers, trials, evaluation)
     winner = choose({each.number: fresh[each.number] for each in members}, config, runner.reference[1])
     preface = _report(runner, members, fresh, winner)
     address = _registered_before(runner, winner)
@@ -95,7 +95,7 @@ def _register(
 
 
 def measure_again(
-    config: SearchConfig, pool: WorkerPool, trials: Mapping[int, FrozenTrial], evaluation: Evaluation
+    config: SearchConfig, workers: Workers, trials: Mapping[int, FrozenTrial], evaluation: Evaluation
 ) -> dict[int, dict[str, float]]:
     """Return the scores of trials by another evaluation, by number; the base is measured by the same evaluation."""
     shared: dict[str, Any] = {"evaluation": asdict(evaluation)}
@@ -111,7 +111,7 @@ def measure_again(
             metrics[job.spec["number"]] = message["metrics"]
         return False
 
-    pool.run(lambda: jobs.popleft() if jobs else None, on_message)
+    workers.run(lambda: jobs.popleft() if jobs else None, on_message)
     base = metrics.pop(_BASE)
     minutes = {number: {"minutes": each.user_attrs["scores"]["minutes"]} for number, each in trials.items()}
     return {n: objective.scores(each, base, config.search.quality) | minutes[n] for n, each in sorted(metrics.items())}

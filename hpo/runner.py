@@ -14,8 +14,9 @@ from hpo.objective import QUALITIES
 from hpo.study import TrialLost, TrialScheduler
 from hpo.trial_runs import TrialRuns
 from pipelines import tracking
+from pipelines.engine.progress import Progress
 from pipelines.engine.worker import Message
-from pipelines.engine.worker_pool import Job, WorkerPool
+from pipelines.engine.workers import Job, Workers
 from safemax.storage import checkpoint
 
 REFRESH = 10  # completed trials between two pictures of the front
@@ -27,7 +28,7 @@ class StudyRunner:
     Args:
         config: what is searched.
         scheduler: the study.
-        pool: its workers.
+        workers: what runs them.
         trial_runs: the MLflow runs of its trials.
         run: the study's own run.
     """
@@ -36,18 +37,24 @@ class StudyRunner:
         self,
         config: SearchConfig,
         scheduler: TrialScheduler,
-        pool: WorkerPool,
+        workers: Workers,
         trial_runs: TrialRuns,
         run: tracking.Run,
     ) -> None:
-        self.config, self.scheduler, self.pool, self.trial_runs, self.run = config, scheduler, pool, trial_runs, run
+        self.config, self.scheduler, self.workers, self.trial_runs, self.run = (
+            config,
+            scheduler,
+            workers,
+            trial_runs,
+            run,
+        )
         self.captions = figures.captions(config)
         self._trial_config = config.trial_config()
 
     @property
     def base(self) -> dict[str, float]:
         """Metrics of the model to correct, as the first worker measured them."""
-        return self.pool.greeting["base"]
+        return self.workers.greeting["base"]
 
     @property
     def reference(self) -> figures.Point:
@@ -59,15 +66,14 @@ class StudyRunner:
         self.run.log({"search/base_quality": self.base[QUALITIES[self.config.search.quality]]})
         for n, volume in enumerate(figures.volumes(self.scheduler.completed, self.reference), start=1):
             self.run.log({"search/hypervolume": volume}, n)  # trials of the runs that this one continues
-        print(
-            f"study {self.scheduler.plan.name}: {self.scheduler.num_ended} of {self.scheduler.plan.size} trials done",
-            flush=True,
-        )
-        while self.scheduler.num_ended < self.scheduler.plan.size:
-            self.pool.run(self._next, self._on_message)
-            if self.scheduler.num_ended < self.scheduler.plan.size:
-                time.sleep(1)
-                self.pool.on_tick()
+        ended, size = self.scheduler.num_ended, self.scheduler.plan.size
+        print(f"study {self.scheduler.plan.name}: {ended} of {size} trials done", flush=True)
+        with Progress.of(size, ended, self.config.search, "trial") as self._progress:
+            while self.scheduler.num_ended < size:
+                self.workers.run(self._next, self._on_message)
+                if self.scheduler.num_ended < size:
+                    time.sleep(1)
+                    self.workers.tick()
 
     def _next(self) -> Job | None:
         trial = self.scheduler.start_next()
@@ -85,7 +91,7 @@ class StudyRunner:
         except TrialLost:
             reason = "no heartbeat from this machine for too long; another one runs the trial again"
             self.trial_runs.fail(number, reason)
-            print(f"trial {number}: {reason}", flush=True)
+            self._progress.say(f"trial {number}: {reason}")
             return True
 
     def _handle(self, number: int, job: Job, message: Message) -> bool:
@@ -96,23 +102,31 @@ class StudyRunner:
             return self.scheduler.report(number, message["percent"], **probe)
         if kind == "log":
             self.trial_runs.log(number, message["metrics"], message["step"])
+            self._progress.at(number, message["step"])
         elif kind == "started":
             self._begin(number)
+            self.trial_runs.tag(number, "worker", message.get("worker", "this process"))
+            self._progress.started(
+                number, f"trial {number}", job.spec["values"].get("steps", self.config.training.steps)
+            )
         elif kind == "died":
             self.scheduler.set_attrs(number, deaths=job.deaths)
             self.trial_runs.tag(number, "trial.deaths", "; ".join(job.deaths))
+            self._progress.say(f"trial {number}: {message['reason']}; another worker runs it")
         else:
+            if message.get("log"):
+                self.trial_runs[number].text(message["log"], "worker.log")
             self._end(number, message)
         return False
 
     def _begin(self, number: int) -> None:
-        if self.trial_runs.has(number):
+        if number in self.trial_runs:
             return  # another worker resumes a trial whose run is open
         trial = self.scheduler.trials[number]
         earlier = trial.user_attrs.get("runs", [])
         tags = {"resumed_from": earlier[-1]} if earlier else {}
         self.scheduler.set_attrs(
-            number, runs=[*earlier, self.trial_runs.begin(number, self.config.dotted(trial.params), tags)]
+            number, runs=[*earlier, self.trial_runs.start(number, self.config.dotted(trial.params), tags)]
         )
 
     def _end(self, number: int, message: Message) -> None:
@@ -121,13 +135,13 @@ class StudyRunner:
         elif message["kind"] == "pruned":
             self.scheduler.end(number, TrialState.PRUNED, {})
             summary = "pruned"
-            self.trial_runs.end(number, "pruned", summary)
+            self.trial_runs.finish(number, "pruned", summary)
         else:
             summary = self._fail(number, message["reason"])
         knobs = ", ".join(f"{name} {value:.3g}" for name, value in self.scheduler.trials[number].params.items())
-        print(
-            f"[{self.scheduler.num_ended}/{self.scheduler.plan.size}] trial {number} ({knobs}): {summary}", flush=True
-        )
+        self._progress.ended(number)
+        ended = f"{self.scheduler.num_ended}/{self.scheduler.plan.size}"
+        self._progress.say(f"[{ended}] trial {number} ({knobs}): {summary}")
         self._delete_leftovers(number)
 
     def _complete(self, number: int, metrics: dict[str, float]) -> str:
@@ -137,7 +151,7 @@ class StudyRunner:
         self.scheduler.complete(number, scores, {"metrics": metrics})
         self.trial_runs.log(number, metrics | {f"search/{name}": value for name, value in scores.items()})
         summary = f"forgetting {scores['forgetting']:.2g}, quality {scores['quality']:+.3g}"
-        self.trial_runs.end(number, "complete", summary, self._folder(number) / "samples.png")
+        self.trial_runs.finish(number, "complete", summary, self._folder(number) / "samples.png")
         done = self.scheduler.completed
         points = [figures.point_of(each) for each in done if figures.is_allowed(each)]
         self.run.log({"search/hypervolume": figures.hypervolume(points, self.reference)}, len(done))

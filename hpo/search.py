@@ -7,9 +7,10 @@ Every knob of the method and of its training that has a search range is searched
 (--steps=150). The space changes that: NAME=LOW:HIGH searches a range, NAME=LOW:HIGH:log on a logarithmic scale, NAME=VALUE
 holds a value. Trial 0 takes the defaults.
 
-The same command resumes a study that was stopped; with more trials it extends the study. For several machines, run the same
-command on each with --storage=postgresql://USER@HOST/DATABASE and one MLFLOW_TRACKING_URI; the first one
-evaluates and registers. `optuna-dashboard` opens the same storage: that address, or .safemax/studies/STUDY.journal.
+The same command resumes a study that was stopped; with more trials it extends the study. --cluster=auto --workers=8 runs trials on
+a Ray cluster. Or run the same command on several machines with --storage=postgresql://USER@HOST/DATABASE and one
+MLFLOW_TRACKING_URI; the first one evaluates and registers. `optuna-dashboard` opens the same storage: that address, or
+.safemax/studies/STUDY.journal.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import chain
 
 import torch
@@ -34,6 +34,7 @@ from hpo.finish import finish
 from hpo.proposal import warn_of_population
 from hpo.runner import StudyRunner
 from hpo.study import TrialScheduler
+from hpo.trial import load
 from hpo.trial_runs import Ending, TrialRuns, inherit
 from pipelines import tracking
 from pipelines.cli.method_options import parse_for_method
@@ -43,7 +44,7 @@ from pipelines.correction.base_model import find_base
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.source import ready
 from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_signals
-from pipelines.engine.worker_pool import WorkerPool
+from pipelines.engine.workers import open_workers
 from safemax.data.class_names import parse_classes
 from safemax.errors import InputError, Stopped
 from safemax.evaluation.enough_images import check_enough_images
@@ -68,14 +69,15 @@ def run(config: SearchConfig, stop: StopSignal) -> str:
         _validate_key(scheduler, config)
         with _opened(config, tags) as opened:
             _lead(scheduler, opened) if store.leads else _wait_for_leader(scheduler, stop)
-            pool = WorkerPool(
-                "hpo.trial", asdict(config.trial_config()), config.search.workers, lambda: _tick(scheduler, stop)
-            )
+            workers = open_workers(
+                config.search, load, config.trial_config(), stop, lambda: _raise_if_stopped(stop),
+                device=config.training.device,
+            )  # fmt: skip
             trial_runs = TrialRuns(
                 lambda: str(scheduler.study.user_attrs["run"]), config.name, config.shared_params(), tags
             )
-            with pool, trial_runs:
-                runner = StudyRunner(config, scheduler, pool, trial_runs, opened)
+            with scheduler.heartbeats(), workers, trial_runs:
+                runner = StudyRunner(config, scheduler, workers, trial_runs, opened)
                 runner.run_trials()
                 if store.leads:
                     return finish(runner, stop, (time.perf_counter() - started) / 60)
@@ -92,10 +94,9 @@ def _opened(config: SearchConfig, tags: Mapping[str, str]) -> Iterator[tracking.
         yield opened
 
 
-def _tick(scheduler: TrialScheduler, stop: StopSignal) -> None:
+def _raise_if_stopped(stop: StopSignal) -> None:
     if stop():
         raise Stopped("the same command resumes the study")
-    scheduler.heartbeat()
 
 
 def _lead(scheduler: TrialScheduler, opened: tracking.Run) -> None:
@@ -120,7 +121,7 @@ def _endings(scheduler: TrialScheduler, trial: FrozenTrial) -> Iterator[tuple[st
 def _wait_for_leader(scheduler: TrialScheduler, stop: StopSignal) -> None:
     while "run" not in scheduler.study.user_attrs:
         time.sleep(1)
-        _tick(scheduler, stop)
+        _raise_if_stopped(stop)
 
 
 def _validate_key(scheduler: TrialScheduler, config: SearchConfig) -> None:

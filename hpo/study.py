@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from hpo import storage
 from hpo.proposal import OBJECTIVES, RETRIED, StudyPlan, propose, quiet
@@ -47,7 +49,6 @@ class TrialScheduler:
             with quiet():
                 self.study.set_metric_names(list(goals))  # optuna-dashboard's axes
         self._running: dict[int, Trial] = {}
-        self._last_heartbeat = time.monotonic()
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -122,12 +123,28 @@ class TrialScheduler:
         """Return whether this coordinator runs a trial."""
         return number in self._running
 
-    def heartbeat(self) -> None:
-        """Record a heartbeat of the running trials on a shared storage; call it every few seconds."""
-        if self._store.shared and time.monotonic() - self._last_heartbeat > storage.HEARTBEAT_SECONDS:
-            for number in self._running:
-                self._record_heartbeat(number)
-            self._last_heartbeat = time.monotonic()
+    @contextmanager
+    def heartbeats(self) -> Iterator[None]:
+        """Record heartbeats of the running trials on a shared storage inside, in a thread: a trial may run in this process."""
+        if not self._store.shared:
+            yield
+            return
+        over = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(over,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _beat(self, over: threading.Event) -> None:
+        while not over.wait(storage.HEARTBEAT_SECONDS):
+            for number in list(self._running):
+                with suppress(
+                    KeyError, SQLAlchemyError
+                ):  # it has just ended; or the database is away, until the next beat
+                    self._record_heartbeat(number)
 
     def front(self) -> list[FrozenTrial]:
         """Return the best trials within the constraint: the Pareto front, or the five best of a joint objective."""

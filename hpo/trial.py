@@ -1,6 +1,6 @@
 """One trial of a search: unlearn with the trial's values and measure, on what a worker loads once.
 
-`python -m hpo.trial` is a worker of pipelines.engine.worker_pool; it never opens the study's storage.
+A worker never opens the study's storage, nor MLflow's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from hpo.probe import Probe
 from pipelines.cli.options import DataOptions
 from pipelines.engine.signals import StopSignal
-from pipelines.engine.worker import REPORT, Message, Pruned, Send, main
+from pipelines.engine.worker import REPORT, Message, Pruned, Send
 from safemax import metric_keys as keys
 from safemax.data.batches import derive_seed, to_float
 from safemax.data.class_split import ClassSplit
@@ -77,7 +77,7 @@ class TrialConfig:
 class TrialContext:
     """What a worker loads once to run trials with: data, base model, judges, reference statistics."""
 
-    def __init__(self, config: TrialConfig, stop: Callable[[], bool]) -> None:
+    def __init__(self, config: TrialConfig, stop: StopSignal) -> None:
         self.config, self.stop = config, stop
         dataset = DataOptions(**config.data).load(quiet=True)
         self.classes = ClassSplit.of(dataset.class_names, config.forget, config.forgotten)
@@ -118,7 +118,7 @@ class TrialContext:
     def measure_base(self, evaluation: Evaluation) -> dict[str, float]:
         """Return the metrics of the model to correct; its samples are cached."""
         self._load(self.start)
-        return self._measure(cached_samples(self.diffusion, self.classes.forget, evaluation, progress=False))
+        return self._measure_cached(evaluation)
 
     def trial(self, number: int, values: Mapping[str, Any], send: Send) -> dict[str, float]:
         """Unlearn with a trial's values and measure; weights and a picture stay in its folder.
@@ -135,8 +135,9 @@ class TrialContext:
         folder = self.config.trial_folder(number, values)
         cost = self._unlearn(folder, values, send)
         started = time.perf_counter()
-        samples = draw(self.diffusion, self.classes.forget, self.evaluation, shown=1, progress=False)
-        metrics = self._measure(samples) | cost
+        with self.stop.interruptible():
+            samples = draw(self.diffusion, self.classes.forget, self.evaluation, shown=1, progress=False)
+            metrics = self._measure(samples) | cost
         _picture(samples, self.classes.forget).save(folder / "samples.png")
         metrics[keys.EVALUATION_MINUTES] = (time.perf_counter() - started) / 60
         self._save_weights(folder)
@@ -151,7 +152,11 @@ class TrialContext:
             self._save_weights(folder)
         else:
             self._load({name: value.to(self.diffusion.device) for name, value in saved.tensors.items()})
-        return self._measure(cached_samples(self.diffusion, self.classes.forget, evaluation, progress=False))
+        return self._measure_cached(evaluation)
+
+    def _measure_cached(self, evaluation: Evaluation) -> dict[str, float]:
+        with self.stop.interruptible():
+            return self._measure(cached_samples(self.diffusion, self.classes.forget, evaluation, progress=False))
 
     def _unlearn(self, folder: Path, values: Mapping[str, Any], send: Send | None) -> dict[str, float]:
         config = self.config
@@ -227,7 +232,3 @@ def _picture(samples: Samples, forget: tuple[int, ...]) -> Image.Image:
 def load(config: Message, stop: StopSignal) -> TrialContext:
     """Return the context of a worker."""
     return TrialContext(TrialConfig(**config), stop)
-
-
-if __name__ == "__main__":
-    main(load)

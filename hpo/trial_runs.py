@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
@@ -18,11 +16,7 @@ from PIL import Image
 from pipelines import tracking
 
 
-class TrialFailed(Exception):
-    """A trial failed; the message is its worker's."""
-
-
-class TrialRuns:
+class TrialRuns(tracking.OpenRuns[int]):
     """The child runs of one parent run, by trial number.
 
     Args:
@@ -35,57 +29,37 @@ class TrialRuns:
     def __init__(
         self, parent: Callable[[], str], experiment: str, params: Mapping[str, object], tags: Mapping[str, str]
     ) -> None:
+        super().__init__()
         self._parent, self._experiment, self._params, self._tags = parent, experiment, dict(params), dict(tags)
-        self._open: dict[int, tuple[ExitStack, tracking.Run]] = {}
 
-    def __enter__(self) -> TrialRuns:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """End open runs as the search ended: KILLED where it was told to stop, else FAILED."""
-        for stack, _ in self._open.values():
-            stack.__exit__(kind, error, trace)
-        self._open.clear()
-
-    def begin(self, number: int, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+    def start(self, number: int, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
         """Open a trial's run and return its id."""
-        stack = ExitStack()
-        run = stack.enter_context(
-            tracking.run(
-                f"trial-{number:03d}", experiment=self._experiment, parent=self._parent(),
-                params={**self._params, **params},
-                tags={"kind": "trial", "search.trial": str(number), **self._tags, **tags},
-            )
-        )  # fmt: skip
-        self._open[number] = stack, run
-        return run.id
-
-    def has(self, number: int) -> bool:
-        """Return whether a trial's run is open."""
-        return number in self._open
+        own = {"kind": "trial", "search.trial": str(number), **self._tags, **tags}
+        return self.begin(
+            number, f"trial-{number:03d}", experiment=self._experiment, parent=self._parent(),
+            params={**self._params, **params}, tags=own,
+        ).id  # fmt: skip
 
     def log(self, number: int, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics to a trial's run."""
-        self._open[number][1].log(metrics, step)
+        self[number].log(metrics, step)
 
     def tag(self, number: int, key: str, value: str) -> None:
         """Tag a trial's run."""
-        self._open[number][1].tag(key, value)
+        self[number].tag(key, value)
 
-    def end(self, number: int, state: str, summary: str, picture: Path | None = None) -> None:
+    def finish(self, number: int, state: str, summary: str, picture: Path | None = None) -> None:
         """Close a trial's run as FINISHED, with its state in the study as a tag, and summary and picture as a note."""
-        stack, run = self._open.pop(number)
+        run = self[number]
         markdown = run.picture(Image.open(picture), "samples/trial") if picture and picture.exists() else ""
         run.note(f"{summary}\n\n{markdown}")
         run.tag("trial.state", state)
-        stack.close()
+        self.end(number)
 
     def fail(self, number: int, reason: str) -> None:
         """Close a trial's run as FAILED, with the reason."""
-        stack, run = self._open.pop(number)
-        run.tag("trial.state", "fail")
-        error = TrialFailed(reason)
-        stack.__exit__(TrialFailed, error, None)
+        self.tag(number, "trial.state", "fail")
+        super().fail(number, reason)
 
 
 @dataclass(frozen=True)

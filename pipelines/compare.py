@@ -63,7 +63,9 @@ def compare(argv: Sequence[str]) -> None:
     stop = stop_on_signals()
     die_with_parent()
     if is_follower_rank():
-        raise InputError("a comparison runs each child in one process; workers = 2 runs two at a time")
+        raise InputError(
+            "a comparison runs each child in one process; workers = 2 runs two at a time, without torchrun"
+        )
     dataset = chosen["data"].load()
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
     tracking.setup(product)

@@ -1,4 +1,4 @@
-"""The child runs of comparisons in MLflow: find them by digest, adopt them, read them into rows."""
+"""The child runs of comparisons in MLflow: open them, find them by digest, adopt them, read them into rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,60 @@ from mlflow.entities import Run as StoredRun
 from mlflow.exceptions import MlflowException
 
 from pipelines import tracking
-from pipelines.comparison.job import DIGEST, KIND
-from pipelines.comparison.plan import BASE, GOLD
+from pipelines.comparison.job import ChildConfig
+from pipelines.comparison.plan import BASE, GOLD, Comparison
 from safemax.reports.comparison_tables import UNSEEDED
 
+KIND, DIGEST = "comparison.child", "comparison.digest"  # tags
 _PAGE = 1000
+
+
+class ChildRuns(tracking.OpenRuns[str]):
+    """The open runs of a comparison's gold models and children, by digest.
+
+    Args:
+        comparison: what is compared.
+        config: what its jobs share.
+        parent: id of its run.
+    """
+
+    def __init__(self, comparison: Comparison, config: ChildConfig, parent: str) -> None:
+        super().__init__()
+        self._comparison, self._config, self._parent = comparison, config, parent
+
+    def start(self, job: Mapping[str, Any]) -> str:
+        """Open a job's run and return its id."""
+        opened = self._start_gold(job) if job["kind"] == GOLD else self._start_child(job)
+        return opened.id
+
+    def _start_gold(self, job: Mapping[str, Any]) -> tracking.Run:
+        comparison, class_name = self._comparison, self._class_name(job)
+        steps = comparison.options.gold_steps
+        params = {"gold.steps": steps, "data.name": comparison.dataset.name, "data.forget": class_name}
+        params |= {f"eval.{key}": value for key, value in comparison.evaluation.describe().items()}
+        name = f"gold-{comparison.dataset.name}-forget{class_name}"
+        return self._begin(job, name, params, {"comparison.variant": GOLD, "unlearning.method": "retrain"})
+
+    def _start_child(self, job: Mapping[str, Any]) -> tracking.Run:
+        comparison, label = self._comparison, job["variant"]["label"]
+        correction = self._config.correction(comparison.dataset, job)
+        name = f"{label}-{comparison.dataset.name}-forget{self._class_name(job)}-seed{job['seed']}"
+        tags = {"comparison.variant": label, "unlearning.method": correction.method_name}
+        opened = self._begin(job, name, correction.params(), tags)
+        opened.dataset(comparison.dataset, "training")
+        return opened
+
+    def _begin(
+        self, job: Mapping[str, Any], name: str, params: Mapping[str, object], tags: Mapping[str, str]
+    ) -> tracking.Run:
+        shared = {"kind": KIND, DIGEST: job["digest"], "comparison.seed": str(job["seed"])}
+        return self.begin(
+            job["digest"], name, experiment=self._comparison.name, parent=self._parent, params=params,
+            tags={**shared, "unlearning.forget": self._class_name(job), **tags},
+        )  # fmt: skip
+
+    def _class_name(self, job: Mapping[str, Any]) -> str:
+        return self._comparison.dataset.class_names[job["forget"]]
 
 
 def finished() -> dict[str, StoredRun]:
@@ -47,15 +96,15 @@ def adopt(parent: str, children: Iterable[StoredRun]) -> None:
             client.set_tag(child.info.run_id, "mlflow.parentRunId", parent)
 
 
-def end_orphan(parent: str, digest: str) -> None:
-    """End the run of a worker that died with this child as KILLED: another worker resumes the child in a new run."""
+def end_orphans(experiment: str) -> None:
+    """End as KILLED the comparisons and children of an experiment whose process was killed: the same command goes on."""
     client = tracking.store()
-    experiment_id = client.get_run(parent).info.experiment_id
-    condition = (
-        f"tags.`{DIGEST}` = '{digest}' and tags.mlflow.parentRunId = '{parent}' and attributes.status = 'RUNNING'"
-    )
-    for each in client.search_runs([experiment_id], condition):
-        client.set_terminated(each.info.run_id, "KILLED")
+    found = client.get_experiment_by_name(experiment)
+    for kind in (KIND, "comparison"):
+        condition = f"tags.kind = '{kind}' and attributes.status = 'RUNNING'"
+        for each in client.search_runs([found.experiment_id], condition) if found else ():
+            if tracking.alive(each.data.params.get(tracking.PROCESS)) is False:
+                client.set_terminated(each.info.run_id, "KILLED")
 
 
 def rows(plan: Sequence[Mapping[str, Any]], runs: Mapping[str, StoredRun], class_names: Sequence[str]) -> pd.DataFrame:

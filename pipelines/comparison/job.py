@@ -1,6 +1,6 @@
 """The jobs of a comparison: a correction that registers nothing, a gold model, a prior, the samples of a base.
 
-`python -m pipelines.comparison.job` is a worker of pipelines.engine.worker_pool.
+A worker writes nothing to MLflow: it sends what a job's run is to get, and the process that opened the run writes it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from pipelines import tracking
 from pipelines.cli.options import DataOptions
 from pipelines.correction.correct import run_unregistered
 from pipelines.correction.correction import Correction
-from pipelines.correction.retrained import GoldOptions
+from pipelines.correction.retrained import GoldRecipe
 from pipelines.engine.signals import StopSignal
-from pipelines.engine.worker import Message, Send, main
+from pipelines.engine.worker import Message, Send
+from pipelines.tracking.remote_run import RemoteRun
 from safemax import metric_keys as keys
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
@@ -37,7 +38,6 @@ from safemax.training.settings import Training
 from safemax.training.trainer import Trainer
 
 STRIP, OTHERS = 5, 2  # images in a strip of the forgotten class, and then of each other class
-KIND, DIGEST = "comparison.child", "comparison.digest"  # tags
 _NOT_DECISIVE = ("checkpoint_every",)  # fields of a training that do not change its result
 
 
@@ -50,10 +50,10 @@ class ChildConfig:
         base: folder of the model to correct.
         source: address of the model to correct.
         experiment: of the comparison.
-        parent: id of the run that the children belong to.
         evaluation: fields of safemax.evaluation.Evaluation.
         judging: fields of safemax.judges.load.JudgeConfig.
         gold_steps: of pipelines.correction.retrained.GoldOptions.
+        gold: fields of a GoldRecipe, those of its training as a dict.
         device: of safemax.training.settings.Training.
     """
 
@@ -61,10 +61,10 @@ class ChildConfig:
     base: str
     source: str
     experiment: str
-    parent: str
     evaluation: dict[str, Any]
     judging: dict[str, Any]
     gold_steps: int
+    gold: dict[str, Any]
     device: str
 
     def correction(self, dataset: Dataset, job: Mapping[str, Any]) -> Correction:
@@ -117,16 +117,20 @@ class ChildContext:
         return {}
 
     def do(self, job: Message, send: Send) -> Message:
-        """Do a job and return its result, with its minutes; nothing is sent on the way.
+        """Do a job and return its result, with its minutes.
 
         Args:
             job: kind (base, prior, gold or child), forget (label), seed; of prior and child variant
-                (MethodVariant.describe), of gold and child digest (ChildConfig.digest).
-            send: not called.
+                (MethodVariant.describe), of gold and child digest (ChildConfig.digest) and run (its id).
+            send: gets what the job's run is to get (pipelines.tracking.remote_run).
         """
         started = time.perf_counter()
-        work = {"base": self._base, "prior": self._prior, "gold": self._gold, "child": self._child}[job["kind"]]
-        return {**work(job), "minutes": (time.perf_counter() - started) / 60}
+        if job["kind"] in ("base", "prior"):
+            result = self._base(job) if job["kind"] == "base" else self._prior(job)
+        else:
+            run = RemoteRun(job["run"], send)
+            result = self._gold(job, run) if job["kind"] == "gold" else self._child(job, run)
+        return {**result, "minutes": (time.perf_counter() - started) / 60}
 
     def _base(self, job: Message) -> Message:
         """Draw the base's samples into the cache."""
@@ -145,49 +149,23 @@ class ChildContext:
             ).fit()  # fmt: skip
         return {"setup_minutes": result.cost.setup_minutes}
 
-    def _gold(self, job: Message) -> Message:
-        """Train a model that never sees the class, unless it is cached, and measure it in a run of its own."""
-        config, forget = self.config, (job["forget"],)
-        class_name = self.dataset.class_names[job["forget"]]
-        params = {"gold.steps": config.gold_steps, "data.name": self.dataset.name, "data.forget": class_name}
-        params |= {f"eval.{key}": value for key, value in self.evaluation.describe().items()}
-        tags = {**self._tags(job, "gold"), "unlearning.method": "retrain"}
-        run_name = f"gold-{self.dataset.name}-forget{class_name}"
-        with tracking.run(
-            run_name, experiment=config.experiment, params=params, tags=tags, parent=config.parent
-        ) as run:
-            template = Diffusion.load(config.base)
-            options = GoldOptions("train", config.gold_steps)
-            gold = options.find(template, config.source, self.dataset, forget, self.stop)
-            assert gold is not None
-            with self.stop.interruptible():
-                samples = cached_samples(gold, forget, self.evaluation)
-                metrics = measure(samples, self.judges, self.reference, forget)
-            run.log(metrics)
-            _log_strips(run, {"corrected": samples}, job["forget"])
-        return {"run": run.id}
+    def _gold(self, job: Message, run: tracking.Run) -> Message:
+        """Train a model that never sees the class, unless it is cached, and measure it."""
+        forget, gold = (job["forget"],), self.config.gold
+        recipe = GoldRecipe(**{**gold, "training": Training(**gold["training"])})
+        model = recipe.make(Diffusion.load(self.config.base), self.dataset, forget, self.stop)
+        with self.stop.interruptible():
+            samples = cached_samples(model, forget, self.evaluation)
+            metrics = measure(samples, self.judges, self.reference, forget)
+        run.log(metrics)
+        _log_strips(run, {"corrected": samples}, job["forget"])
+        return {}
 
-    def _child(self, job: Message) -> Message:
-        """Correct the base as `-e unlearn` does, in a run of its own, but register nothing."""
-        config, label, correction = self.config, job["variant"]["label"], self.config.correction(self.dataset, job)
-        run_name = f"{label}-{self.dataset.name}-forget{correction.class_names[0]}-seed{job['seed']}"
-        tags = {**self._tags(job, label), "unlearning.method": correction.method_name}
-        with tracking.run(
-            run_name, experiment=config.experiment, params=correction.params(), tags=tags, parent=config.parent
-        ) as run:
-            run.dataset(self.dataset, "training")
-            result = run_unregistered(correction, run, config.base, self.stop)
-            _log_strips(run, {"base": result.base, "corrected": result.corrected}, job["forget"])
-        return {"run": run.id, "ua_reject": result.after[keys.UA_REJECT], "fid": result.after[keys.FID_JUDGE]}
-
-    def _tags(self, job: Message, label: str) -> dict[str, str]:
-        return {
-            "kind": KIND,
-            DIGEST: job["digest"],
-            "comparison.variant": label,
-            "comparison.seed": str(job["seed"]),
-            "unlearning.forget": self.dataset.class_names[job["forget"]],
-        }
+    def _child(self, job: Message, run: tracking.Run) -> Message:
+        """Correct the base as `-e unlearn` does, but register nothing."""
+        result = run_unregistered(self.config.correction(self.dataset, job), run, self.config.base, self.stop)
+        _log_strips(run, {"base": result.base, "corrected": result.corrected}, job["forget"])
+        return {"ua_reject": result.after[keys.UA_REJECT], "fid": result.after[keys.FID_JUDGE]}
 
 
 def _log_strips(run: tracking.Run, models: Mapping[str, Samples], forget: int) -> None:
@@ -211,7 +189,3 @@ def _strip(samples: Samples, forget: int) -> Image.Image:
 def load(config: Message, stop: StopSignal) -> ChildContext:
     """Return the context of a worker."""
     return ChildContext(ChildConfig(**config), stop)
-
-
-if __name__ == "__main__":
-    main(load)

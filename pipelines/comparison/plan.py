@@ -12,6 +12,8 @@ from pipelines.cli.parameters import UsageError, Value
 from pipelines.comparison import variants
 from pipelines.comparison.job import ChildConfig
 from pipelines.comparison.variants import MethodVariant
+from pipelines.correction.retrained import recipe_of
+from pipelines.engine.options import WorkerOptions
 from pipelines.registry import lineage, model_versions
 from pipelines.registry.lineage import agree_on_classes
 from safemax.data.dataset import Dataset
@@ -19,7 +21,7 @@ from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
-from safemax.knobs import check, knob
+from safemax.knobs import knob
 from safemax.methods import create
 from safemax.reports.comparison_tables import UNSEEDED
 
@@ -29,7 +31,7 @@ AS_PAPER, EQUAL = "as the paper", "equal retain weight"
 
 
 @dataclass(frozen=True)
-class ComparisonOptions:
+class ComparisonOptions(WorkerOptions):
     """What to compare."""
 
     methods: str = knob(
@@ -44,12 +46,8 @@ class ComparisonOptions:
     gold_steps: int = knob(0, "steps to train it; 0 takes as many as the base was trained", bounds=(0, 10_000_000))
     ablation: bool = knob(False, "make Figure 3 too: SAFEMax on the first class, over lambda")
     lambdas: str = knob("0,0.5,1,2,5", "values of lambda of the ablation")
-    workers: int = knob(1, "processes that run children, each on one thread; 1 runs them in this one", bounds=(1, 256))
     device: str = knob("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"))
     output: str = knob("none", "folder that tables and figures are written to as well")
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @property
     def common(self) -> dict[str, Value]:
@@ -119,11 +117,12 @@ class Comparison:
         names = {"data.name": self.dataset.name, "data.digest": self.dataset.digest, "model.source": self.source}
         return {**options, **evaluation, **names, **self.dataset.params}
 
-    def child_config(self, parent: str) -> ChildConfig:
-        """Return what all jobs share; `parent` is the id of the comparison's run."""
+    def child_config(self) -> ChildConfig:
+        """Return what all jobs share."""
+        steps = self.options.gold_steps
         return ChildConfig(
-            asdict(self.data), self.base, self.source, self.name, parent, asdict(self.evaluation),
-            asdict(self.judging), self.options.gold_steps, self.options.device,
+            asdict(self.data), self.base, self.source, self.name, asdict(self.evaluation),
+            asdict(self.judging), steps, asdict(recipe_of(self.source, steps)), self.options.device,
         )  # fmt: skip
 
     def children(self) -> list[dict[str, Any]]:

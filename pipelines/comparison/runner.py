@@ -1,22 +1,25 @@
-"""Runs the jobs of a comparison that have not finished before, in this process or on a pool of workers."""
+"""Runs the jobs of a comparison that have not finished before, and writes their runs."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from pipelines import tracking
 from pipelines.comparison import child_runs
-from pipelines.comparison.job import ChildConfig, ChildContext
+from pipelines.comparison.child_runs import ChildRuns
+from pipelines.comparison.job import ChildConfig, load
 from pipelines.comparison.plan import GOLD, Comparison
+from pipelines.engine.progress import Progress
 from pipelines.engine.signals import StopSignal
-from pipelines.engine.worker import Message, attempt
-from pipelines.engine.worker_pool import Job, WorkerPool
+from pipelines.engine.worker import FINAL, Message
+from pipelines.engine.workers import Job, Workers, open_workers
+from pipelines.tracking import remote_run
 from safemax.errors import Stopped
 from safemax.reports.comparison_tables import UNSEEDED
 
@@ -45,8 +48,9 @@ class ComparisonRunner:
 
     def run_children(self) -> pd.DataFrame:
         """Run the children that have not finished before; return one row per child (child_runs.rows)."""
-        config = self.comparison.child_config(self.run.id)
+        config = self.comparison.child_config()
         plan = self._with_digests(config)
+        child_runs.end_orphans(self.comparison.name)
         finished = child_runs.finished()
         # What two variants share runs once, under the first one's name.
         jobs = {job["digest"]: job for job in reversed(plan)}
@@ -62,54 +66,76 @@ class ComparisonRunner:
         return [{**job, "digest": config.digest(dataset, job, model)} for job in self.comparison.children()]
 
     def _run(self, config: ChildConfig, todo: Jobs) -> None:
-        """Prepare, then run the children, in this process or on several."""
+        """Prepare, then run the children."""
         stages = {
             "preparation": self.comparison.preparations(todo),
             "gold": [job for job in todo if job["kind"] == GOLD],
             "children": [job for job in todo if job["kind"] != GOLD],
         }
-        started, workers = time.perf_counter(), self.comparison.options.workers
-        if workers == 1:
-            context = ChildContext(config, self.stop)
+        started, options = time.perf_counter(), self.comparison.options
+        workers = open_workers(options, load, config, self.stop, self._raise_if_stopped, device=options.device)
+        with ChildRuns(self.comparison, config, self.run.id) as self._open, workers:
             self._log_minutes("judges", started)
-            self._run_stages(stages, lambda jobs: self._run_here(context, jobs))
-            return
-        with WorkerPool("pipelines.comparison.job", asdict(config), workers, self._raise_if_stopped) as pool:
-            self._log_minutes("judges", started)
-            self._run_stages(stages, lambda jobs: self._run_on(pool, jobs))
+            for name, jobs in stages.items():
+                started = time.perf_counter()
+                self._do(workers, name, jobs)
+                self._log_minutes(name, started)
 
-    def _run_stages(self, stages: Mapping[str, Jobs], work: Callable[[Jobs], None]) -> None:
-        for name, jobs in stages.items():
-            started = time.perf_counter()
-            work(jobs)
-            self._log_minutes(name, started)
+    def _do(self, workers: Workers, name: str, jobs: Jobs) -> None:
+        waiting, ended = deque(jobs), 0
 
-    def _run_here(self, context: ChildContext, jobs: Jobs) -> None:
-        for number, job in enumerate(jobs, start=1):
-            self._raise_if_stopped()
-            self._on_message(job, attempt(context, job, lambda message: False), f"{number}/{len(jobs)}")
-
-    def _run_on(self, pool: WorkerPool, jobs: Jobs) -> None:
-        waiting, ended = deque(Job(job) for job in jobs), 0
+        def source() -> Job | None:
+            if not waiting:
+                return None
+            job = waiting.popleft()
+            return Job({**job, "run": self._open.start(job)} if "digest" in job and job["kind"] != "prior" else job)
 
         def on_message(job: Job, message: Message) -> bool:
             nonlocal ended
-            ended += message["kind"] in ("done", "failed")
-            self._on_message(job.spec, message, f"{ended}/{len(jobs)}")
+            ended += message["kind"] in FINAL
+            if "run" in job.spec:
+                self._record(job, message)
+            self._show(job, message, f"{ended}/{len(jobs)}")
             return False
 
         if waiting:
-            pool.run(lambda: waiting.popleft() if waiting else None, on_message)
+            with Progress.of(len(jobs), 0, self.comparison.options, name) as self._progress:
+                workers.run(source, on_message)
 
-    def _on_message(self, job: Mapping[str, Any], message: Message, count: str) -> None:
-        if message["kind"] == "died" and "digest" in job:
-            child_runs.end_orphan(self.run.id, job["digest"])
+    def _show(self, job: Job, message: Message, count: str) -> None:
+        kind, name, progress, place = message["kind"], self._name(job.spec), self._progress, id(job)
+        if kind == "started":
+            steps = job.spec["variant"]["training"]["steps"] if job.spec["kind"] == "child" else 0
+            progress.started(place, name, steps)
+        elif kind == remote_run.CALL and message["method"] == "log":
+            progress.at(place, message["given"]["step"])
+        elif kind == "died":
+            progress.say(f"{name}: {message['reason']}; another worker runs it")
+        elif kind in FINAL:
+            progress.ended(place)
+            progress.say(f"[{count}] {name}: {self._outcome(name, message)}")
+
+    def _outcome(self, name: str, message: Message) -> str:
+        """Return how a job ended, in words, and note its failure."""
         if message["kind"] == "failed":
-            self.failures.append(f"{self._name(job)}: {message['reason']}")
-            print(f"[{count}] {self._name(job)}: failed: {message['reason']}", flush=True)
-        if message["kind"] == "done":
-            scores = f", UA_reject {message['ua_reject']:.1f} %, FID {message['fid']:.2f}" if "fid" in message else ""
-            print(f"[{count}] {self._name(job)}: {message['minutes']:.2f} min{scores}", flush=True)
+            self.failures.append(f"{name}: {message['reason']}")
+            return f"failed: {message['reason']}"
+        scores = f", UA_reject {message['ua_reject']:.1f} %, FID {message['fid']:.2f}" if "fid" in message else ""
+        return f"{message['minutes']:.2f} min{scores}"
+
+    def _record(self, job: Job, message: Message) -> None:
+        """Write a message of a job to its run."""
+        kind, digest = message["kind"], job.spec["digest"]
+        if kind == remote_run.CALL:
+            remote_run.write(self._open[digest], message)
+        elif kind == "started":
+            self._open[digest].tag("worker", message.get("worker", "this process"))
+        elif kind == "died":
+            self._open[digest].tag("comparison.deaths", "; ".join(job.deaths))
+        elif kind in FINAL:
+            if message.get("log"):
+                self._open[digest].text(message["log"], "worker.log")
+            self._open.fail(digest, message["reason"]) if kind == "failed" else self._open.end(digest)
 
     def _name(self, job: Mapping[str, Any]) -> str:
         """Return a job in words, such as: safemax, forget cat, seed 0."""

@@ -56,20 +56,60 @@ class GoldOptions:
             return None
         if self.gold not in ("train", "kept"):
             return lineage.load(model_versions.resolve_alias(self.gold), dataset)
-        training, null_drop, min_snr_gamma = _as_base(base)
-        if self.gold_steps:
-            training = replace(training, steps=self.gold_steps, minutes=0.0)
-        method = Retrain(null_drop=null_drop if template.has_null else 0.0, min_snr_gamma=min_snr_gamma)
-        folder = cache.folder("gold") / cache.key(_facts(template, dataset, forget, training, method))
+        recipe = recipe_of(base, self.gold_steps)
+        folder = recipe.folder(template, dataset, forget)
+        if self.gold == "kept" and not folder.exists():
+            return None
+        return recipe.make(template, dataset, forget, stop)
+
+
+@dataclass(frozen=True)
+class GoldRecipe:
+    """How a gold model is trained: as the base was.
+
+    Args:
+        training: the settings.
+        null_drop: label drop, for a model with a null label.
+        min_snr_gamma: of the weighting of steps.
+    """
+
+    training: Training
+    null_drop: float
+    min_snr_gamma: float
+
+    def make(
+        self, template: Diffusion, dataset: Dataset, forget: tuple[int, ...], stop: Callable[[], bool]
+    ) -> Diffusion:
+        """Return the gold model, trained if it is not cached; the arguments are those of `GoldOptions.find`."""
+        folder = self.folder(template, dataset, forget)
         if not folder.exists():
-            if self.gold == "kept":
-                return None
-            _train(template, method, dataset, forget, training, folder, stop)
+            _train(template, self._method(template), dataset, forget, self.training, folder, stop)
         return lineage.load(str(folder), dataset)
+
+    def folder(self, template: Diffusion, dataset: Dataset, forget: tuple[int, ...]) -> Path:
+        """Return where the gold model is cached."""
+        return cache.folder("gold") / cache.key(
+            _facts(template, dataset, forget, self.training, self._method(template))
+        )
+
+    def _method(self, template: Diffusion) -> Retrain:
+        return Retrain(null_drop=self.null_drop if template.has_null else 0.0, min_snr_gamma=self.min_snr_gamma)
+
+
+def recipe_of(base: str | None, steps: int) -> GoldRecipe:
+    """Return the recipe of the run that made a base, or the defaults without such a run.
+
+    Args:
+        base: address of the base.
+        steps: to train the gold model; 0 takes as many as the base was trained.
+    """
+    training, null_drop, min_snr_gamma = _as_base(base)
+    if steps:
+        training = replace(training, steps=steps, minutes=0.0)
+    return GoldRecipe(training, null_drop, min_snr_gamma)
 
 
 def _as_base(base: str | None) -> tuple[Training, float, float]:
-    """Return training, label drop and gamma of min-SNR of the run that made the base, or the defaults without such a run."""
     default = Training(**BASE_TRAINING)
     if base is None or not model_versions.is_registry_address(base):
         return default, 0.1, 0.0

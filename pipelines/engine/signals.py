@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -25,6 +26,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._raised = self._interrupts = False
+        self._thread = 0  # that is inside `interruptible`
 
     def __call__(self) -> bool:
         """Return whether the flag has been raised."""
@@ -33,13 +35,20 @@ class StopSignal:
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Raise Stopped as soon as a signal arrives inside: for hours of sampling, which does not read the flag."""
-        self._interrupts = True
+        self._interrupts, self._thread = True, threading.get_ident()
         try:
             if self._raised:
                 raise Stopped
             yield
         finally:
             self._interrupts = False
+
+    def request(self) -> None:
+        """Raise the flag from another thread: a worker of a cluster gets no signal, but a call."""
+        self._raised = True
+        if self._interrupts:
+            self._interrupts = False
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), ctypes.py_object(Stopped))
 
     def raise_on(self, signum: int, frame: FrameType | None) -> None:
         """Handle a signal: only set the flag (a lock, as in threading.Event, deadlocks on a second signal).

@@ -3,6 +3,7 @@
 from pipelines.tracking.addresses import without_password
 from pipelines.tracking.liveness import PROCESS, alive, this_process
 from pipelines.tracking.mlflow_store import first_line, refusal, search_all, setup, store
+from pipelines.tracking.open_runs import OpenRuns
 from pipelines.tracking.provenance import environment
 from pipelines.tracking.refused_run import name_refused_run
 from pipelines.tracking.runs import ADMINISTRATION, MODE, Run, run, spaced
@@ -11,6 +12,7 @@ __all__ = [
     "ADMINISTRATION",
     "MODE",
     "PROCESS",
+    "OpenRuns",
     "Run",
     "alive",
     "environment",

@@ -177,15 +177,18 @@ class Run:
         The charts show it next to other runs' pictures of that key, with a slider over the steps. pictures/KEY.png, which
         the markdown shows, is the last one.
         """
-        pixels = _rendered(image) if isinstance(image, Figure) else image
-        path = f"pictures/{key}.png"
+        pixels = rendered(image) if isinstance(image, Figure) else image
         self._client.log_image(self.id, pixels, key=key, step=step or 0)
-        self._client.log_image(self.id, pixels, artifact_file=path)
-        return f"![{key}](get-artifact?run_uuid={self.id}&path={quote(path)})"
+        self._client.log_image(self.id, pixels, artifact_file=_picture_path(key))
+        return picture_link(self.id, key)
 
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Upload a file or a folder, into a folder of the run's artifacts."""
         self._client.log_artifact(self.id, str(path), folder)
+
+    def text(self, content: str, name: str) -> None:
+        """Log a text as the file NAME."""
+        self._client.log_text(self.id, content, name)
 
     def json(self, content: Any, name: str) -> None:
         """Log a JSON value as NAME.json."""
@@ -281,7 +284,17 @@ def is_chosen(name: str) -> bool:
     return not (first in _GENERATOR_PREDICATES and second in _GENERATOR_NOUNS and number.isdecimal())
 
 
-def _rendered(figure: Figure) -> Image.Image:
+def picture_link(run_id: str, key: str) -> str:
+    """Return the markdown that shows a run's picture."""
+    return f"![{key}](get-artifact?run_uuid={run_id}&path={quote(_picture_path(key))})"
+
+
+def _picture_path(key: str) -> str:
+    return f"pictures/{key}.png"
+
+
+def rendered(figure: Figure) -> Image.Image:
+    """Return a figure as an image."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     return Image.open(buffer)

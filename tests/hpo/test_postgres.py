@@ -178,10 +178,9 @@ def test_a_machine_with_a_heartbeat_keeps_its_trial(address: str, plan: StudyPla
     with machine(address, plan) as (slow, _), machine(address, plan) as (other, _):
         trial = slow.start_next()
         assert trial is not None
-        for _ in range(5):
-            time.sleep(0.5)
-            slow.heartbeat()
-        run_trials(other, 1)
-        assert other.trials[trial.number].state == TrialState.RUNNING
+        with slow.heartbeats():
+            time.sleep(2.5)
+            run_trials(other, 1)
+            assert other.trials[trial.number].state == TrialState.RUNNING
         slow.complete(trial.number, scored(trial), {})
         assert other.num_ended == 2

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -30,6 +29,7 @@ from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from tests.hpo.conftest import BuildSearch
+from tests.support.ray_clusters import workers
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -40,19 +40,6 @@ def trials_of(config: SearchConfig) -> list[FrozenTrial]:
         return []
     study = optuna.load_study(study_name=config.study, storage=JournalStorage(JournalFileBackend(str(config.journal))))
     return study.get_trials(deepcopy=False)
-
-
-def workers() -> list[psutil.Process]:
-    """Return this process's workers, the oldest first."""
-    processes = [each for each in psutil.Process().children(recursive=True) if _is_worker(each)]
-    return sorted(processes, key=lambda each: each.create_time())
-
-
-def _is_worker(process: psutil.Process) -> bool:
-    try:
-        return "hpo.trial" in process.cmdline()
-    except psutil.Error:  # dead, or just dying
-        return False
 
 
 class Killer(threading.Thread):
@@ -139,7 +126,7 @@ def test_a_trial_that_was_run_again_says_so_in_study_and_run(searched: Searched)
     assert sum(map(len, again.values())) <= 1  # 0 where the worker had just sent its result
     for number, deaths in again.items():
         (child,) = (each for each in searched.children if each.data.tags["search.trial"] == str(number))
-        assert all(each.startswith("SIGKILL of worker ") for each in deaths)
+        assert all("the end of worker " in each for each in deaths)
         assert child.data.tags["trial.deaths"] == "; ".join(deaths)
 
 

@@ -23,8 +23,9 @@ from hpo.config import SearchConfig
 from hpo.proposal import RETRIED
 from pipelines import ROOT
 from tests.hpo.conftest import BuildSearch
-from tests.hpo.test_search import killed, trials_of, workers
+from tests.hpo.test_search import killed, trials_of
 from tests.hpo.test_study import rows
+from tests.support.ray_clusters import workers
 
 pytestmark = pytest.mark.slow
 

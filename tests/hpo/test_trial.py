@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from hpo.config import SearchConfig
 from hpo.trial import TrialContext, final_evaluation, weights_of
+from pipelines.engine.signals import StopSignal
 from pipelines.engine.worker import Message, Pruned
 from safemax import metric_keys as keys
 from safemax.errors import Stopped
@@ -24,12 +24,22 @@ from tests.support import tiny_models
 VALUES: dict[str, Any] = {"lr": 1e-3, "lmbda": 2.0}
 
 
+class StopAtThird(StopSignal):
+    """Raised from the third time on that it is read."""
+
+    asked = 0
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.asked > 2
+
+
 def ignore(message: Message) -> bool:
     return False
 
 
-def context_of(config: SearchConfig, folder: Path, stop: Callable[[], bool] = lambda: False) -> TrialContext:
-    return TrialContext(replace(config.trial_config(), folder=str(folder)), stop)
+def context_of(config: SearchConfig, folder: Path, stop: StopSignal | None = None) -> TrialContext:
+    return TrialContext(replace(config.trial_config(), folder=str(folder)), stop or StopSignal())
 
 
 def values_of(metrics: dict[str, float]) -> dict[str, float]:
@@ -60,7 +70,7 @@ def test_a_class_that_the_base_forgot_earlier_is_neither_trained_on_nor_measured
     hpo_cache: Path, tmp_path: Path, tiny_search: BuildSearch
 ) -> None:
     config = tiny_search()
-    context = TrialContext(replace(config.trial_config(), folder=str(tmp_path), forgotten=["b"]), lambda: False)
+    context = TrialContext(replace(config.trial_config(), folder=str(tmp_path), forgotten=["b"]), StopSignal())
     metrics = context.trial(0, VALUES, ignore)
     correction, by_hand = config.correction({"lr": 1e-3, "lambda": 2.0}, config.evaluation), tiny_models.diffusion()
     Trainer(
@@ -86,15 +96,11 @@ def test_a_trial_does_not_affect_the_next_one(hpo_cache: Path, tmp_path: Path, t
 def test_a_trial_whose_worker_was_killed_resumes_to_the_same_result(
     hpo_cache: Path, tmp_path: Path, tiny_search: BuildSearch
 ) -> None:
-    config, calls = tiny_search(), []
+    config = tiny_search()
     whole = context_of(config, tmp_path / "whole").trial(0, VALUES, ignore)
 
-    def stop() -> bool:
-        calls.append(1)
-        return len(calls) > 2
-
     with pytest.raises(Stopped):
-        context_of(config, tmp_path / "killed", stop).trial(0, VALUES, ignore)
+        context_of(config, tmp_path / "killed", StopAtThird()).trial(0, VALUES, ignore)
     again = context_of(config, tmp_path / "killed").trial(0, VALUES, ignore)
     assert values_of(again) == values_of(whole)
     assert again[keys.IMAGES_SEEN] == whole[keys.IMAGES_SEEN]
@@ -116,14 +122,9 @@ def test_a_trial_of_another_study_of_the_same_name_does_not_affect_one_with_othe
 ) -> None:
     other = {**VALUES, "lr": 1e-5}
     whole = context_of(tiny_search(), tmp_path / "whole").trial(0, other, ignore)
-    calls: list[int] = []
-
-    def stop() -> bool:
-        calls.append(1)
-        return len(calls) > 2
 
     with pytest.raises(Stopped):
-        context_of(tiny_search(), tmp_path / "again", stop).trial(0, VALUES, ignore)
+        context_of(tiny_search(), tmp_path / "again", StopAtThird()).trial(0, VALUES, ignore)
     assert values_of(context_of(tiny_search(), tmp_path / "again").trial(0, other, ignore)) == values_of(whole)
 
 

@@ -16,11 +16,11 @@ from PIL import Image
 
 from pipelines import compare as compare_module
 from pipelines.comparison import runner
-from pipelines.comparison.job import KIND
+from pipelines.comparison.child_runs import KIND
 from safemax import metric_keys as keys
 from safemax.data.dataset import Split
 from safemax.errors import InputError, Stopped
-from tests.support import tiny_models
+from tests.support import ray_clusters, tiny_models
 
 EXPERIMENT = "tiny-ddpm"
 SA = "selective_amnesia"
@@ -171,7 +171,7 @@ def test_the_same_comparison_runs_nothing_again_and_shows_the_same(
     first, place, mlflow_module_store, monkeypatch, tmp_path
 ):
     before = children(mlflow_module_store)
-    monkeypatch.setattr(runner, "ChildContext", None)  # any job would fail
+    monkeypatch.setattr(runner, "load", None)  # any job would fail
     compare(place, f"--methods=safemax,{SA},salun", f"--overrides={FEW}", "--classes=a,c", "--seeds=2")
     assert len(children(mlflow_module_store)) == len(before)
     again = runs(mlflow_module_store, "tags.kind = 'comparison'")[-1]
@@ -188,7 +188,7 @@ def test_children_are_found_from_a_run_that_mlflow_opened_in_another_experiment(
 ):
     elsewhere = mlflow_module_store.create_experiment("elsewhere")
     monkeypatch.setenv("MLFLOW_RUN_ID", mlflow_module_store.create_run(elsewhere).info.run_id)
-    monkeypatch.setattr(runner, "ChildContext", None)
+    monkeypatch.setattr(runner, "load", None)
     compare(place, "--methods=safemax", "--classes=a,c", "--seeds=2", "--gold=false")
     (parent,) = mlflow_module_store.search_runs([elsewhere])
     assert parent.info.status == "FINISHED"
@@ -260,8 +260,7 @@ def test_two_workers_one_of_which_is_killed_give_the_numbers_of_one_process(firs
     def kill_one_that_has_a_checkpoint() -> None:
         while not list(Path(".safemax/checkpoints").glob("*/*.safetensors")):
             time.sleep(0.02)
-        running = next(each for each in children(mlflow_module_store)[before:] if each.info.status == "RUNNING")
-        os.kill(int(running.data.params["env.process"].split("/")[1]), signal.SIGKILL)
+        ray_clusters.workers()[0].kill()
 
     def numbers() -> dict[str, float]:
         made = [each for each in children(mlflow_module_store)[before:] if each.info.status == "FINISHED"]
@@ -269,17 +268,40 @@ def test_two_workers_one_of_which_is_killed_give_the_numbers_of_one_process(firs
 
     threading.Thread(target=kill_one_that_has_a_checkpoint, daemon=True).start()
     compare(place, *command, "--workers=2")
-    assert sorted(each.info.status for each in children(mlflow_module_store)[before:]) == [
-        "FINISHED",
-        "FINISHED",
-        "KILLED",
-    ]
+    made = children(mlflow_module_store)[before:]
+    assert [each.info.status for each in made] == ["FINISHED", "FINISHED"]
+    assert sum("comparison.deaths" in each.data.tags for each in made) == 1
     together = numbers()
     for each in children(mlflow_module_store)[before:]:
         mlflow_module_store.delete_run(each.info.run_id)
     compare(place, *command)
     assert len(together) == 2
     assert numbers() == together
+
+
+@pytest.mark.slow
+def test_all_of_24_children_finish_once_although_one_of_two_machines_dies(first, place, mlflow_module_store):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'safemax[ray]'")
+    labels = [f"finetune@{i}" for i in range(8)]
+    overrides = ",".join(f"{each}.lr={i + 1}e-5" for i, each in enumerate(labels))
+    before = len(children(mlflow_module_store))
+
+    def kill_a_machine() -> None:
+        while sum(each.info.status == "FINISHED" for each in children(mlflow_module_store)[before:]) < 4:
+            time.sleep(0.2)
+        cluster.remove_node(second, allow_graceful=False)
+
+    with ray_clusters.two_machines(6) as (cluster, second):
+        threading.Thread(target=kill_a_machine, daemon=True).start()
+        compare(
+            place, f"--methods={','.join(labels)}", f"--overrides={overrides}", "--classes=all", "--gold=false",
+            "--steps=20", "--workers=12", "--cluster=auto",
+        )  # fmt: skip
+        assert ray_clusters.workers() == []
+    made = children(mlflow_module_store)[before:]
+    assert len({each.data.tags["comparison.digest"] for each in made}) == len(made) == 24
+    assert {each.info.status for each in made} == {"FINISHED"}
+    assert any("comparison.deaths" in each.data.tags for each in made)
 
 
 @pytest.mark.parametrize(

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from pipelines.engine.options import WorkerOptions
 from pipelines.engine.signals import StopSignal
-from pipelines.engine.worker import Channel, Message, Pruned, Send, attempt, serve
+from pipelines.engine.worker import Message, attempt
+from pipelines.engine.workers import Job, open_workers
 from safemax.errors import InputError, NonFiniteError, Stopped
-
-
-@dataclass
-class Division:
-    """Divides its configuration's number by a job's, and reports the quotient where the job says so."""
-
-    number: float
-
-    @property
-    def greeting(self) -> Message:
-        return {"number": self.number}
-
-    def do(self, job: Message, send: Send) -> Message:
-        quotient = self.number / job["by"]
-        if "report" in job and send({"kind": "report", "quotient": quotient}):
-            raise Pruned
-        send({"kind": "log", "quotient": quotient})
-        return {"quotient": quotient}
+from tests.support.division import Number, load
 
 
 class Raises:
@@ -41,41 +24,52 @@ class Raises:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def do(self, job: Message, send: Send) -> Message:
+    def do(self, job: Message, send: object) -> Message:
         raise self.error
 
 
-def load(config: Message, stop: StopSignal) -> Division:
-    if config["number"] < 0:
-        raise InputError("number = -1 is not allowed; 0 or more")
-    return Division(config["number"])
+def nothing() -> None:
+    pass
 
 
-def served(*received: Message, load: Callable[[Message, StopSignal], Any] = load) -> list[Message]:
-    """Return what a worker sends that receives these messages, until its coordinator closes its end."""
-    sink = io.StringIO()
-    serve(load, Channel(io.StringIO("".join(json.dumps(each) + "\n" for each in received)), sink), StopSignal())
-    return [json.loads(line) for line in sink.getvalue().splitlines()]
+@dataclass
+class Done:
+    """What `run` made of jobs."""
+
+    greeting: Message
+    messages: list[Message]
 
 
-def test_a_worker_greets_and_then_answers_each_job() -> None:
-    assert served({"number": 6}, {"by": 2}, {"by": 3}) == [
-        {"kind": "ready", "number": 6},
-        {"kind": "log", "quotient": 3.0},
-        {"kind": "done", "quotient": 3.0},
-        {"kind": "log", "quotient": 2.0},
-        {"kind": "done", "quotient": 2.0},
-    ]
+def run(number: float, *jobs: Message, prune: bool = False, stop: StopSignal | None = None) -> Done:
+    """Do jobs in this process."""
+    waiting, messages = deque(map(Job, jobs)), []
+
+    def on_message(job: Job, message: Message) -> bool:
+        messages.append(message)
+        return prune
+
+    workers = open_workers(WorkerOptions(), load, Number(number), stop or StopSignal(), nothing)
+    with workers:
+        workers.run(lambda: waiting.popleft() if waiting else None, on_message)
+        return Done(workers.greeting, messages)
 
 
-def test_a_configuration_that_cannot_be_loaded_is_refused_and_no_job_is_done() -> None:
-    assert served({"number": -1}, {"by": 2}) == [{"kind": "refused", "reason": "number = -1 is not allowed; 0 or more"}]
+def test_a_worker_greets_and_then_does_each_job() -> None:
+    done = run(6, {"by": 2}, {"by": 3})
+    assert done.greeting == {"number": 6}
+    assert [each["kind"] for each in done.messages] == ["started", "log", "done"] * 2
+    assert [each["quotient"] for each in done.messages if each["kind"] == "done"] == [3.0, 2.0]
+
+
+def test_a_configuration_that_cannot_be_loaded_is_refused() -> None:
+    with pytest.raises(InputError, match="number = -1"):
+        run(-1, {"by": 2})
 
 
 def test_a_job_that_fails_leaves_the_next_one_its_turn(capfd: pytest.CaptureFixture[str]) -> None:
-    messages = served({"number": 6}, {"by": 0}, {"by": 2})
-    assert messages[1] == {"kind": "failed", "reason": "ZeroDivisionError: division by zero"}
-    assert messages[-1] == {"kind": "done", "quotient": 3.0}
+    done = run(6, {"by": 0}, {"by": 2})
+    assert done.messages[1] == {"kind": "failed", "reason": "ZeroDivisionError: division by zero"}
+    assert done.messages[-1] == {"kind": "done", "quotient": 3.0}
     assert "Traceback" in capfd.readouterr().err
 
 
@@ -90,14 +84,9 @@ def test_an_expected_failure_is_one_line_without_a_traceback(
 
 @pytest.mark.parametrize(("answer", "last"), [(True, "pruned"), (False, "done")])
 def test_the_answer_to_a_report_decides_whether_the_job_is_pruned(answer: bool, last: str) -> None:
-    messages = served({"number": 6}, {"by": 2, "report": True}, {"answer": answer})
-    assert messages[1] == {"kind": "report", "quotient": 3.0}
-    assert messages[-1]["kind"] == last
-
-
-def test_a_report_to_a_coordinator_that_has_ended_stops_the_worker() -> None:
-    with pytest.raises(Stopped):
-        served({"number": 6}, {"by": 2, "report": True})
+    done = run(6, {"by": 2, "report": True}, prune=answer)
+    assert done.messages[1] == {"kind": "report", "quotient": 3.0}
+    assert done.messages[-1]["kind"] == last
 
 
 def test_a_stop_is_no_failure_of_the_job() -> None:
@@ -105,5 +94,20 @@ def test_a_stop_is_no_failure_of_the_job() -> None:
         attempt(Raises(Stopped()), {}, lambda message: False)
 
 
-def test_without_a_configuration_nothing_is_loaded_or_sent() -> None:
-    assert served() == []
+def test_a_stop_that_came_before_ends_the_loading() -> None:
+    stop = StopSignal()
+    stop.request()
+    with pytest.raises(Stopped):
+        run(6, {"by": 2}, stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"cluster": "http://head:10001"}, "it is none, auto or ray://HOST:10001"),
+        ({"gpus_per_worker": 1.5}, "above 1 it is a whole number"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(given: dict[str, Any], line: str) -> None:
+    with pytest.raises(InputError, match=line):
+        WorkerOptions(**given)
