@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -51,7 +52,7 @@ def test_a_run_records_what_a_repetition_needs(mlflow_store: MlflowClient) -> No
     params = mlflow_store.get_run(run.id).data.params
     assert params["env.torch"].startswith("2.")
     assert int(params["env.threads"]) >= 1
-    assert "pytest" in params["env.command"]
+    assert params["env.command"] == shlex.join(sys.orig_argv)
 
 
 @pytest.mark.parametrize(
