@@ -16,6 +16,7 @@ UNLEARN = "unlearn"
 PROGRAMS = {
     **{name: f"pipelines.{name}" for name in ("demo", "pretrain", UNLEARN, "evaluate", "attack", "compare", "convert")},
     "hpo": "hpo.search",
+    "contest": "hpo.contest.run",
     **{name: f"pipelines.{name}" for name in ("promote", "rollback", "versions", "serve", "ui", "reap")},
 }
 """The module of each command; a method is a command too, `unlearn` with that method."""

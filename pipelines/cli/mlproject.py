@@ -33,6 +33,7 @@ DECLARED = {
     "compare": ("methods", "classes", "seeds", "steps", "overrides", "data", "workers"),
     "convert": ("state_dict", "reference", "data"),
     "hpo": ("method", "preset", "forget", "model", "data", "trials", "space", "steps", "workers"),
+    "contest": ("methods", "tune", "rows", "classes", "tune_classes", "bases", "seeds", "data", "workers", "files"),
     "promote": ("model", "version", "alias", "gates", "remeasure", "data", "why", "dry_run"),
     "serve": ("model", "port", "host"),
     "rollback": ("model", "alias", "why", "dry_run"),

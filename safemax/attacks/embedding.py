@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,27 +34,44 @@ class Embedding(Attack):
     needs_base: ClassVar[bool] = True
 
     def trials(self, diffusion: Diffusion, setting: Setting) -> Iterator[Trial]:
-        for share in SHARES:
-            other = _rows(diffusion)[setting.neighbour]
-            yield Trial("embedding_between", share, draw(moved(diffusion, setting.forget, other, share), setting))
-        for share in SHARES if diffusion.has_null else ():
-            other = _rows(diffusion)[diffusion.num_classes]
-            yield Trial("embedding_null", share, draw(moved(diffusion, setting.forget, other, share), setting))
-        if setting.base is not None and _rows(setting.base).shape == _rows(diffusion).shape:
-            other = _rows(setting.base)[list(setting.forget)].to(diffusion.device)
+        ends = {"embedding_between": _rows(diffusion, setting.neighbour)}
+        if diffusion.has_null:
+            ends["embedding_null"] = _rows(diffusion, int(diffusion.null(torch.zeros(1, dtype=torch.int64))))
+        for variant, rows in ends.items():
+            for share in SHARES:
+                others = {k: rows for k in setting.forget}
+                yield Trial(variant, share, draw(moved(diffusion, others, share), setting))
+        if setting.base is not None and _shapes(setting.base) == _shapes(diffusion):
+            others = {k: _rows(setting.base, k) for k in setting.forget}
             for share in (*SHARES, 1.0):
-                yield Trial("embedding_base", share, draw(moved(diffusion, setting.forget, other, share), setting))
+                yield Trial("embedding_base", share, draw(moved(diffusion, others, share), setting))
 
 
 @torch.no_grad()
-def moved(diffusion: Diffusion, forget: tuple[int, ...], other: Tensor, share: float) -> Diffusion:
-    """Return a copy whose forgotten labels' embeddings are (1 - share) * their own + share * other."""
-    copied, labels = copy.deepcopy(diffusion), list(forget)
-    rows = _rows(copied)
-    rows[labels] = torch.lerp(rows[labels], other.expand_as(rows[labels]), share)
+def moved(diffusion: Diffusion, others: Mapping[int, Sequence[Tensor]], share: float) -> Diffusion:
+    """Return a copy in which labels moved by a share of the way to other embeddings.
+
+    Args:
+        diffusion: the model.
+        others: by label, the rows to move to, one for each table of labels.
+        share: 0 moves nothing, 1 all the way.
+    """
+    copied = copy.deepcopy(diffusion)
+    for label, rows in others.items():
+        place = _place(copied, label)
+        for table, row in zip(copied.label_tables(), rows, strict=True):
+            table.data[place] = torch.lerp(table.data[place], row.to(table.device), share)
     return copied
 
 
-def _rows(diffusion: Diffusion) -> Tensor:
-    """Return the embeddings of all labels, (K or K + 1, width), as they lie in the model."""
-    return diffusion.denoiser.class_embedding.weight.data
+def _rows(diffusion: Diffusion, label: int) -> list[Tensor]:
+    """Return the embedding of a label in each table."""
+    return [table.detach()[_place(diffusion, label)].clone() for table in diffusion.label_tables()]
+
+
+def _place(diffusion: Diffusion, label: int) -> int:
+    return int(diffusion.condition.rows_of(torch.tensor([label], device=diffusion.device)))
+
+
+def _shapes(diffusion: Diffusion) -> list[torch.Size]:
+    return [table.shape for table in diffusion.label_tables()]

@@ -9,8 +9,10 @@ True
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from safemax.errors import InputError, unknown
@@ -19,11 +21,16 @@ from safemax.plugins import classes_in
 from safemax.training.method import Method
 from safemax.training.settings import Training
 
+_TUNED = Path(__file__).with_name("tuned.json")
+
 
 @cache
 def available() -> dict[str, type[Method]]:
-    """Return every method class by name: the file's name."""
-    return classes_in(__name__, __path__, Method)  # type: ignore[type-abstract]  # an interface, never constructed
+    """Return every method class by name, the file's; its presets include those that contests found (tuned.json)."""
+    methods = classes_in(__name__, __path__, Method)  # type: ignore[type-abstract]  # an interface, never constructed
+    for name, presets in json.loads(_TUNED.read_text(encoding="utf-8")).items():
+        methods[name].presets = {**methods[name].presets, **presets}
+    return methods
 
 
 def find(name: str) -> type[Method]:

@@ -1,0 +1,111 @@
+"""A whole contest at the smallest size: what it finishes, keeps, joins and says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hpo.contest import run as contest_run
+from hpo.contest import tune
+from hpo.contest.config import Contest, ContestOptions
+from hpo.contest.work import RowCounter, Workshop
+from pipelines.cli.options import DataOptions
+from pipelines.correction.base_model import NetworkOptions
+from safemax.errors import InputError
+from safemax.evaluation.protocol import Evaluation
+from safemax.judges.load import JudgeConfig
+from safemax.reports import contest_tables
+from tests.support import tiny_models
+
+SMALL = [
+    "--protocol=custom", "--sampler-steps=2", "--forget-samples=6", "--retain-samples=6", "--second-samples=5",
+    "--judge-steps=5", "--reject-judges=1", "--base-steps=2", "--classes=a", "--tune-classes=b",
+]  # fmt: skip
+EVALUATION = Evaluation(protocol="custom", sampler_steps=2, forget_samples=6, retain_samples=6, second_samples=5)
+
+
+@pytest.fixture
+def contest(shared_folder: Path, hpo_cache: Path) -> Callable[..., Contest]:
+    def build(**options: object) -> Contest:
+        given = replace(ContestOptions(classes="a", tune_classes="b", base_steps=2, rows=600), **options)  # type: ignore[arg-type]
+        data = DataOptions(data=str(shared_folder / "data"))
+        judging = JudgeConfig(judge_steps=5, reject_judges=1)
+        return Contest.of(given, data, NetworkOptions(), EVALUATION, judging, data.load(quiet=True))
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ((2.0, 50.0), (2.1, 1.0)),  # to have forgotten comes first
+        ((0.0, 4.0), (2.0, 5.0)),  # then the lower FID, however much is recognised up to 2 %
+        ((2.0, 5.0), (0.0, 5.1)),
+        ((30.0, 900.0), (31.0, 1.0)),  # where none forgot, the nearest to it
+        ((100.0, 1e9), (float("nan"), 1.0)),
+    ],
+)
+def test_the_search_wants_the_lowest_fid_among_those_that_forgot(better, worse):
+    assert tune.score(*better) < tune.score(*worse)
+
+
+def test_every_method_gets_the_same_rows_whatever_a_step_takes(contest):
+    shop = Workshop(contest())
+    steps = {name: shop.steps_for(name) for name in ("safemax", "neggrad_plus", "erasediff", "ssd")}
+    # 600 rows: 128 a step; 128 + 128; 3 looks at 128 forget rows and their targets before each step; none
+    assert steps["safemax"] == 4
+    assert steps["neggrad_plus"] == 2
+    assert steps["erasediff"] == 1
+    assert steps["ssd"] == 0
+
+
+def test_rows_of_preparation_and_of_steps_are_counted_apart():
+    diffusion, batch = tiny_models.diffusion(), tiny_models.batch(4, 0).forget
+    with RowCounter(diffusion) as counter:
+        diffusion.denoising_loss(batch.x0, batch.c)
+        counter.note_start()
+        diffusion.denoising_loss(batch.x0[:3], batch.c[:3])
+        counter.note_start()
+    diffusion.denoising_loss(batch.x0, batch.c)
+    assert (counter.prior_rows, counter.rows) == (4, 3)
+
+
+def test_classes_of_the_report_are_not_searched_on(contest):
+    with pytest.raises(InputError, match="tune_classes has a, which is in classes"):
+        contest(tune_classes="a")
+    contest(tune_classes="a", tune=0)
+
+
+def test_a_contest_leaves_a_file_a_method_and_base_and_a_page_that_joins_them(
+    shared_folder, hpo_cache, mlflow_module_store, tmp_path, monkeypatch
+):
+    files = tmp_path / "files"
+    argv = [
+        f"--data={shared_folder / 'data'}", "--methods=safemax", "--tune=2", "--rows=300",
+        f"--files={files}", f"--presets={tmp_path / 'tuned.json'}", *SMALL,
+    ]  # fmt: skip
+    contest_run.run(argv)
+    made = {path.name for path in files.glob("*-base*.json")}
+    assert made == {f"{name}-base0.json" for name in ("base", "gold", "safemax")}
+    content = json.loads((files / "safemax-base0.json").read_text())
+    assert [each["variant"] for each in content["corrections"]] == ["default", "tuned"]
+    assert content["corrections"][0]["cost"]["rows"] == 256
+    assert len(content["search"]["trials"]) == 2
+    assert content["search"]["trials"][0]["values"] == {}
+    assert set(json.loads((tmp_path / "tuned.json").read_text())["safemax"]) == {"tuned-data"}
+    page = (files / "comparison.html").read_text()
+    assert "safemax" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+    # the same command again trains nothing, and a file that another wrote joins the table
+    monkeypatch.setattr(Workshop, "_correct", lambda *_: pytest.fail("was kept"))
+    other = {**content, "method": "newcomer", "base": 1}
+    (files / "newcomer-base1.json").write_text(json.dumps(other))
+    contest_run.run(argv)
+    results = contest_tables.read(files)
+    assert "newcomer" in set(contest_tables.standings(results)["method"])
+    assert "newcomer on base 0" in contest_tables.missing(results)
