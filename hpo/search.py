@@ -40,6 +40,7 @@ from pipelines import tracking
 from pipelines.cli.method_options import parse_for_method
 from pipelines.cli.parameters import UsageError
 from pipelines.cli.parser import text_of
+from pipelines.correction import concepts
 from pipelines.correction.base_model import find_base
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.source import ready
@@ -137,7 +138,8 @@ def read_config(argv: Sequence[str]) -> SearchConfig:
     chosen = parse_with_recorded(
         lambda settings: parse_for_method("python -m hpo.search", __doc__ or "", PARAMETERS, argv, settings)[1]
     )
-    dataset = chosen["data"].load()
+    data = concepts.data_of(chosen)
+    dataset = data.load()
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
     method = chosen[name]
     try:
@@ -148,14 +150,15 @@ def read_config(argv: Sequence[str]) -> SearchConfig:
     except InputError as error:
         raise UsageError(str(error)) from error
     tracking.setup(product)
-    forget = parse_classes(chosen["forget"].forget, dataset.class_names)
+    forget = parse_classes(concepts.forget_of(chosen), dataset.class_names)
     check_enough_images(dataset, forget)
     source = find_base(product, chosen["data"].data) if source == "base" else source
-    source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"])
+    prompts = concepts.prompts_of(chosen["model"], dataset.class_names)
+    source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"], prompts)
     parameters = chosen.record()
     parameters["storage"]["value"] = tracking.without_password(chosen["search"].storage)
     return SearchConfig(
-        chosen["search"], chosen["data"], dataset, forget, source,
+        chosen["search"], data, dataset, forget, source,
         product, name, method, training, evaluation, chosen["judging"], ranges, parameters,
     )  # fmt: skip
 

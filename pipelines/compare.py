@@ -29,6 +29,7 @@ from pipelines.cli.parser import parse
 from pipelines.comparison import report, variants
 from pipelines.comparison.plan import Comparison, ComparisonOptions, ablation_of
 from pipelines.comparison.runner import ComparisonRunner
+from pipelines.correction import concepts
 from pipelines.correction.base_model import find_base
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.source import ready
@@ -66,17 +67,19 @@ def compare(argv: Sequence[str]) -> None:
         raise InputError(
             "a comparison runs each child in one process; workers = 2 runs two at a time, without torchrun"
         )
-    dataset = chosen["data"].load()
+    data = concepts.data_of(chosen)
+    dataset = data.load()
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
     tracking.setup(product)
     source = find_base(product, chosen["data"].data) if source == "base" else model_versions.resolve_alias(source)
-    source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"])
+    prompts = concepts.prompts_of(chosen["model"], dataset.class_names)
+    source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"], prompts)
     every = range(dataset.num_classes)
     classes = tuple(every) if options.classes == "all" else parse_classes(options.classes, dataset.class_names)
     for label in classes:
         check_enough_images(dataset, (label,))
     comparison = Comparison(
-        options, chosen["data"], dataset, classes, source, product, compared, ablation, evaluation,
+        options, data, dataset, classes, source, product, compared, ablation, evaluation,
         chosen["judging"], chosen.record(),
     )  # fmt: skip
     _validate_output(options.output)

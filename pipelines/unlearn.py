@@ -21,6 +21,7 @@ from pipelines import tracking
 from pipelines.cli.method_options import MethodOptions, parse_for_method
 from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions
 from pipelines.cli.parser import text_of
+from pipelines.correction import concepts
 from pipelines.correction.base_model import find_base
 from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
@@ -64,15 +65,17 @@ def unlearn(argv: Sequence[str]) -> None:
     validate_steps(arguments[method_name], arguments["training"].steps)
     stop = stop_on_signals()
     die_with_parent()
-    dataset = arguments["data"].load()
+    data = concepts.data_of(arguments)
+    dataset = data.load()
     name = arguments["model"].name_for(dataset)
-    forget = parse_classes(arguments["forget"].forget, dataset.class_names)
+    forget = parse_classes(concepts.forget_of(arguments), dataset.class_names)
     check_enough_images(dataset, forget)
     tracking.setup(name)
     options = arguments["model"]
     address = find_base(name, arguments["data"].data) if options.model == "base" else options.model
-    record = arguments.record(model=model_versions.resolve_alias(address))
-    source = ready(address, options.schedule, dataset, arguments["evaluation"])
+    record = arguments.record(model=model_versions.resolve_alias(address), data=data.data)
+    prompts = concepts.prompts_of(options, dataset.class_names)
+    source = ready(address, options.schedule, dataset, arguments["evaluation"], prompts)
     correction = Correction(
         dataset, forget, source.address, name, method_name, arguments[method_name], arguments["training"],
         source.evaluation, arguments["judging"], arguments["method"].previews, record,

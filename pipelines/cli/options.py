@@ -85,6 +85,15 @@ class ModelOptions:
     model: str = knob("base", "base (the registered one), a folder, a Hugging Face id, or models:/NAME@ALIAS")
     name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
     schedule: str = knob("auto", "noise schedule of a folder without a scheduler", choices=("auto", *SCHEDULES))
+    prompt: str = knob(
+        "", "of a text model: what asks for a class, with its name in place of {}, such as a photo of a {}", prose=True
+    )
+    concepts: str = knob(
+        "none", "of a text model: CSV file of prompts (columns prompt, name, role and images) that name its classes"
+    )
+    concept_images: int = knob(
+        200, "images that the model draws of each concept that has none, where no data are given", bounds=(10, 100_000)
+    )
 
     def __post_init__(self) -> None:
         check(self)

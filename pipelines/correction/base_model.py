@@ -14,7 +14,7 @@ from pipelines.cli.options import product_name
 from pipelines.cli.parameters import with_defaults
 from pipelines.correction import recorded_data
 from pipelines.engine.signals import is_follower_rank
-from pipelines.registry import model_versions, orphans, registration
+from pipelines.registry import lineage, model_versions, orphans, registration
 from safemax import metric_keys as keys
 from safemax.data.batches import derive_seed
 from safemax.data.dataset import Dataset
@@ -38,8 +38,8 @@ class NetworkOptions:
 
     architecture: str = knob(
         "auto",
-        "small, medium, deep (4 levels) or ddpm (the paper's, 35.75 M parameters); auto is small to 16 pixels, ddpm at 32, "
-        "else medium to 39 and deep to 64",
+        "small, medium, deep (4 levels), ddpm (the paper's, 35.75 M parameters), dit (a transformer), or the folder of a model "
+        "to train further; auto is small to 16 pixels, ddpm at 32, else medium to 39 and deep to 64",
     )
     name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
     null_drop: float = knob(0.1, "share of rows given the null label, which guidance needs", bounds=(0, 1))
@@ -54,7 +54,11 @@ class NetworkOptions:
         check(self)
 
     def create(self, dataset: Dataset, seed: int) -> Diffusion:
-        """Return the untrained network for a data set's images and classes."""
+        """Return the untrained network for a data set's images and classes, or the model of a folder, whose weights go on."""
+        if Path(self.architecture).is_dir():
+            diffusion = Diffusion.load(self.architecture)
+            lineage.agree_on_classes(diffusion, dataset)
+            return diffusion
         torch.manual_seed(derive_seed(seed, 0))
         return Diffusion.create(self.architecture, dataset.image_shape, dataset.class_names)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.registry import lineage, model_versions
 from safemax.data.dataset import Dataset
+from safemax.diffusion.condition import Prompt
+from safemax.diffusion.home import labels_of
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
@@ -23,17 +26,21 @@ class Source(NamedTuple):
     evaluation: Evaluation
 
 
-def ready(address: str, schedule: str, dataset: Dataset, evaluation: Evaluation) -> Source:
+def ready(
+    address: str, schedule: str, dataset: Dataset, evaluation: Evaluation, prompts: Sequence[Prompt] = ()
+) -> Source:
     """Return the model at an address as every later step can load it, and the evaluation that its sampling allows.
 
-    A folder without a scheduler, or one whose labels only the data can tell from the null label, is completed in a copy
-    below $SAFEMAX_CACHE, which is the address from then on.
+    A folder without a scheduler, or without prompts, or one whose labels only the data can tell from the null label, is
+    completed in a copy below $SAFEMAX_CACHE, which is the address from then on. So is a model of more classes than the data
+    have, by their names: as one of these alone.
 
     Args:
         address: a folder, a hub id or a models:/ address.
         schedule: auto, or the name of one for a model without a scheduler.
         dataset: the real images, whose class names a model without names takes.
         evaluation: how the model is to be measured.
+        prompts: of a text model, in the order of the data's classes.
 
     Raises:
         InputError: the model does not fit the data, or has fewer diffusion steps than a sampler takes.
@@ -41,13 +48,29 @@ def ready(address: str, schedule: str, dataset: Dataset, evaluation: Evaluation)
     if schedule != "auto" and model_versions.is_registry_address(address):
         raise InputError(f"schedule = {schedule} is not allowed: {address} has a schedule of its own; leave it at auto")
     folder = model_versions.resolve(address)
-    diffusion = Diffusion.load(folder, schedule=schedule)
+    diffusion = whole = Diffusion.load(folder, schedule=schedule, prompts=prompts)
     had_null = diffusion.has_null
+    if not model_versions.is_registry_address(address) and _is_part_of(dataset.class_names, diffusion):
+        diffusion = whole.for_classes(dataset.class_names)
+        rest = whole.num_classes - diffusion.num_classes
+        print(f"the model's other {rest} classes have no images in data = {dataset.name}: not trained on, not measured")
     lineage.agree_on_classes(diffusion, dataset)
-    if schedule != "auto" or diffusion.has_null != had_null:
+    if schedule != "auto" or prompts or diffusion is not whole or diffusion.has_null != had_null:
         address = str(_completed(diffusion))
         print(f"the model was completed in {address}")
     return Source(address, evaluation.fitted(diffusion))
+
+
+def _is_part_of(names: tuple[str, ...], diffusion: Diffusion) -> bool:
+    """Whether a data set's classes are some of a model's many, or all of them by their synonyms."""
+    if not diffusion.names_are_stated or diffusion.condition.facts() or len(names) > diffusion.num_classes:
+        return False
+    has_synonyms = diffusion.home is not None and bool(diffusion.home.synonyms())
+    try:
+        labels = labels_of(names, diffusion.home, diffusion.class_names)
+    except InputError:
+        return False
+    return len(labels) < diffusion.num_classes or (has_synonyms and names != diffusion.class_names)
 
 
 def _completed(diffusion: Diffusion) -> Path:

@@ -119,8 +119,8 @@ class ImageModel(PythonModel):
 
         Args:
             context: unused; `load_context` has read it.
-            model_input: one class per row, in the column class_label: a name, or an index from 0 to K - 1. A single row
-                may hold the list of all, as MLflow reads column-wise input.
+            model_input: one class per row, in the column class_label: a name, one of its prompts, or an index from 0 to
+                K - 1. A single row may hold the list of all, as MLflow reads column-wise input.
             params: see `defaults`; num_images is per row.
 
         Returns:
@@ -143,19 +143,19 @@ class ImageModel(PythonModel):
         classes, seed = [self._label(value) for value in labels], _whole("seed", params["seed"], 0, _SEED_MAX)
         self._afford(count * len(labels), sampler)
         records = []
-        for c in classes:
+        for c, name in classes:
             images = to_uint8(sample(self.diffusion, torch.full((count,), c), sampler, seed=seed, guide=_in_time))
-            name = self.diffusion.class_names[c]
             records += [{"class_label": name, "seed": seed, "image_png_b64": _png(image)} for image in images]
         return records
 
-    def _label(self, value: Any) -> int:
+    def _label(self, value: Any) -> tuple[int, str]:
         names = self.diffusion.class_names
         # pandas makes floats of the indices in a column with gaps
         text = str(int(value) if isinstance(value, float) and value.is_integer() else value)
-        index = names.index(text) if text in names else int(text) if _INDEX.fullmatch(text) else len(names)
+        index = int(text) if _INDEX.fullmatch(text) else len(names)
+        row, index = self.diffusion.condition.ask(text, names) or (index, index)
         if index < len(names) and names[index] not in self.forgotten:
-            return index
+            return row, names[index]
         reason = "was forgotten by this model" if index < len(names) else "is not known"
         allowed = ", ".join(name for name in names if name not in self.forgotten)
         raise InputError(f"class_label = {text[:_SHOWN]!r} {reason}; allowed: {allowed}, or the index of one")

@@ -40,6 +40,10 @@ class Labels(nn.Module):
         """Return the rows of the network's label table that tell of these classes."""
         return classes if self.rows is None else self.rows[classes]
 
+    def ask(self, text: str, names: Sequence[str]) -> tuple[int, int] | None:
+        """Return the label that a class name asks for, twice, as of `Prompts.ask`; None for another text."""
+        return (names.index(text), names.index(text)) if text in names else None
+
     def stated(self) -> dict[str, Any]:
         """Return what a model's folder states of it, as JSON; {} for labels as they are."""
         return {} if self.rows is None else {"labels": self.rows.tolist()}
@@ -121,11 +125,13 @@ class Prompts(nn.Module):
             if each.name == self.names[k] and each.held_out == held_out and row > k
         ]  # fmt: skip
 
-    def find(self, text: str) -> int | None:
-        """Return the row of a prompt, whatever its case and spaces; None where it has none."""
-        return next(
-            (row for row, each in _rows(self.prompts, len(self.names)) if _plain(each.text) == _plain(text)), None
-        )
+    def ask(self, text: str, names: Sequence[str]) -> tuple[int, int] | None:
+        """Return the row that a class name or a prompt asks for, and its class; a prompt whatever its case and spaces."""
+        if text in names:
+            return names.index(text), names.index(text)
+        rows = _rows(self.prompts, len(names))
+        found = (row for row, each in rows if _plain(each.text) == _plain(text))
+        return next(((row, names.index(dict(rows)[row].name)) for row in found), None)
 
 
 def class_names(prompts: Sequence[Prompt]) -> tuple[str, ...]:
