@@ -1,10 +1,10 @@
-"""The concepts of a model that is told them by text: read before any work, with images that the model draws where there are none."""
+"""The concepts of a text model: read before any work, with images that the model draws of those that have none."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -40,12 +40,18 @@ def data_of(arguments: Arguments) -> DataOptions:
     if options.concepts == "none" or "data" in arguments.given:
         return data
     if options.model == "base":
-        raise InputError("concepts without data are those of a model to be named: model = FOLDER or a hub id; data = their images")
+        raise InputError(
+            "concepts without data are those of a model to be named: model = FOLDER or a hub id; data = their images"
+        )
     table = tables.read(Path(options.concepts))
-    facts = {"prompts": [vars(each) for each in table.prompts], "images": {k: str(v) for k, v in table.images.items()}}
     missing = [name for name in table.names if name not in table.images]
     diffusion = _model(options, table) if missing else None
-    facts |= {"count": options.concept_images, "model": diffusion.identity() if diffusion else ""}
+    facts = {
+        "prompts": [asdict(each) for each in table.prompts],
+        "images": {name: str(path) for name, path in table.images.items()},
+        "count": options.concept_images,
+        "model": diffusion.identity() if diffusion else "",
+    }
     folder = (cache.folder("concepts") / cache.key(facts) / Path(options.concepts).stem).absolute()
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +93,9 @@ def _fill(folder: Path, table: Concepts, diffusion: Diffusion | None, count: int
             images = to_uint8(sample(diffusion, torch.full((count,), k), DRAWN, seed=k, progress=True))
             for i, image in enumerate(images):
                 pixels = image.permute(1, 2, 0).numpy()
-                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(_place(folder, name, i, ".png"))
+                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
+                    _place(folder, name, i, ".png")
+                )
 
 
 def _copy(source: Path, folder: Path, name: str) -> None:

@@ -63,7 +63,9 @@ def read(path: Path) -> Concepts:
         InputError: the file is missing, has other columns or values, or nothing or everything is to be forgotten.
     """
     rows = _rows(path)
-    prompts, roles, images = [], {}, {}
+    prompts: list[Prompt] = []
+    roles: dict[str, str] = {}
+    images: dict[str, Path] = {}
     for number, row in enumerate(rows, start=2):
         role, name = row["role"] or "retain", row["name"] or row["prompt"]
         if role not in ROLES:
@@ -75,7 +77,9 @@ def read(path: Path) -> Concepts:
             images[name] = path.parent / row["images"]
     found = Concepts(ordered(prompts), tuple(name for name, role in roles.items() if role == "forget"), images)
     if not 0 < len(found.forget) < len(found.names):
-        raise InputError(f"{path}: {len(found.forget)} of {len(found.names)} classes have the role forget; some must, not all")
+        raise InputError(
+            f"{path}: {len(found.forget)} of {len(found.names)} classes have the role forget; some must, not all"
+        )
     return found
 
 
