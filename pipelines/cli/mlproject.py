@@ -34,6 +34,7 @@ DECLARED = {
     "convert": ("state_dict", "reference", "data"),
     "hpo": ("method", "preset", "forget", "model", "data", "trials", "space", "steps", "workers"),
     "contest": ("methods", "tune", "rows", "classes", "tune_classes", "bases", "seeds", "data", "workers", "files"),
+    "export": ("model", "to", "push"),
     "promote": ("model", "version", "alias", "gates", "remeasure", "data", "why", "dry_run"),
     "serve": ("model", "port", "host"),
     "rollback": ("model", "alias", "why", "dry_run"),

@@ -26,6 +26,8 @@ from safemax.knobs import check, knob, without_added
 from safemax.methods.finetune import Finetune
 from safemax.reports.images_and_tables import grid
 from safemax.storage import cache, checkpoint
+from safemax.training import memory
+from safemax.training.devices import accelerator_for
 from safemax.training.hooks import Folders, Hooks, Log
 from safemax.training.result import FitResult
 from safemax.training.settings import Training
@@ -112,6 +114,8 @@ def train_base(
         fit()
         return ""
     print(_cost(diffusion, training))
+    if need := memory.check(diffusion, training, accelerator_for(training).device):
+        print(need)
     orphans.remove_orphans(network.name_for(dataset))
     name = f"pretrain-{dataset.name}-seed{training.seed}"
     with tracking.run(name, experiment=network.name_for(dataset), params=params, tags={"kind": "base"}) as run:

@@ -27,6 +27,7 @@ from safemax.evaluation.verdict import verdict
 from safemax.judges.load import judges, reference
 from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, grid, metrics_table
 from safemax.storage import checkpoint
+from safemax.training import memory
 from safemax.training.devices import accelerator_for
 from safemax.training.hooks import Hooks
 
@@ -78,6 +79,8 @@ class CorrectionRun:
     def unlearn(self, stop: StopSignal) -> dict[str, float]:
         """Change the model; return the metrics of its cost and of the method's prior."""
         self.parent_digest = self.diffusion.digest()
+        if need := memory.check(self.diffusion, self.correction.training, self.diffusion.device):
+            print(need)
         self.load_judges(stop)
         self.run.start_journal(self.correction.checkpoints(self.parent_digest))
         hooks = Hooks(self.run.log, self._preview, stop)

@@ -52,6 +52,9 @@ class Training:
         added=True,
     )
     lora_rank: int = knob(16, "rank of the adapters of trainable = lora", bounds=(1, 1024), added=True)
+    gradient_checkpointing: bool = knob(
+        False, "compute a pass again block by block in the pass backward: less memory for a third more time", added=True
+    )
     precision: str = knob(
         "fp32", "arithmetic of the denoiser; auto is bf16 on a GPU, else fp32", choices=("fp32", "bf16", "auto")
     )

@@ -18,7 +18,7 @@ from safemax.diffusion.model import Diffusion
 from safemax.errors import Stopped
 from safemax.storage import checkpoint
 from safemax.storage.checkpoint import Checkpoint
-from safemax.training import peak_memory, priors, settings, snapshot
+from safemax.training import memory, peak_memory, priors, settings, snapshot
 from safemax.training.budget import Budget
 from safemax.training.devices import accelerator_for, compiles
 from safemax.training.finite_check import FiniteCheck, steps_between
@@ -109,6 +109,7 @@ class Trainer:
         self._wait_every = steps_between(self.accelerator.device)
         reseed(self.training.seed, -2, 0)
         weights.limit(self.diffusion, self.training.trainable, rank=self.training.lora_rank)
+        memory.checkpoint_activations(self.diffusion.denoiser, self.training.gradient_checkpointing)
         self.diffusion.to(self.accelerator.device)
         self.batches = self._make_batches()
         folder = self.folders.checkpoints
@@ -220,6 +221,7 @@ class Trainer:
         self.diffusion.denoiser = self._unwrapped(keep_fp32_wrapper=False)
         self.diffusion.zero_grad()
         weights.release(self.diffusion)
+        memory.checkpoint_activations(self.diffusion.denoiser, False)
         self.diffusion.eval()
         self.saver.close()
 
