@@ -124,7 +124,7 @@ class StudyRunner:
             return  # another worker resumes a trial whose run is open
         trial = self.scheduler.trials[number]
         earlier = trial.user_attrs.get("runs", [])
-        tags = {"resumed_from": earlier[-1]} if earlier else {}
+        tags = {tracking.RESUMED_FROM: earlier[-1]} if earlier else {}
         self.scheduler.set_attrs(
             number, runs=[*earlier, self.trial_runs.start(number, self.config.dotted(trial.params), tags)]
         )

@@ -20,6 +20,7 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 
     console.run("hpo")
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from hpo.proposal import warn_of_population
 from hpo.runner import StudyRunner
 from hpo.study import TrialScheduler
 from hpo.trial import load
-from hpo.trial_runs import Ending, TrialRuns, inherit
+from hpo.trial_runs import STATE, Ending, TrialRuns, inherit
 from pipelines import tracking
 from pipelines.cli.method_options import parse_for_method
 from pipelines.cli.parameters import UsageError
@@ -111,12 +112,20 @@ def _lead(scheduler: TrialScheduler, opened: tracking.Run) -> None:
 def _endings(scheduler: TrialScheduler, trial: FrozenTrial) -> Iterator[tuple[str, Ending | None]]:
     """Yield the runs of a trial, each with the ending that it should have; all but the last were killed."""
     *killed, last = trial.user_attrs.get("runs", [""])
-    yield from ((each, Ending("KILLED", {})) for each in killed)
+    yield from ((each, Ending("KILLED")) for each in killed)
     if last and trial.state == TrialState.RUNNING:
-        yield last, Ending("KILLED", {}) if scheduler.is_orphan(trial) else None
+        yield last, Ending("KILLED") if scheduler.is_orphan(trial) else None
     elif last:
-        status = "FAILED" if trial.state == TrialState.FAIL else "FINISHED"
-        yield last, Ending(status, trial.user_attrs.get("metrics", {}))
+        yield last, _ending(trial)
+
+
+def _ending(trial: FrozenTrial) -> Ending:
+    """Return how the run of a trial that has ended should have ended."""
+    facts, tags = trial.user_attrs, {STATE: trial.state.name.lower()}
+    if trial.state == TrialState.FAIL:
+        return Ending("FAILED", tags={**tags, "failure": str(facts.get("reason", ""))})
+    scores = {f"search/{name}": value for name, value in facts.get("scores", {}).items()}
+    return Ending("FINISHED", {**facts.get("metrics", {}), **scores}, tags)
 
 
 def _wait_for_leader(scheduler: TrialScheduler, stop: StopSignal) -> None:
@@ -138,6 +147,7 @@ def read_config(argv: Sequence[str]) -> SearchConfig:
     chosen = parse_with_recorded(
         lambda settings: parse_for_method("python -m hpo.search", __doc__ or "", PARAMETERS, argv, settings)[1]
     )
+    _refuse_logged_password(chosen["search"].storage)
     data = concepts.data_of(chosen)
     dataset = data.load()
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
@@ -161,6 +171,17 @@ def read_config(argv: Sequence[str]) -> SearchConfig:
         chosen["search"], data, dataset, forget, source,
         product, name, method, training, evaluation, chosen["judging"], ranges, parameters,
     )  # fmt: skip
+
+
+def _refuse_logged_password(address: str) -> None:
+    """Raise InputError where `mlflow run` has logged a password: nothing can take a parameter of a run back."""
+    masked, run_id = tracking.without_password(address), os.environ.get("MLFLOW_RUN_ID")
+    if run_id and masked != address:
+        raise UsageError(
+            f"storage = {masked} is not allowed under `mlflow run`, which has just written the password into the parameters of "
+            f"run {run_id}: change the password, delete the run (mlflow runs delete --run-id {run_id}, then mlflow gc), and put "
+            "the new one into PGPASSWORD or ~/.pgpass"
+        )
 
 
 def search(argv: Sequence[str]) -> None:

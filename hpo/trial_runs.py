@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric
-from mlflow.entities import Run as StoredRun
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric, RunTag
 from PIL import Image
 
 from pipelines import tracking
+
+STATE = "trial.state"  # tag of a trial's run: complete, pruned or fail
 
 
 class TrialRuns(tracking.OpenRuns[int]):
@@ -53,21 +52,22 @@ class TrialRuns(tracking.OpenRuns[int]):
         run = self[number]
         markdown = run.picture(Image.open(picture), "samples/trial") if picture and picture.exists() else ""
         run.note(f"{summary}\n\n{markdown}")
-        run.tag("trial.state", state)
+        run.tag(STATE, state)
         self.end(number)
 
     def fail(self, number: int, reason: str) -> None:
         """Close a trial's run as FAILED, with the reason."""
-        self.tag(number, "trial.state", "fail")
+        self.tag(number, STATE, "fail")
         super().fail(number, reason)
 
 
 @dataclass(frozen=True)
 class Ending:
-    """The status and the metrics that a run should have, where its process could not close it."""
+    """The status, metrics and tags that a run should have, where its process could not close it."""
 
     status: str
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def inherit(run: tracking.Run, earlier: str, children: Mapping[str, Ending | None]) -> None:
@@ -80,23 +80,15 @@ def inherit(run: tracking.Run, earlier: str, children: Mapping[str, Ending | Non
             ending, or left alone (None) where its machine is alive.
     """
     client = tracking.store()
-    run.tag("resumed_from", earlier)
-    for each, ending in {earlier: Ending("KILLED", {}), **children}.items():
-        stored = _existing(client, each)
+    run.resumes(earlier)
+    for each, ending in {earlier: Ending("KILLED"), **children}.items():
+        stored = tracking.find_run(each)
+        if stored and stored.info.lifecycle_stage != "active":  # deleted since
+            continue
         if stored and ending and stored.info.status == "RUNNING":
             now = int(time.time() * 1000)
-            client.log_batch(each, metrics=[Metric(key, value, now, 0) for key, value in ending.metrics.items()])
+            metrics = [Metric(key, value, now, 0) for key, value in ending.metrics.items()]
+            client.log_batch(each, metrics=metrics, tags=[RunTag(*tag) for tag in ending.tags.items()])
             client.set_terminated(each, ending.status)
         if stored and each != earlier:
             client.set_tag(each, "mlflow.parentRunId", run.id)
-
-
-def _existing(client: MlflowClient, run_id: str) -> StoredRun | None:
-    """Return a run; None where it was deleted since."""
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return run if run.info.lifecycle_stage == "active" else None

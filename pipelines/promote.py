@@ -12,7 +12,6 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 
     console.run("promote")
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,10 +84,10 @@ def case(address: str, champion: str | None) -> tuple[gates.Case, Diffusion]:
     attacks = model_versions.attached(address, "attacks")
     diffusion = Diffusion.load(pipeline)
     facts = gates.Case(
-        evidence=json.loads((pipeline.parent / "evidence.json").read_text()),
+        evidence=model_versions.evidence_beside(pipeline),
         weights=diffusion.digest(),
         champion=model_versions.evidence(champion) if champion else None,
-        attacks=json.loads(attacks) if attacks else None,
+        attacks=model_versions.json_object(attacks, f"the attacks of {address}") if attacks else None,
         classes=diffusion.class_names,
     )
     return facts, diffusion.to("cuda" if torch.cuda.is_available() else "cpu")

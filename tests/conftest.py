@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+
+from tests.support.store_files import place_artifacts
 
 # Before torch loads: tiny models are fastest on one thread, and idle threads that spin starve whatever else runs.
 for name, value in {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}.items():
@@ -40,9 +40,7 @@ def mlflow_module_store(schema: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def _enter(schema: Path, folder: Path, patch: pytest.MonkeyPatch) -> MlflowClient:
     shutil.copy(schema, folder / "mlflow.db")
-    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
-        # The experiment that comes with a store keeps its artifacts where the store was made: beside the schema.
-        database.execute("UPDATE experiments SET artifact_location = ?", [str(folder / "mlruns" / "0")])
+    place_artifacts(folder)
     patch.chdir(folder)
     patch.delenv("MLFLOW_RUN_ID", raising=False)
     patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")

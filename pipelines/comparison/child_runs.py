@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from mlflow import MlflowClient
 from mlflow.entities import Run as StoredRun
-from mlflow.exceptions import MlflowException
 
 from pipelines import tracking
 from pipelines.comparison.job import ChildConfig
@@ -16,7 +14,6 @@ from pipelines.comparison.plan import BASE, GOLD, Comparison
 from safemax.reports.comparison_tables import UNSEEDED
 
 KIND, DIGEST = "comparison.child", "comparison.digest"  # tags
-_PAGE = 1000
 
 
 class ChildRuns(tracking.OpenRuns[str]):
@@ -70,29 +67,22 @@ class ChildRuns(tracking.OpenRuns[str]):
 def finished() -> dict[str, StoredRun]:
     """Return the newest finished child of each digest, from all experiments: `mlflow run` chooses the parent's."""
     client = tracking.store()
-    experiments = [each.experiment_id for each in client.search_experiments()]
-    runs: dict[str, StoredRun] = {}
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            experiments, f"tags.kind = '{KIND}' and attributes.status = 'FINISHED'",
-            order_by=["attributes.start_time ASC"], max_results=_PAGE, page_token=token,
-        )  # fmt: skip
-        runs |= {each.data.tags[DIGEST]: each for each in page}
-        token = page.token
-        if not token:
-            return runs
+    experiments = [each.experiment_id for each in tracking.search_all(client.search_experiments)]
+    condition = f"tags.kind = '{KIND}' and attributes.status = 'FINISHED'"
+    runs = tracking.search_all(client.search_runs, experiments, condition, order_by=["attributes.start_time ASC"])
+    return {each.data.tags[DIGEST]: each for each in runs if DIGEST in each.data.tags}
 
 
 def adopt(parent: str, children: Iterable[StoredRun]) -> None:
     """Make children of unfinished comparisons children of this one; a finished comparison keeps its own."""
     client = tracking.store()
-    status: dict[str, str] = {}
+    status: dict[str, str | None] = {"": None}
     for child in children:
         current = child.data.tags.get("mlflow.parentRunId", "")
-        if current and current not in status:
-            status[current] = _status(client, current)
-        if status.get(current) != "FINISHED":
+        if current not in status:
+            parent_run = tracking.find_run(current)
+            status[current] = parent_run.info.status if parent_run else None
+        if status[current] != "FINISHED":
             client.set_tag(child.info.run_id, "mlflow.parentRunId", parent)
 
 
@@ -102,7 +92,7 @@ def end_orphans(experiment: str) -> None:
     found = client.get_experiment_by_name(experiment)
     for kind in (KIND, "comparison"):
         condition = f"tags.kind = '{kind}' and attributes.status = 'RUNNING'"
-        for each in client.search_runs([found.experiment_id], condition) if found else ():
+        for each in tracking.search_all(client.search_runs, [found.experiment_id], condition) if found else ():
             if tracking.alive(each.data.params.get(tracking.PROCESS)) is False:
                 client.set_terminated(each.info.run_id, "KILLED")
 
@@ -137,10 +127,3 @@ def _own(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _of_base(metrics: Mapping[str, float]) -> dict[str, float]:
     return {key.removeprefix("base/"): value for key, value in metrics.items() if key.startswith("base/")}
-
-
-def _status(client: MlflowClient, run_id: str) -> str:
-    try:
-        return client.get_run(run_id).info.status
-    except MlflowException:  # deleted for good
-        return ""

@@ -123,8 +123,7 @@ def train_base(
         run.parameters(record or {})
         run.start_journal(folder)
         result = fit(run.log, run.id)
-        if result.resumed_from:
-            run.tag("resumed_from", result.resumed_from)
+        run.resumes(result.resumed_from)
         run.log(result.cost.metrics())
         labels = torch.arange(dataset.num_classes).repeat_interleave(shown)
         picture = run.picture(grid(sample(diffusion, labels, sampler, seed=0, progress=True), shown), "samples/base")
@@ -132,7 +131,7 @@ def train_base(
             diffusion, dataset, network.name_for(dataset), result.cost.metrics(), run, picture, params,
             recorded_data.tag_of(record or {}),
         )  # fmt: skip
-        run.delete_journal()
+    run.delete_journal()  # once the run has ended: until then the same command resumes, and finds the version
     checkpoint.clear(folder)
     return f"models:/{network.name_for(dataset)}/{version}"
 

@@ -42,8 +42,8 @@ def correct(correction: Correction, stop: StopSignal, make_base: Callable[[], st
         diffusion = Diffusion.load(model_versions.resolve(parent))
         under_way = CorrectionRun(correction, run, diffusion, parent)
         address = under_way.measure_and_register(under_way.unlearn(stop), stop)
-        under_way.clear()
-        return address
+    under_way.clear()  # once the run has ended: until then the same command resumes, and finds the version
+    return address
 
 
 def measure_and_register(

@@ -85,8 +85,7 @@ class CorrectionRun:
         self.run.start_journal(self.correction.checkpoints(self.parent_digest))
         hooks = Hooks(self.run.log, self._preview, stop)
         result = self.correction.unlearn(self.diffusion, self.classes, hooks, origin=self.run.id)
-        if result.resumed_from and result.resumed_from != self.run.id:
-            self.run.tag("resumed_from", result.resumed_from)
+        self.run.resumes(result.resumed_from)
         prior = {f"prior/{name}": value for name, value in self.correction.method.facts().items()}
         return result.cost.metrics() | prior
 

@@ -12,6 +12,7 @@ from pipelines.correction.base_model import BASE_TRAINING
 from pipelines.registry import lineage, model_versions
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
+from safemax.errors import InputError
 from safemax.knobs import check, knob, without_added
 from safemax.methods import knobs_of
 from safemax.methods.retrain import Retrain
@@ -113,20 +114,27 @@ def _as_base(base: str | None) -> tuple[Training, float, float]:
     default = Training(**BASE_TRAINING)
     if base is None or not model_versions.is_registry_address(base):
         return default, 0.1, 0.0
-    run_id = model_versions.version_of(base).run_id
-    params = tracking.store().get_run(run_id).data.params if run_id else {}
-    recorded: dict[str, Any] = {
-        each.name: _value(params[f"train.{each.name}"], getattr(default, each.name))
-        for each in fields(Training)
-        if f"train.{each.name}" in params and each.name not in MACHINE
-    }
-    null_drop, gamma = (float(params.get(f"model.{name}", usual)) for name, usual in USUAL.items())
-    return replace(default, **recorded), null_drop, gamma
+    version = model_versions.version_of(base)
+    run = tracking.find_run(version.run_id) if version.run_id else None
+    params = run.data.params if run else {}
+    names = [each.name for each in fields(Training) if f"train.{each.name}" in params and each.name not in MACHINE]
+    try:
+        recorded: dict[str, Any] = {name: _value(params[f"train.{name}"], getattr(default, name)) for name in names}
+        null_drop, gamma = (_value(params.get(f"model.{name}", str(usual)), 0.0) for name, usual in USUAL.items())
+        Retrain(null_drop=null_drop, min_snr_gamma=gamma)
+        return replace(default, **recorded), null_drop, gamma
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"run {version.run_id} does not record how {base} was trained ({error}); gold=none goes without a gold model, "
+            "gold=FOLDER takes another"
+        ) from error
 
 
-def _value(text: str, default: bool | float | str) -> bool | float | str:
-    """Return a recorded value in the type of its default."""
-    return text == "True" if isinstance(default, bool) else type(default)(text)
+def _value(text: str, default: Any) -> Any:
+    """Return a recorded value in the type of its default; KeyError or ValueError where it has another."""
+    if isinstance(default, bool):
+        return {"True": True, "False": False}[text]
+    return type(default)(text)
 
 
 def _facts(

@@ -178,8 +178,9 @@ def differs_from_parent(case: Case, address: str) -> Gate:
         with contextlib.suppress(InputError):  # deleted since
             others.append(model_versions.version_of(parent))
     for other in others:
-        forgot = set(filter(None, other.tags.get("forgotten", "").split(",")))
-        if other.tags.get(model_versions.WEIGHTS) == case.weights and forgot != set(case.forgotten):
+        tags = model_versions.tags_of(other)
+        forgot = set(filter(None, tags.get("forgotten", "").split(",")))
+        if tags.get(model_versions.WEIGHTS) == case.weights and forgot != set(case.forgotten):
             return Gate(name, f"those of {other.name} version {other.version}", threshold, FAIL)
     return Gate(name, case.weights[:12], threshold, PASS)
 

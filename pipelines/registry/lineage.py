@@ -29,9 +29,8 @@ def classes_of(model: str, option: str, dataset: Dataset) -> tuple[int, ...]:
     """
     if option != "auto":
         return parse_classes(option, dataset.class_names)
-    stated = (
-        model_versions.version_of(model).tags.get("forgotten", "") if model_versions.is_registry_address(model) else ""
-    )
+    is_version = model_versions.is_registry_address(model)
+    stated = model_versions.tags_of(model_versions.version_of(model)).get("forgotten", "") if is_version else ""
     if not stated:
         raise InputError(
             f"forget = auto is not allowed: {model} does not state what it has forgotten; name the classes"
@@ -72,7 +71,7 @@ def _line(address: str) -> Iterator[str]:
         if not model_versions.is_registry_address(parent):
             return
         version = model_versions.version_of(parent)
-        if parent != address and not version.tags.get("forgotten"):
+        if parent != address and not model_versions.tags_of(version).get("forgotten"):
             return
         parent = parent_of(version)
 
@@ -83,11 +82,12 @@ def parent_of(version: ModelVersion) -> str | None:
     Raises:
         InputError: the parent was deleted.
     """
-    stated = version.tags.get("parent")
+    tags = model_versions.tags_of(version)
+    stated = tags.get("parent")
     if stated is None or not model_versions.is_registry_address(stated):
         return stated
     address = f"models:/{version.name}/{version.version}"
-    digest = version.tags.get(PARENT_DIGEST)
+    digest = tags.get(PARENT_DIGEST)
     if _holds(stated, digest):
         return model_versions.resolve_alias(stated)
     digest = digest or str(model_versions.evidence(address).get("parent_digest"))
@@ -198,7 +198,7 @@ def refuse_other_data(model: str, dataset: Dataset) -> None:
     """Raise InputError if a version was trained on other data than those that it is to be examined with."""
     if not model_versions.is_registry_address(model):
         return
-    stated = model_versions.version_of(model).tags.get("data.digest", dataset.digest)
+    stated = model_versions.tags_of(model_versions.version_of(model)).get("data.digest", dataset.digest)
     if stated != dataset.digest:
         raise InputError(
             f"data = {dataset.name} is not what {model} was trained on: digest {dataset.digest[:12]}, not {stated[:12]}"

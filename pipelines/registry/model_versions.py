@@ -23,6 +23,13 @@ from safemax.errors import InputError, unknown
 from safemax.storage import manifest
 
 MANIFEST, WEIGHTS = "digest.manifest", "digest.weights"  # tags of a version, and WEIGHTS of a logged model of ours
+# Tags whose texts the evidence holds too, under other keys.
+_IN_EVIDENCE = {
+    "parent": "parent",
+    "parent.digest": "parent_digest",
+    "data.digest": "data_digest",
+    WEIGHTS: "model_digest",
+}
 _ATTACHMENT = ("run", "path", "sha256", "manifest")  # what the tag of an attachment holds
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(/(?P<version>[0-9]{1,9})|@(?P<alias>[A-Za-z0-9_-]+))")
 
@@ -64,8 +71,36 @@ def verified_copy(uri: str, *, refuse_compiled: bool = False) -> Path:
 
 
 def evidence(uri: str) -> dict[str, Any]:
-    """Return the evidence that a version was registered with; InputError as in `resolve`."""
-    return json.loads((resolve(uri).parent / "evidence.json").read_text())
+    """Return the evidence that a version was registered with; InputError as in `resolve`, or where it is no JSON object."""
+    return evidence_beside(resolve(uri))
+
+
+def evidence_beside(pipeline: Path) -> dict[str, Any]:
+    """Return the evidence in the folder of a verified copy that `resolve` returned."""
+    return json_object((pipeline.parent / "evidence.json").read_bytes(), "the version's evidence.json")
+
+
+def json_object(content: bytes, what: str) -> dict[str, Any]:
+    """Return the JSON object that a file holds; InputError where it holds none."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{what} is not a JSON object; measure and register again")
+    return value
+
+
+def tags_of(version: ModelVersion) -> dict[str, str]:
+    """Return a version's tags; those that an export and import of its registered model lost are read from its evidence."""
+    tags = dict(version.tags)
+    if MANIFEST not in tags or "forgotten" in tags:
+        return tags
+    facts = evidence(f"models:/{version.name}/{version.version}")
+    forgotten = facts.get("forgotten")
+    texts = {"forgotten": ",".join(map(str, forgotten)) if isinstance(forgotten, list) else None}
+    texts |= {tag: facts.get(key) for tag, key in _IN_EVIDENCE.items()}
+    return {tag: text for tag, text in texts.items() if isinstance(text, str)} | tags
 
 
 def version_of(uri: str) -> ModelVersion:
@@ -170,7 +205,7 @@ def download(uri: str, folder: Path, digest: str | None, *, refuse_compiled: boo
         InputError: they cannot be read, were not registered by this project (digest None), or are not what was registered.
     """
     if digest is None:
-        raise InputError(f"model = {uri} was not registered by this project: it has no tag {MANIFEST}")
+        raise _without_digest(uri, folder)
     try:
         store_files.refuse_absent(f"model = {uri}", _location(uri))
         root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
@@ -187,6 +222,20 @@ def download(uri: str, folder: Path, digest: str | None, *, refuse_compiled: boo
     if manifest.verify(root) != digest:
         raise InputError(f"model = {uri} is not what was registered: its manifest does not match its tag {MANIFEST}")
     return root
+
+
+def _without_digest(uri: str, folder: Path) -> InputError:
+    """Return the error for a version without its tag; if its files know their own digest, the tag was lost on the way."""
+    line = f"model = {uri} was not registered by this project: it has no tag {MANIFEST}"
+    try:
+        root = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
+        digest = manifest.verify(root, tolerate=served_model.LEFT_BY_LOADERS)
+    except (InputError, MlflowException, OSError):
+        return InputError(line)
+    return InputError(
+        f"{line}. Its own manifest says that its files are whole, so an export and import may have lost the tags: if you trust "
+        f"where they come from, set that tag of the version to {digest}"
+    )
 
 
 def _location(uri: str) -> str:

@@ -46,7 +46,7 @@ def _unused(client: MlflowClient, name: str) -> Iterator[LoggedModel]:
     sources = [_sources(client, each) for each in versions]
     for model in ours:
         used = any(model.model_id in source or _is_of_run(model, source) for source in sources)
-        if not used and not _is_running(client, model.source_run_id):
+        if not used and not _is_running(model.source_run_id):
             yield model
 
 
@@ -74,13 +74,8 @@ def _delete(delete: Callable[[str], object], which: str) -> bool:
     return True
 
 
-def _is_running(client: MlflowClient, run_id: str | None) -> bool:
-    try:
-        run = client.get_run(run_id) if run_id else None
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        run = None  # permanently deleted
+def _is_running(run_id: str | None) -> bool:
+    run = tracking.find_run(run_id) if run_id else None
     if run is None:
         return False
     return run.info.status == "RUNNING" and tracking.alive(run.data.params.get(tracking.PROCESS)) is not False

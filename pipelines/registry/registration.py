@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
@@ -55,8 +56,8 @@ def register(
 
     The files are uploaded first, read back and verified; then the version appears, with all its tags; the alias is set
     last. A kill before the version appears leaves a logged model without a version, and at most a registered model
-    without versions: nothing that loads, and `orphans.remove_orphans` removes both. Called again for the same run and
-    weights, it returns the existing version.
+    without versions: nothing that loads, and `orphans.remove_orphans` removes both. Called again for the same weights by the
+    same run, or by one that goes on with its job, it returns the existing version.
 
     Args:
         diffusion: the model.
@@ -69,31 +70,40 @@ def register(
         alias: moved to the version unless it points to a newer one.
     """
     client, weights = tracking.store(), diffusion.digest()
-    number = _existing(client, name, run_id, weights)
-    if number is None:
+    version = _existing(client, name, run_id, weights)
+    if version is None:
         metrics = {key: f"{value:.6g}" for key, value in evidence.get("metrics", {}).items() if key in TAGGED}
         shape = {SHAPE: shape_of(diffusion), "architecture": diffusion.architecture}
         facts = {**metrics, **shape, "forgotten": ",".join(evidence["forgotten"]), **tags, WEIGHTS: weights}
         model_id, facts[MANIFEST] = _upload(client, diffusion, name, run_id, evidence, weights)
         with lock(name):
             checked = lineage.with_parent_checked(facts, evidence.get("parent_digest"))
-            number = _existing(client, name, run_id, weights) or _create(
+            version = _existing(client, name, run_id, weights) or _create(
                 client, name, run_id, model_id, checked, description
             )
+    _link(client, version)
     if alias is not None:
-        _set_alias(client, name, alias, number)
-    return number
+        _set_alias(client, name, alias, str(version.version))
+    return str(version.version)
 
 
 def refuse_other_shape(name: str, diffusion: Diffusion) -> None:
     """Raise InputError where the base of a registered model has images of another shape: corrections would change subject."""
     address = model_versions.find(name, "base")
-    shape = model_versions.version_of(address).tags.get(SHAPE) if address else None
+    shape = _stated_shape(address) if address else None
     if shape not in (None, shape_of(diffusion)):
         raise InputError(
             f"name = {name} is not allowed: its base {address} has images of {shape}, this one of {shape_of(diffusion)}; "
             f"name={name}-{diffusion.image_shape[-1]} makes a model of its own"
         )
+
+
+def _stated_shape(address: str) -> str | None:
+    """Return the shape of a version's images by its tag, or where an import lost it, by its files; None if none is whole."""
+    with contextlib.suppress(InputError):
+        tags = model_versions.version_of(address).tags
+        return tags.get(SHAPE) or shape_of(Diffusion.load(model_versions.resolve(address)))
+    return None
 
 
 def shape_of(diffusion: Diffusion) -> str:
@@ -139,9 +149,24 @@ def attach(address: str, kind: str, run_id: str, path: str | Path) -> None:
     client.set_model_version_tag(version.name, str(version.version), f"evidence.{kind}", json.dumps(about))
 
 
-def _existing(client: MlflowClient, name: str, run_id: str, weights: str) -> str | None:
-    versions = tracking.search_all(client.search_model_versions, f"name='{name}' and run_id='{run_id}'")
-    return next((str(each.version) for each in versions if each.tags.get(WEIGHTS) == weights), None)
+def _existing(client: MlflowClient, name: str, run_id: str, weights: str) -> ModelVersion | None:
+    """Return the version that a run, or one whose job it goes on with, made of these weights; None if there is none."""
+    versions = tracking.search_all(client.search_model_versions, f"name='{name}' and tags.`{WEIGHTS}` = '{weights}'")
+    if not versions:
+        return None
+    makers = set(_job(run_id))
+    return next((each for each in versions if each.run_id in makers), None)
+
+
+def _job(run_id: str) -> Iterator[str]:
+    """Yield the runs of a job, the last one first: each resumed what the next one had left."""
+    seen: set[str] = set()
+    earlier: str | None = run_id
+    while earlier and earlier not in seen:
+        yield earlier
+        seen.add(earlier)
+        run = tracking.find_run(earlier)
+        earlier = run.data.tags.get(tracking.RESUMED_FROM) if run else None
 
 
 def _upload(
@@ -186,20 +211,21 @@ def _example(diffusion: Diffusion, forgotten: Sequence[str]) -> tuple[pd.DataFra
 
 def _create(
     client: MlflowClient, name: str, run_id: str, model_id: str, tags: Mapping[str, str], description: str
-) -> str:
+) -> ModelVersion:
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = f"models:/{model_id}"
-    version = client.create_model_version(
-        name, source, run_id, dict(tags), description=tracking.spaced(description), model_id=model_id
+    return client.create_model_version(
+        name, f"models:/{model_id}", run_id, dict(tags), description=tracking.spaced(description), model_id=model_id
     )
-    # mlflow.register_model sets it too: the pages of the logged model and of the run link to the version by it.
-    link = json.dumps([{"name": name, "version": str(version.version)}])
-    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
-    return str(version.version)
+
+
+def _link(client: MlflowClient, version: ModelVersion) -> None:
+    """Link the pages of the logged model and of the run to the version, as mlflow.register_model does."""
+    link = json.dumps([{"name": version.name, "version": str(version.version)}])
+    client.set_logged_model_tags(str(version.source).removeprefix("models:/"), {"mlflow.modelVersions": link})
 
 
 def _set_alias(client: MlflowClient, name: str, alias: str, number: str) -> None:

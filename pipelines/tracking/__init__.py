@@ -2,20 +2,22 @@
 
 from pipelines.tracking.addresses import without_password
 from pipelines.tracking.liveness import PROCESS, alive, this_process
-from pipelines.tracking.mlflow_store import first_line, refusal, search_all, setup, store
+from pipelines.tracking.mlflow_store import find_run, first_line, refusal, search_all, setup, store
 from pipelines.tracking.open_runs import OpenRuns
 from pipelines.tracking.provenance import environment
 from pipelines.tracking.refused_run import name_refused_run
-from pipelines.tracking.runs import ADMINISTRATION, MODE, Run, run, spaced
+from pipelines.tracking.runs import ADMINISTRATION, MODE, RESUMED_FROM, Run, run, spaced
 
 __all__ = [
     "ADMINISTRATION",
     "MODE",
     "PROCESS",
+    "RESUMED_FROM",
     "OpenRuns",
     "Run",
     "alive",
     "environment",
+    "find_run",
     "first_line",
     "name_refused_run",
     "refusal",

@@ -85,6 +85,16 @@ def joinable(client: MlflowClient, run_id: str) -> Run:
     return run
 
 
+def find_run(run_id: str) -> Run | None:
+    """Return a run, also a deleted one; None where there is no such run, or it was deleted for good."""
+    try:
+        return store().get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
 def search_all(search: Callable[..., PagedList[Entity]], *args: Any, **options: Any) -> list[Entity]:
     """Return every result of a search, where MLflow returns one page: 100 registered models, 1,000 runs.
 

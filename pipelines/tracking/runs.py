@@ -39,6 +39,7 @@ from safemax.errors import InputError, Stopped
 
 FLUSH_SECONDS = 3.0
 UI = "http://127.0.0.1:5000"
+RESUMED_FROM = "resumed_from"  # tag of a run: the id of the run whose job it goes on with
 ADMINISTRATION = "administration"  # the experiment of promotions, rollbacks, listings and clean-ups
 MODE = "workflowType=machine_learning"  # the UI opens in its GenAI mode without it
 _TAG_LENGTH = 8000  # characters; MLflow truncates longer tags
@@ -236,6 +237,11 @@ class Run:
     def tag(self, key: str, value: object) -> None:
         """Set a tag."""
         self._client.set_tag(self.id, key, value)
+
+    def resumes(self, earlier: str) -> None:
+        """Record whose job this run goes on with: that of an earlier run; nothing where it is this run, or there is none."""
+        if earlier and earlier != self.id:
+            self.tag(RESUMED_FROM, earlier)
 
     def _describe(self, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
         undotted = [key for key in params if "." not in key]

@@ -141,14 +141,14 @@ class Batches:
         place = self._images.device
         self._forget = _Shuffle(torch.nonzero(is_forget).flatten(), forget_size, seed, _FORGET, place)
         self._retain = _Shuffle(torch.nonzero(~is_forget).flatten(), retain_size, seed, _RETAIN, place)
-        self._mine, self._seed, self._flip = slice(rank, None, world), seed, flip
+        self._mine, self._seed, self.flip = slice(rank, None, world), seed, flip
 
     def __call__(self, step: int) -> Batch:
         """Return this process's part of the global batch of a step (from 0)."""
         forget, retain = self._forget(step), self._retain(step)
         rows = self._local(forget, retain)
         images = self._images[rows]
-        if self._flip:
+        if self.flip:
             mirrored = self._to_device(
                 torch.rand(len(forget) + len(retain), generator=_generator(self._seed, _FLIP, step)) < 0.5
             )

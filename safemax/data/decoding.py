@@ -101,7 +101,7 @@ def decode(
             remarks.update(remark for each in decoded for remark in each.remarks)
     for split, rows in images.items():
         if not rows:
-            raise InputError(f"the {split} split is empty")
+            raise InputError("; ".join([f"the {split} split is empty", *notes]))
     class_names, labels = number_labels(parts, expected)
     stacked = _stack(list(images.values()))
     train, test = (Split(each, torch.from_numpy(labels[split])) for each, split in zip(stacked, images, strict=True))

@@ -18,6 +18,7 @@ from safemax.data.splits import WORDS, group, skipped, train_and_test
 from safemax.errors import InputError
 
 METADATA = ("metadata.csv", "metadata.jsonl")
+_HEIC = (".heic", ".heif")
 _IMAGE, _LABEL, _FILE_NAME = "image", "label", "file_name"
 _ROWS = 1000  # decoded at a time
 _SCHEMA = pa.schema([(_IMAGE, pa.struct([("bytes", pa.binary()), ("path", pa.string())])), (_LABEL, pa.string())])
@@ -68,6 +69,7 @@ def scan(folder: Path, files: Sequence[Path], label_column: str = AUTO) -> Image
         )
     notes += [note for split in splits.values() for note in split.notes(folder)]
     classes = frozenset(name for split in splits.values() for name in split.classes)
+    notes += _twins(classes)
     if len(classes) == 1:
         raise InputError(_only_class(splits["train"], *classes))
     return ImageFolder([split.by_folder() for split in splits.values()], classes, notes)
@@ -119,7 +121,8 @@ class _Split:
     def notes(self, folder: Path) -> Iterator[str]:
         """Yield what is skipped, and what is deeper than a class folder."""
         rest = [path for path in self.files if path.suffix.lower() not in suffixes()]
-        yield from skipped([path.relative_to(folder) for path in rest], "no images that can be read here")
+        remedy = " (HEIC needs pip install pillow-heif)" if any(path.suffix.lower() in _HEIC for path in rest) else ""
+        yield from skipped([path.relative_to(folder) for path in rest], f"no images that can be read here{remedy}")
         stray = [path.relative_to(folder) for path in self.images if path.parent == self.top]
         yield from skipped(stray, "in no class folder") if self.labelled else ()
         deep = [path for path in self.labelled if len(path.parts) > self._depth + 2]
@@ -174,6 +177,15 @@ def _table(
             yield [values[name][start : start + _ROWS] for name in chosen]
 
     return Table(split, place.name, schema, len(columns[0]), read, roots)
+
+
+def _twins(classes: frozenset[str]) -> Iterator[str]:
+    """Yield a note on classes that a person may have meant for one: their names differ only in case."""
+    first: dict[str, str] = {}
+    for name in sorted(classes):
+        one = first.setdefault(name.lower(), name)
+        if one != name and len(name) > 1:  # single letters are classes of their own
+            yield f"the classes {one} and {name} differ only in case and are two classes"
 
 
 def _only_class(train: _Split, name: str) -> str:

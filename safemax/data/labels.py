@@ -75,7 +75,9 @@ def number_labels(
     known = _order(parts, train)
     empty = [name for name in known if name not in train] + sorted(set(expected) - set(known))
     if empty:
-        raise InputError(f"no training images in class {', '.join(map(repr, empty))}; remove it or fill it")
+        twin = next((name for name in known if name not in empty and name.lower() == empty[0].lower()), None)
+        remedy = f"it differs from {twin!r} only in case: rename one" if twin else "remove it or fill it"
+        raise InputError(f"no training images in class {', '.join(map(repr, empty))}; {remedy}")
     if len(known) == 1:
         raise InputError(f"the only class is {known[0]!r}; a model needs another one to retain")
     labels: dict[str, list[int]] = {"train": [], "test": []}

@@ -166,8 +166,14 @@ def _hub(name: str, hub_id: str, folder: str) -> _Origin:
     huggingface_hub.utils.logging.set_verbosity_error()
     try:
         splits = datasets.load_dataset(hub_id)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no folder {folder}, and the Hugging Face hub does not give {hub_id}: {error}") from error
+    except Stopped:
+        raise
+    except Exception as error:  # the hub's clients raise by transport: network, missing repository, gated, offline
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"there is no folder {folder}, and the Hugging Face hub does not give {hub_id}: {reason}; without a network, "
+            f"download it elsewhere (`hf download {hub_id} --repo-type=dataset --local-dir=FOLDER`) and pass data=FOLDER"
+        ) from error
     key = json.dumps([hub_id, *(f"{split} {rows._fingerprint}" for split, rows in splits.items())])
     # Rows of a repository of loose files name what was downloaded.
     roots = (Path(huggingface_hub.constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE))

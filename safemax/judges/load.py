@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -265,9 +264,6 @@ def _facts(dataset: Dataset, arch: str, config: JudgeConfig, reject: bool, seed:
 
 def _about(judge: Judge, dataset: Dataset) -> dict[str, Any]:
     facts = {"judge": cache.tensors_digest(judge.state_dict()), "data": dataset.digest, "examined": EXAMINED}
-    path = cache.folder("judges") / f"about-{cache.key(facts)}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    about = examine(judge, dataset)
-    atomic.write_bytes(path, f"{json.dumps(about, indent=2)}\n".encode())
-    return about
+    path = cache.folder("judges") / f"about-{cache.key(facts)}.safetensors"
+    cached = cache.load_or_create(path, lambda: {"about": cache.json_to_tensor(examine(judge, dataset))})
+    return cache.tensor_to_json(cached["about"])

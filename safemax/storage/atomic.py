@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from safemax.errors import InputError
+
 TEMPORARY = "*.tmp"  # what a kill may leave beside the target
 
 
@@ -14,7 +16,12 @@ def write_bytes(path: Path, payload: bytes) -> None:
     """Write a file atomically and durably: it appears under its name only once its bytes are on disk.
 
     An error, such as OSError on a full disk, leaves the former file of that name as it was.
+
+    Raises:
+        InputError: a folder has that name.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, where a file is to be written; delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:

@@ -43,13 +43,11 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint whose bytes match the digest in its name, None if there is none."""
-    for path in _files(folder):
-        payload = path.read_bytes()
-        step, expected = _NAME.fullmatch(path.name).groups()  # type: ignore[union-attr]  # _files matched it
-        if hashlib.sha256(payload).hexdigest() == expected:
-            return Checkpoint(int(step), load(payload), _about(payload))
-    return None
+    """Return the newest checkpoint that is whole: its bytes match the digest in its name and hold what `write` writes.
+
+    Whatever is not whole is passed over; None if nothing is left.
+    """
+    return next((whole for path in _files(folder) if (whole := _read(path)) is not None), None)
 
 
 def pack(checkpoint: Checkpoint) -> bytes:
@@ -87,9 +85,18 @@ def _files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda each: each.name, reverse=True)
 
 
-def _about(payload: bytes) -> dict[str, Any]:
-    length = int.from_bytes(payload[:8], "little")  # safetensors: 8 bytes, then a JSON header of that length
+def _read(path: Path) -> Checkpoint | None:
+    payload = path.read_bytes()
+    step, expected = _NAME.fullmatch(path.name).groups()  # type: ignore[union-attr]  # _files matched it
+    if hashlib.sha256(payload).hexdigest() != expected:
+        return None
     try:
-        return json.loads(json.loads(payload[8 : 8 + length])["__metadata__"]["about"])
-    except (KeyError, ValueError) as error:
-        raise SafetensorError(f"the checkpoint has no description: {error}") from error
+        about = _about(payload)
+        return Checkpoint(int(step), load(payload), about) if isinstance(about, dict) else None
+    except (SafetensorError, LookupError, TypeError, ValueError, RecursionError):  # written by something else
+        return None
+
+
+def _about(payload: bytes) -> Any:
+    length = int.from_bytes(payload[:8], "little")  # safetensors: 8 bytes, then a JSON header of that length
+    return json.loads(json.loads(payload[8 : 8 + length])["__metadata__"]["about"])

@@ -6,6 +6,8 @@ import hashlib
 import time
 from pathlib import Path
 
+import torch
+
 from safemax.data.batches import Batches, reseed
 from safemax.data.dataset import Split
 from safemax.diffusion.model import Diffusion
@@ -18,7 +20,7 @@ from safemax.training.settings import Training
 
 
 def folder_for(
-    root: Path, diffusion: Diffusion, method: Method, split: Split, forget: tuple[int, ...], training: Training
+    root: Path, diffusion: Diffusion, method: Method, batches: Batches, split: Split, training: Training
 ) -> Path | None:
     """Return the folder of the prior that this run would prepare, None if the method's prior is not cached.
 
@@ -33,9 +35,10 @@ def folder_for(
         "code": source_digest.digest(type(method).__module__),
         "model": diffusion.identity(),
         "data": hashlib.sha256(split.images.numpy().tobytes() + split.labels.numpy().tobytes()).hexdigest(),
-        "forget": [] if method.shared else list(forget),
+        "forget": [] if method.shared else list(batches.forget_classes),
         "rows": [] if method.shared else [training.forget_rows, training.retain_rows],
         "seed": training.seed,
+        **({"flip": True} if batches.flip else {}),
     }
     if training.trainable != "all":
         facts["trainable"] = [training.trainable, training.lora_rank]
@@ -64,11 +67,11 @@ def prepare(
         training: the settings.
         processes: of the run.
     """
-    folder = folder_for(root, diffusion, method, split, batches.forget_classes, training) if root else None
+    folder = folder_for(root, diffusion, method, batches, split, training) if root else None
     prior = processes.share(lambda: checkpoint.newest(folder) if folder else None)
-    if prior is not None:
-        method.load_state({name: value.to(diffusion.device) for name, value in prior.tensors.items()})
-        return prior.about["setup_minutes"]
+    loaded = _loaded(prior, method, diffusion.device) if prior else None
+    if loaded is not None:
+        return loaded
     started = time.perf_counter()
     reseed(training.seed, -1, 0)
     method.prepare(diffusion, batches)
@@ -79,3 +82,12 @@ def prepare(
     if start and processes.rank > 0:
         snapshot.restore_model(start, diffusion.denoiser, method, diffusion.device)
     return minutes
+
+
+def _loaded(prior: Checkpoint, method: Method, device: torch.device) -> float | None:
+    """Load a prior into the method and return its minutes; None where another program wrote it, so that it is prepared again."""
+    try:
+        method.load_state({name: value.to(device) for name, value in prior.tensors.items()})
+        return float(prior.about["setup_minutes"])
+    except (LookupError, RuntimeError, TypeError, ValueError):
+        return None

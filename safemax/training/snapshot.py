@@ -6,7 +6,7 @@ state: every step seeds the generators anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -54,6 +54,12 @@ def take_start(network: Module, method: Method) -> Checkpoint:
     return Checkpoint(0, _model_tensors(network, method), {})
 
 
+def progress(saved: Checkpoint) -> tuple[Cost, str]:
+    """Return the cost of a checkpoint's run so far, and the run's name; InputError where it does not say."""
+    with _one_line(saved):
+        return Cost(**saved.about["cost"]), str(saved.about["origin"])
+
+
 def restore_model(saved: Checkpoint, network: Module, method: Method, device: torch.device) -> None:
     """Load a checkpoint's weights into the network and its method state into the method; InputError where they do not fit."""
     with _one_line(saved):
@@ -69,13 +75,34 @@ def restore_optimizer(saved: Checkpoint, optimizer: torch.optim.Optimizer) -> No
         for name, value in _under("optimizer.", saved.tensors).items():
             number, key = name.split(".")
             state.setdefault(int(number), {})[key] = value
+        weights = [each for group in optimizer.param_groups for each in group["params"]]
+        for index, moments in state.items():
+            _match([moments["exp_avg"], moments["exp_avg_sq"]], [weights[index]] * 2)
+            _match([moments["step"]], [torch.zeros(())])
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def average_of(saved: Checkpoint, device: torch.device) -> list[Tensor]:
-    """Return a checkpoint's moving average of each trained weight, [] without one."""
-    return [value.to(device) for _, value in sorted(_under("average.", saved.tensors).items())]
+def average_of(saved: Checkpoint, like: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return a checkpoint's moving average of each trained weight; InputError where it is not shaped `like` that of the run.
+
+    Args:
+        saved: the checkpoint.
+        like: the average that the run starts with, [] without one.
+        device: of the result.
+    """
+    average = [value.to(device) for _, value in sorted(_under("average.", saved.tensors).items())]
+    with _one_line(saved):
+        _match(average, like)
+    return average
+
+
+def _match(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> None:
+    """Raise ValueError where tensors have other shapes or types than those that they replace."""
+    for ours, theirs in zip(tensors, like, strict=True):
+        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+            shapes = f"{tuple(ours.shape)} {ours.dtype} in place of {tuple(theirs.shape)} {theirs.dtype}"
+            raise ValueError(f"the optimizer's state or the moving average has a tensor of {shapes}")
 
 
 def _model_tensors(network: Module, method: Method) -> dict[str, Tensor]:
@@ -87,7 +114,7 @@ def _model_tensors(network: Module, method: Method) -> dict[str, Tensor]:
 def _one_line(saved: Checkpoint) -> Iterator[None]:
     try:
         yield
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"the checkpoint of step {saved.step} is not one of this model and method; delete its folder: {reason}"

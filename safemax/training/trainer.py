@@ -117,7 +117,7 @@ class Trainer:
         folder = folder if self.accelerator.is_main_process else None
         self.saver = Saver(folder, self.accelerator.device, self.training.checkpoint_every)
         if saved is not None:
-            self.cost, self.resumed_from = Cost(**saved.about["cost"]), saved.about["origin"]
+            self.cost, self.resumed_from = snapshot.progress(saved)
         self.budget = Budget(self.training, self.accelerator, self.cost, saved.step if saved else 0)
         self.method.run_steps = self.budget.expected_steps
         if saved is None:
@@ -194,7 +194,9 @@ class Trainer:
         self.average: list[Tensor] = [value.clone() for value in self._values] if self.training.ema else []
         if saved is not None:
             snapshot.restore_optimizer(saved, self.optimizer)
-            self.average = snapshot.average_of(saved, self.accelerator.device)
+            self.average = snapshot.average_of(
+                saved, [] if self.budget.is_spent else self.average, self.accelerator.device
+            )
 
     def _run(self) -> FitResult:
         self.budget.warn_of_slow_average()

@@ -1,4 +1,4 @@
-"""The operations that are broken off at every point, each with its start, its command, and what must hold afterwards."""
+"""The short operations that are broken off at every point, each with its start, its command, and what must hold afterwards."""
 
 from __future__ import annotations
 
@@ -12,18 +12,11 @@ from mlflow.entities import ViewType
 
 from pipelines import tracking
 from pipelines.cli.parser import _status
-from pipelines.correction.correct import correct
-from pipelines.correction.correction import Correction
-from pipelines.engine.signals import StopSignal
 from pipelines.promote import promote
 from pipelines.reap import reap
 from pipelines.registry import aliases, model_versions, registration
 from pipelines.rollback import rollback
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
-from safemax.methods import create
-from safemax.training.settings import Training
 from tests.support import tiny_models
 from tests.support.registered_versions import NAME, attacked, evidence, register
 
@@ -163,7 +156,7 @@ def _is_reaped(client: MlflowClient) -> bool:
     return (dead.info.status, len(models), names) == ("FAILED", 1, [NAME]) and "failure" in dead.data.tags
 
 
-CHEAP = {
+SHORT = {
     "register a first version": Operation(_first_run, _register, _is_registered),
     "register": Operation(register, _register, _is_registered),
     "promote": Operation(_two_versions, lambda: promote([*MODEL, "--why=better"]), _champion("2")),
@@ -173,49 +166,4 @@ CHEAP = {
     "roll back": Operation(_two_promotions, lambda: rollback([f"--model={NAME}", "--expect=2"]), _champion("1")),
     "attach": Operation(register, _attach, lambda _: model_versions.attached(ADDRESS, "attacks") is not None),
     "reap": Operation(_leftovers, lambda: reap([]), _is_reaped),
-}
-
-
-def _correction(seed: int) -> Correction:
-    evaluation = Evaluation(
-        protocol="custom", sampler_steps=2, forget_samples=6, retain_samples=6, second_samples=5, evaluation_seed=0
-    )
-    training = Training(steps=2, batch_size=8, device="cpu", seed=seed)
-    judging = JudgeConfig(judge_steps=5, reject_judges=1)
-    return Correction(
-        tiny_models.dataset(), (0,), f"models:/{NAME}/1", NAME, "safemax", create("safemax"), training, evaluation,
-        judging, previews=0,
-    )  # fmt: skip
-
-
-def _base_and_judges(client: MlflowClient) -> None:
-    """Register a base and a correction of it: with that, the judges and the base's samples are in the cache."""
-    facts: dict[str, object] = {"forgotten": [], "metrics": {}}
-    run_id = client.create_run("0").info.run_id
-    client.set_terminated(run_id, "FINISHED")
-    registration.register(
-        tiny_models.diffusion(), NAME, run_id=run_id, evidence=facts, tags={}, description="", alias="base"
-    )
-    correct(_correction(0), StopSignal())
-
-
-def _is_corrected(client: MlflowClient) -> bool:
-    """Return whether a finished run registered the second correction as the candidate, and its checkpoints are gone.
-
-    A process that is killed between the version and the end of its run leaves both; the same command then makes another
-    version, of another run.
-    """
-    made = client.search_model_versions(f"name='{NAME}'")
-    runs = [client.get_run(str(each.run_id)) for each in made if int(each.version) > 1]
-    assert len(made) <= 4
-    assert all("forget/ua" in run.data.metrics for run in runs)
-    candidate = client.get_model_version_by_alias(NAME, "candidate")
-    finished = client.get_run(str(candidate.run_id)).info.status == "FINISHED"
-    return finished and int(candidate.version) > 2 and not list(Path("cache/checkpoints").rglob("*"))
-
-
-QUICK = ("register", "promote", "roll back", "attach", "reap")
-OPERATIONS = {
-    **CHEAP,
-    "correct": Operation(_base_and_judges, lambda: correct(_correction(1), StopSignal()), _is_corrected),
 }

@@ -41,11 +41,12 @@ class Points:
     """The points that this process has passed.
 
     Args:
-        fatal: number of the point that fails, counted from 0; None where none does.
+        fatal: the point that fails: its number, counted from 0, or its name, which is that of the first one of it; None where
+            none does.
         failure: how it fails.
     """
 
-    fatal: int | None = None
+    fatal: int | str | None = None
     failure: Failure = Failure.KILLED_BEFORE
     passed: list[str] = field(default_factory=list)
     inside: bool = False
@@ -68,7 +69,7 @@ class Points:
             if self.inside or _is_scratch(args):  # a call of the store within a call of the store is no further point
                 return real(*args, **kwargs)
             self.passed.append(label)
-            is_fatal = len(self.passed) - 1 == self.fatal
+            is_fatal = self.fatal in (len(self.passed) - 1, label)
             self.inside = True
             try:
                 return self._fail(lambda: real(*args, **kwargs), label, args) if is_fatal else real(*args, **kwargs)

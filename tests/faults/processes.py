@@ -16,6 +16,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from tests.support.store_files import place_artifacts
+
 SECONDS = 500  # more than any child here takes on a busy machine
 
 
@@ -89,6 +91,7 @@ def enter(folder: Path) -> None:
     import mlflow
 
     os.chdir(folder)
+    place_artifacts(folder)
     tempfile.tempdir = str(folder / "out" / "tmp")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     os.environ.update(MLFLOW_TRACKING_URI=uri, SAFEMAX_CACHE=str(folder / "cache"))

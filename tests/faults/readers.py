@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,20 @@ from typing import Any
 import optuna
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import Metric
-from PIL import Image
+from mlflow.entities import Metric, Param
 
 from hpo import storage
 from pipelines import tracking
+from pipelines.correction import retrained
 from pipelines.reap import reap
 from pipelines.registry import aliases, gates, lineage, model_versions, registration, thresholds, version_table
 from pipelines.tracking.metric_journal import MetricJournal
+from safemax.attacks.weights import Weights
 from safemax.data import sources
 from safemax.data.dataset import load_cached, save_cached
 from safemax.diffusion.model import Diffusion
+from safemax.evaluation.attack_results import cached_attack
+from safemax.judges import load
 from safemax.judges.classifier import Judge, load_judge, save
 from safemax.methods.finetune import Finetune
 from safemax.storage import cache, checkpoint, manifest
@@ -32,7 +36,7 @@ from safemax.training.hooks import Folders
 from safemax.training.settings import Training
 from safemax.training.trainer import Trainer
 from tests.faults.damage import damaged_json, damaged_tensors, damaged_value, replace_by_damage
-from tests.support import tiny_models
+from tests.support import attack_settings, tiny_models
 from tests.support.registered_versions import NAME, attacked, evidence, register
 
 ADDRESS = f"models:/{NAME}/1"
@@ -64,24 +68,30 @@ class Reader:
 
 
 INPUT = Path("input")
-_TRAINING = Training(steps=1, batch_size=8, device="cpu", forget_share=0.0)
 
 
 def _trainer() -> Trainer:
+    training = Training(steps=2, batch_size=8, device="cpu", forget_share=0.0, ema=0.5)
     return Trainer(
-        tiny_models.diffusion(), Finetune(null_drop=0.1), tiny_models.split(), (), _TRAINING,
+        tiny_models.diffusion(), Finetune(null_drop=0.1), tiny_models.split(), (), training,
         hooks=tiny_models.SILENT, folders=Folders(INPUT),
     )  # fmt: skip
 
 
 def _make_checkpoint() -> None:
-    _trainer().fit()
-
-
-def _resume() -> list[Any]:
+    """Leave the checkpoint of a run that was stopped after its first step of two."""
     trainer = _trainer()
     trainer.prepare()
-    return [trainer.done, trainer.diffusion.digest()]
+    trainer.step()
+    trainer._save(wait=True)
+
+
+def _resume() -> int:
+    """Take the step that is left: what does not fit must be found before it."""
+    trainer = _trainer()
+    trainer.prepare()
+    trainer.step()
+    return trainer.done
 
 
 def _newest() -> list[Any] | None:
@@ -114,6 +124,20 @@ def _dataset() -> str | None:
 def _make_judge() -> None:
     torch.manual_seed(0)
     save(Judge("small", ("a", "b", "c"), (1, 8, 8)), INPUT)
+
+
+def _attacked() -> list[Any]:
+    """Attack, or read from the cache how an attack ended."""
+    os.environ["SAFEMAX_CACHE"] = str(INPUT)
+    setting = attack_settings.setting()
+    result = cached_attack("weights", Weights(), tiny_models.diffusion(), setting, judges="j")
+    return [result.success, result.numbers, [asdict(each) for each in result.cells]]
+
+
+def _judge_facts() -> dict[str, Any]:
+    """Measure a judge, or read from the cache what was measured of it."""
+    os.environ["SAFEMAX_CACHE"] = str(INPUT)
+    return load._about(attack_settings.judge(reject=True), tiny_models.dataset())
 
 
 def _read_judge() -> str:
@@ -175,15 +199,6 @@ def _damage_evidence(chance: random.Random) -> None:
     part = chance.choice(sorted(facts))
     changed = damaged_value(facts[part], chance)
     (INPUT / "case.json").write_text(json.dumps({**facts, part: changed if isinstance(changed, dict) else {}}))
-
-
-def _make_images() -> None:
-    dataset = tiny_models.dataset()
-    for name, split in (("train", dataset.train), ("test", dataset.test)):
-        for i, (image, label) in enumerate(zip(split.images[:9], split.labels[:9].tolist(), strict=True)):
-            path = INPUT / name / "abc"[label] / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[0].numpy()).save(path)
 
 
 def _make_version() -> None:
@@ -252,6 +267,29 @@ def _damage_runs(chance: random.Random) -> Callable[[], object]:
     return lambda: client.delete_run(opened)
 
 
+def _make_base_run() -> None:
+    tracking.store().create_registered_model("gold")
+    _new_base_run(None)
+
+
+def _new_base_run(chance: random.Random | None) -> Callable[[], object]:
+    """Leave a version whose run records how it was trained, in one parameter otherwise than a training can be."""
+    client: MlflowClient = tracking.store()
+    params = {f"train.{name}": str(value) for name, value in asdict(Training()).items()}
+    params |= {"model.null_drop": "0.1", "model.min_snr_gamma": "5.0"}
+    if chance is not None:
+        params[chance.choice(sorted(params))] = str(chance.choice((*_TEXTS, "1e999", "True", "2"))).replace("\x00", "0")
+    run_id = client.create_run("0").info.run_id
+    client.log_batch(run_id, params=[Param(*each) for each in params.items()])
+    number = str(client.create_model_version("gold", "nowhere", run_id).version)
+    client.set_registered_model_alias("gold", "base", number)
+    return lambda: client.delete_model_version("gold", number)
+
+
+def _as_base() -> str:
+    return str(retrained._as_base(str(model_versions.find("gold", "base")))[1:])
+
+
 READERS = {
     "checkpoint": Reader(_make_checkpoint, _newest, guarded=True),
     "checkpoint of another model": Reader(_make_checkpoint, _resume, damage=_other_tensors),
@@ -259,11 +297,14 @@ READERS = {
     "model folder": Reader(_make_folder, lambda: Diffusion.load(INPUT).digest()),
     "cached data": Reader(_make_dataset, _dataset),
     "judge": Reader(_make_judge, _read_judge),
+    "attack results": Reader(_attacked, _attacked, guarded=True),
+    "facts of a judge": Reader(_judge_facts, _judge_facts, guarded=True),
     "metric journal": Reader(_make_metrics, _read_metrics),
     "study journal": Reader(_make_study, _read_study),
     "gate file": Reader(_make_gates, _read_gates),
     "evidence": Reader(_make_evidence, _read_evidence, damage=_damage_evidence),
-    "images": Reader(_make_images, lambda: sources.load(str(INPUT)).digest),
+    "images": Reader(partial(tiny_models.write_images, INPUT, 9), lambda: sources.load(str(INPUT)).digest),
     "tags of versions": Reader(_make_version, _read_version, damage=_damage_tags),
+    "params of a base": Reader(_make_base_run, _as_base, damage=_new_base_run),
     "params of runs": Reader(_make_version, lambda: reap([]), damage=_damage_runs),
 }

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from hpo import space
 from hpo.config import SearchConfig, SearchOptions
 from pipelines.cli.options import DataOptions
-from safemax.data.dataset import Split
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.methods import create
@@ -27,18 +25,9 @@ BuildSearch = Callable[..., SearchConfig]
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of data, base and caches, made once."""
     root = tmp_path_factory.mktemp("hpo")
-    dataset = tiny_models.dataset()
-    for name, split in (("train", dataset.train), ("test", dataset.test)):
-        _write(root / "data" / name, split)
+    tiny_models.write_images(root / "data")
     tiny_models.diffusion().save(root / "base")
     return root
-
-
-def _write(folder: Path, split: Split) -> None:
-    for i, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
-        path = folder / "abc"[label] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[0].numpy()).save(path)
 
 
 @pytest.fixture(scope="session")

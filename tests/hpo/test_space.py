@@ -102,6 +102,15 @@ def test_a_search_records_where_each_parameter_came_from_and_no_password(
     assert "SECRET" not in str(config.parameters)
 
 
+def test_a_password_that_mlflow_run_has_logged_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "r1")
+    with pytest.raises(
+        InputError, match="parameters of run r1: change the password, delete the run.*PGPASSWORD"
+    ) as error:
+        read_config(["--forget=0", "--data=digits", "--storage=postgresql://me:SECRET@host/studies"])
+    assert "SECRET" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

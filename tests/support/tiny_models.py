@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from PIL import Image
 
 from safemax.data.batches import Batch, Batches
 from safemax.data.dataset import Dataset, Split
@@ -49,6 +52,16 @@ def split(n: int = 60, seed: int = 0) -> Split:
 def dataset() -> Dataset:
     """Return a data set of `split`s."""
     return Dataset("tiny", split(60, 0), split(30, 1), ("a", "b", "c"), False)
+
+
+def write_images(folder: Path, most: int = 60) -> None:
+    """Write at most so many images of each split of `dataset()` as SPLIT/CLASS/NUMBER.png."""
+    whole = dataset()
+    for name, part in (("train", whole.train), ("test", whole.test)):
+        for i, (image, label) in enumerate(zip(part.images[:most], part.labels[:most].tolist(), strict=True)):
+            path = folder / name / whole.class_names[label] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(path)
 
 
 def batch(forget: int = 4, retain: int = 4) -> Batch:

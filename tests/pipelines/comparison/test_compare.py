@@ -18,7 +18,6 @@ from pipelines import compare as compare_module
 from pipelines.comparison import runner
 from pipelines.comparison.child_runs import KIND
 from safemax import metric_keys as keys
-from safemax.data.dataset import Split
 from safemax.errors import InputError, Stopped
 from tests.support import ray_clusters, tiny_models
 
@@ -35,18 +34,9 @@ SIZES = [
 def place(mlflow_module_store, tmp_path_factory):
     """Return a folder with data and base; the store is empty."""
     root = tmp_path_factory.mktemp("compare")
-    dataset = tiny_models.dataset()
-    _write(root / "tiny" / "train", dataset.train)
-    _write(root / "tiny" / "test", dataset.test)
+    tiny_models.write_images(root / "tiny")
     tiny_models.diffusion().save(root / "base")
     return root
-
-
-def _write(folder: Path, split: Split) -> None:
-    for i, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
-        path = folder / "abc"[label] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[0].numpy()).save(path)
 
 
 def compare(place: Path, *more: str) -> None:

@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from pipelines.registry import aliases, lineage, model_versions, registration
 from pipelines.rollback import rollback
 from pipelines.versions import versions
+from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from tests.support import tiny_models
 
@@ -24,7 +25,11 @@ def register(client: MlflowClient, seed: int, *, parent: str | None = None, name
     """Register the tiny model of a seed as a base, or as a correction of the model of seed `of`; return its address."""
     run_id = client.create_run("0").info.run_id
     client.set_terminated(run_id, "FINISHED")
-    evidence = {"forgotten": ["a"] if parent else [], "parent_digest": tiny_models.diffusion(of).digest()}
+    evidence = {
+        "forgotten": ["a"] if parent else [],
+        "parent": parent,
+        "parent_digest": tiny_models.diffusion(of).digest(),
+    }
     tags = {"parent": parent} if parent else {}
     diffusion = tiny_models.diffusion(seed)
     number = registration.register(
@@ -202,3 +207,34 @@ def test_evidence_that_does_not_list_the_forgotten_classes_is_refused(
     monkeypatch.setattr(model_versions, "evidence", lambda address: {})
     with pytest.raises(InputError, match="does not list the classes"):
         lineage.forgotten("models:/x/1")
+
+
+def test_a_version_whose_tags_an_import_lost_is_read_from_its_evidence_once_its_digest_is_restored(
+    mlflow_store: MlflowClient,
+) -> None:
+    base = register(mlflow_store, 0)
+    made = register(mlflow_store, 1, parent=base)
+    digest = tags(mlflow_store, made)[model_versions.MANIFEST]
+    for each in (base, made):
+        for key in tags(mlflow_store, each):
+            mlflow_store.delete_model_version_tag(NAME, each[-1], key)
+    with pytest.raises(InputError, match=f"no tag digest.manifest.* set that tag of the version to {digest}"):
+        model_versions.resolve(made)
+    mlflow_store.set_model_version_tag(NAME, made[-1], model_versions.MANIFEST, digest)
+    assert lineage.classes_of(made, "auto", tiny_models.dataset()) == (0,)
+    assert lineage.forgotten(made) == ["a"]
+    assert lineage.parent_of(model_versions.version_of(made)) == base
+
+
+def test_a_base_whose_tag_of_its_shape_is_lost_still_refuses_another_shape(mlflow_store: MlflowClient) -> None:
+    base = register(mlflow_store, 0)
+    mlflow_store.delete_model_version_tag(NAME, base[-1], registration.SHAPE)
+    registration.refuse_other_shape(NAME, tiny_models.diffusion(3))
+    with pytest.raises(InputError, match="has images of 1x8x8, this one of 1x16x16"):
+        registration.refuse_other_shape(NAME, Diffusion.create("small", (1, 16, 16), ("a", "b", "c")))
+
+
+@pytest.mark.parametrize("content", [b"", b"no JSON", b"[]", b"5", b"[" * 100_000])
+def test_evidence_that_is_no_json_object_is_refused_in_one_line(content: bytes) -> None:
+    with pytest.raises(InputError, match="evidence.json is not a JSON object"):
+        model_versions.json_object(content, "evidence.json")

@@ -44,6 +44,16 @@ def new_run(client: MlflowClient) -> str:
     return run_id
 
 
+def test_a_run_that_goes_on_with_another_takes_the_version_that_it_made(mlflow_store: MlflowClient) -> None:
+    runs = [new_run(mlflow_store) for _ in range(4)]
+    for later, earlier in zip(runs[1:3], runs, strict=False):
+        mlflow_store.set_tag(later, tracking.RESUMED_FROM, earlier)
+    mlflow_store.set_tag(runs[0], tracking.RESUMED_FROM, "0" * 32)  # deleted for good
+    assert [register(runs[0]), register(runs[2])] == ["1", "1"]
+    assert register(runs[2], seed=1) == "2"  # other weights
+    assert register(runs[3]) == "3"  # of another job
+
+
 def versions(client: MlflowClient) -> list[ModelVersion]:
     return list(client.search_model_versions(f"name='{NAME}'"))
 

@@ -263,7 +263,9 @@ def test_unknown_source_lists_what_is_known() -> None:
 
 
 def test_unreachable_hub_is_one_line() -> None:
-    assert "hub does not give owner/pets" in line_of(lambda: load("owner/pets"))
+    line = line_of(lambda: load("owner/pets"))
+    assert "no folder owner/pets, and the Hugging Face hub does not give owner/pets" in line
+    assert "hf download owner/pets --repo-type=dataset --local-dir=FOLDER`) and pass data=FOLDER" in line
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,34 @@ def test_what_is_skipped_is_counted_and_said_again_from_the_cache(tmp_path: Path
         assert set(data.notes) == {
             "the validation split is not used: there is a test split",
             "skipped 1 file, which is in no folder of a split: extra/cat/0.png",
-            "skipped 3 files, which are no images that can be read here: train/Thumbs.db, train/cat/notes.txt, train/dog/1.heic",
+            "skipped 3 files, which are no images that can be read here (HEIC needs pip install pillow-heif): "
+            "train/Thumbs.db, train/cat/notes.txt, train/dog/1.heic",
             "skipped 2 files, which are in no class folder: train/1.png, train/2.png",
         }
+
+
+def test_a_folder_of_nothing_that_can_be_read_says_what_it_has(tmp_path: Path) -> None:
+    for name in FOUR:
+        path = tmp_path / f"{name}.heic"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no image")
+    line = line_of(lambda: load(str(tmp_path)))
+    assert "the train split is empty; skipped 2 files" in line
+    assert "HEIC needs pip install pillow-heif" in line
+
+
+@pytest.mark.parametrize("letters", [("Cat", "cat"), ("DOG", "Dog")])
+def test_classes_whose_names_differ_only_in_case_are_told(tmp_path: Path, letters: tuple[str, str]) -> None:
+    one, other = letters
+    both = write_images(tmp_path / "both", *(f"{split}/{name}/0" for split in ("train", "test") for name in letters))
+    assert load(str(both)).notes == (f"the classes {one} and {other} differ only in case and are two classes",)
+    apart = write_images(tmp_path / "apart", f"train/{one}/0", "train/x/0", f"test/{other}/0", "test/x/0")
+    assert f"class {other!r}; it differs from {one!r} only in case: rename one" in line_of(lambda: load(str(apart)))
+
+
+def test_single_letters_are_classes_of_their_own(tmp_path: Path) -> None:
+    letters = write_images(tmp_path, "train/a/0", "train/A/0", "test/a/0", "test/A/0")
+    assert load(str(letters)).notes == ()
 
 
 def test_nothing_is_said_of_a_plain_folder(tmp_path: Path) -> None:

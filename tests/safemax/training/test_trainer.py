@@ -17,6 +17,7 @@ from safemax.methods.finetune import Finetune
 from safemax.storage import checkpoint
 from safemax.training.hooks import Folders, Hooks
 from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 from tests.support import tiny_models
 
 CPU = {"device": "cpu", "batch_size": 8, "checkpoint_every": 2}
@@ -182,3 +183,13 @@ def test_two_processes_train_to_the_same_weights_on_both(tmp_path):
     assert len(digests) == 2
     assert digests[0] == digests[1]
     assert digests[0][1] == "32"
+
+
+def test_a_prior_of_images_that_training_mirrors_is_another_one(tmp_path):
+    method = create("salun", mask_batches=1)
+    for flip in (False, True, False):
+        Trainer(
+            tiny_models.diffusion(), method, tiny_models.split(), (0,), Training(steps=1, batch_size=8, device="cpu"),
+            flip=flip, hooks=tiny_models.SILENT, folders=Folders(priors=tmp_path),
+        ).fit()  # fmt: skip
+    assert len(list(tmp_path.iterdir())) == 2
