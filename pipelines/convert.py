@@ -1,10 +1,14 @@
 """Convert the state dict of the official SA/SalUn network and register it as the base that corrections start from.
 
     mlflow run . -e convert -P state_dict=ckpt.safetensors -P data=cifar10
+    python -m pipelines.convert --bin=FOLDER --output=NEW_FOLDER        (a diffusers folder whose weights are .bin files)
 
 The official checkpoints are pickles, which can run code, so this program does not read them. On a machine that trusts one:
 states = torch.load("ckpt.pth", map_location="cpu"); safetensors.torch.save_file(states[-1], "ckpt.safetensors")
 (the last entry is the moving average; states[0] are the raw weights, where "module." before each name may stay).
+
+A folder of diffusers with .bin files, which older releases wrote, is copied with safetensors in their place. They are pickles
+too; `bin` asks for torch's loader that builds tensors alone (weights_only=True) and refuses a file with anything else.
 
 The converted network is checked by its denoising loss on real test images, and, where --reference gives the official
 network's outputs on some inputs, by comparison with those.
@@ -43,6 +47,8 @@ from safemax.diffusion.sampling import FAST, sample
 from safemax.errors import InputError
 from safemax.knobs import check, knob
 from safemax.reports.images_and_tables import grid
+from safemax.storage import atomic
+from safemax.storage.pickled import with_safetensors
 
 TOLERANCE = 1e-4
 UNTRAINED = 0.5  # a denoising loss above this brings a warning; predicting eps = 0 gives 1
@@ -58,7 +64,10 @@ class ConvertOptions:
     reference: str = knob(
         "none", "safetensors file of x_t, t, c (K is the null label) and the official network's eps on them"
     )
-    output: str = knob("none", "folder to write the model to, instead of registering it")
+    bin: str = knob(
+        "none", "diffusers folder with weights as .bin, pickles, to be opened by torch.load(weights_only=True)"
+    )
+    output: str = knob("none", "folder to write the model to, instead of registering it; bin needs one")
     name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
 
     def __post_init__(self) -> None:
@@ -66,7 +75,11 @@ class ConvertOptions:
 
     def validate(self) -> None:
         """Raise InputError where there is nothing to convert or no place for the result; before any work."""
-        if not self.state_dict:
+        if self.bin != "none" and (self.state_dict or self.output == "none"):
+            raise InputError("bin is given with output, a new folder, and without state_dict")
+        if self.bin != "none" and not Path(self.bin).is_dir():
+            raise InputError(f"bin = {self.bin} is not a folder")
+        if self.bin == "none" and not self.state_dict:
             raise InputError("state_dict has no value; it is a safetensors file of the official network's state dict")
         if self.output != "none" and Path(self.output).exists():
             raise InputError(f"output = {self.output} already exists; name a new folder")
@@ -131,6 +144,9 @@ def convert(argv: Sequence[str]) -> None:
     arguments = parse("python -m pipelines.convert", __doc__ or "", PARAMETERS, argv)
     options: ConvertOptions = arguments["conversion"]
     options.validate()
+    if options.bin != "none":
+        _convert_pickles(Path(options.bin), Path(options.output).absolute())
+        return
     stop = stop_on_signals()
     die_with_parent()
     dataset = arguments["data"].load()
@@ -152,6 +168,14 @@ def convert(argv: Sequence[str]) -> None:
             return
         address = _register(diffusion, dataset, options, checks, summary, arguments.record())
     print(f"registered {address} with the alias base; {summary}")
+
+
+def _convert_pickles(source: Path, target: Path) -> None:
+    opened: list[str] = []
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic.create_folder(target, lambda folder: opened.extend(with_safetensors(source, folder)))
+    print(f"opened by torch.load(weights_only=True), which builds tensors alone: {', '.join(opened)}")
+    print(f"wrote {target}, with safetensors in their place")
 
 
 def _checks(diffusion: Diffusion, dataset: Dataset, options: ConvertOptions) -> dict[str, float]:

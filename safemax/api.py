@@ -20,6 +20,7 @@ from safemax.data.batches import derive_seed
 from safemax.data.class_names import parse_classes
 from safemax.data.dataset import Dataset
 from safemax.diffusion import sampling
+from safemax.diffusion.condition import Prompt
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, Sampler
 from safemax.errors import unknown
@@ -65,12 +66,14 @@ def load_data(source: str = "digits", *, size: int | None = None, **options: Any
     return dataset
 
 
-def load_model(source: str | Path) -> Diffusion:
-    """Load a class-conditional diffusion model.
+def load_model(source: str | Path, *, prompts: Mapping[str, str | Sequence[str]] | None = None) -> Diffusion:
+    """Load a class-conditional diffusion model, or a text-to-image model as one of classes that are told by prompts.
 
     Args:
         source: a diffusers folder, such as `Diffusion.save` writes, or a Hugging Face id. Addresses of MLflow's
             registry (`models:/NAME@ALIAS`) belong to the commands.
+        prompts: of a text model, what asks for each class, by its name, in the order of the data's classes: a prompt, or
+            several, of which training draws one for each image.
 
     Raises:
         InputError: nothing there, a damaged file, or a model that cannot be unlearned, with the reason.
@@ -83,7 +86,8 @@ def load_model(source: str | Path) -> Diffusion:
         >>> load_model(folder).digest() == diffusion.digest()
         True
     """
-    return Diffusion.load(source)
+    given = {name: [each] if isinstance(each, str) else each for name, each in (prompts or {}).items()}
+    return Diffusion.load(source, prompts=[Prompt(text, name) for name, texts in given.items() for text in texts])
 
 
 def method(name: str = "safemax", *, preset: str = "", **knobs: Any) -> Method:

@@ -38,6 +38,8 @@ MAY_IMPORT = {
 }
 RUN_CODE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 RUN_CODE_CALLS = {"torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "pd.read_pickle"}
+# The one exception: weights that exist as .bin alone, opened where the user asks for it, by torch's loader of tensors.
+OPENS_PICKLES = {"safemax/storage/pickled.py": {"pickle", "torch.load"}}
 RUN_CODE_SWITCHES = {"trust_remote_code", "allow_pickle"}
 
 
@@ -66,8 +68,16 @@ def _imported(node: ast.AST) -> list[str]:
 def test_a_floor_imports_nothing_from_above_and_loads_nothing_that_can_run_code(floor: str) -> None:
     files = sorted((ROOT / floor).rglob("*.py"))
     assert files
-    found = [f"{path.relative_to(ROOT)}: {what}" for path in files for what in violations(path.read_text(), floor)]
-    assert found == []
+    found = {str(path.relative_to(ROOT)): set(violations(path.read_text(), floor)) for path in files}
+    assert {name: what for name, what in found.items() if what - OPENS_PICKLES.get(name, set())} == {}
+
+
+def test_the_file_that_opens_pickles_builds_tensors_alone() -> None:
+    for name in OPENS_PICKLES:
+        calls = [node for node in ast.walk(ast.parse((ROOT / name).read_text())) if isinstance(node, ast.Call)]
+        loads = [each for each in calls if ast.unparse(each.func) in ("torch.load", "pickle.load", "pickle.loads")]
+        assert len(loads) == 1
+        assert "weights_only=True" in map(ast.unparse, loads[0].keywords)
 
 
 def sideways(source: str, folder: str) -> Iterator[str]:

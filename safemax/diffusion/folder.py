@@ -70,7 +70,7 @@ def read(source: str, schedule: str = "auto", prompts: Sequence[Prompt] = ()) ->
 
 
 def _denoiser(source: str, part: Path, kind: Kind) -> Any:
-    _validate_files(source, part, kind)
+    _validate_files(source, part)
     try:
         denoiser = kind.network.from_pretrained(part, use_safetensors=True, local_files_only=True)
     except Exception as error:  # diffusers and safetensors raise a dozen types for a damaged file
@@ -169,7 +169,7 @@ def _schedule(source: str, folder: Path, name: str) -> DDPMScheduler:
     return schedules.read(source, _read_json(path))
 
 
-def _validate_files(source: str, unet: Path, kind: Kind) -> None:
+def _validate_files(source: str, unet: Path) -> None:
     """Raise InputError, with the way out, where the weights are in no form that is read."""
     if any(unet.glob(f"{_WEIGHTS}*.safetensors")) and not (unet / f"{_WEIGHTS}.safetensors").exists():
         variants = sorted(path.name for path in unet.glob(f"{_WEIGHTS}.*.safetensors"))
@@ -178,11 +178,9 @@ def _validate_files(source: str, unet: Path, kind: Kind) -> None:
                 f"{source} has weights only as {variants[0]}; rename the file to {_WEIGHTS}.safetensors to use them"
             )
     if any(unet.glob("*.bin")) and not any(unet.glob("*.safetensors")):
-        name = kind.network.__name__
-        line = f'{name}.from_pretrained("{unet}", use_safetensors=False).save_pretrained("{unet}")'
         raise InputError(
             f"{source} has weights only as .bin, a pickle, which can run code and is not read; if you trust its source: "
-            f"python -c 'from diffusers import {name}; {line}' converts it"
+            f"python -m pipelines.convert --bin={source} --output=NEW_FOLDER writes them as safetensors"
         )
 
 

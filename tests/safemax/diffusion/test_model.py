@@ -201,7 +201,7 @@ def test_weights_in_a_pickle_alone_name_the_way_out(tmp_path):
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").rename(
         tmp_path / "unet" / "diffusion_pytorch_model.bin"
     )
-    with pytest.raises(InputError, match=r"only as .bin, a pickle.*use_safetensors=False\).save_pretrained") as caught:
+    with pytest.raises(InputError, match=r"only as .bin, a pickle.*convert --bin=.* --output=NEW_FOLDER") as caught:
         Diffusion.load(tmp_path)
     assert "\n" not in str(caught.value)
 
