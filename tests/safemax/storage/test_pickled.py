@@ -19,7 +19,7 @@ from tests.support import tiny_models
 class Harm:
     """What a pickle would run."""
 
-    def __reduce__(self) -> tuple[object, tuple[str]]:
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
         return Path.touch, (Path("harmed"),)
 
 
