@@ -85,7 +85,8 @@ def _row(kind: str, options: BenchmarkOptions) -> dict[str, Any]:
     if model_versions.find(name, "candidate") is None:
         unlearn([f"--name={name}", f"--forget={FORGET}", f"--steps={options.steps}", f"--lr={options.lr}", "--ema=0.98",
                  "--previews=0", "--device=cpu"])  # fmt: skip
-    promote([f"--model={name}", "--why=benchmarks.kinds"])
+    if model_versions.find(name, "champion") is None:
+        promote([f"--model={name}", "--why=benchmarks.kinds"])
     champion = f"models:/{name}@champion"
     evidence = model_versions.evidence(champion)
     base, corrected = (Diffusion.load(model_versions.resolve(each)) for each in (f"models:/{name}@base", champion))
