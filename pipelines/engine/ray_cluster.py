@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from pipelines import ROOT
+from pipelines.engine import ray_janitor
 from pipelines.engine.options import AUTO, NONE, WorkerOptions
 from safemax.errors import InputError
 
@@ -46,9 +47,9 @@ def connected(options: WorkerOptions) -> Iterator[None]:
     """
     ray = module(options)
     handlers = {each: signal.getsignal(each) for each in _SIGNALS}
-    place = tempfile.mkdtemp(
-        prefix="safemax-ray-", dir="/tmp" if os.path.isdir("/tmp") else None
-    )  # sockets need short paths
+    # Sockets need short paths.
+    place = tempfile.mkdtemp(prefix="safemax-ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    janitor = ray_janitor.start(place)
     try:
         _connect(ray, options, place)
         for each, handler in handlers.items():
@@ -59,6 +60,7 @@ def connected(options: WorkerOptions) -> Iterator[None]:
         for each, handler in handlers.items():
             signal.signal(each, handler)
         shutil.rmtree(place, ignore_errors=True)
+        ray_janitor.end(janitor)
 
 
 def _connect(ray: ModuleType, options: WorkerOptions, place: str) -> None:

@@ -39,7 +39,7 @@ def test_all_of_60_trials_complete_once_although_one_of_two_machines_dies(
         threading.Thread(target=kill_a_machine, daemon=True).start()
         run(config, StopSignal())
         assert killed
-        assert ray_clusters.workers() == []
+        assert psutil.wait_procs(ray_clusters.workers(), 10)[1] == []
     trials = trials_of(config)
     assert [each.number for each in trials] == list(range(60))
     assert {each.state for each in trials} == {TrialState.COMPLETE}
