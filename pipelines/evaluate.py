@@ -20,15 +20,18 @@ from pipelines.cli.parameters import with_defaults
 from pipelines.cli.parser import parse
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.retrained import GoldOptions
-from pipelines.engine.signals import die_with_parent, stop_on_signals
+from pipelines.engine.shared_draws import follow_draws, shared_draws
+from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_signals
 from pipelines.examination.attack_run import AttackRun
 from pipelines.examination.evaluation import Evaluator
 from pipelines.examination.evaluation_report import publish
 from pipelines.examination.subject import Subject
 from pipelines.registry import lineage
+from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
+from safemax.training.devices import number_of_processes
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,13 @@ def evaluate(argv: Sequence[str]) -> None:
     )
     stop = stop_on_signals()
     die_with_parent()
+    if number_of_processes() > 1 and chosen["gold"].gold == "train":
+        raise InputError(
+            "gold = train needs one process: run it without torchrun once; gold = kept takes the model then"
+        )
+    if is_follower_rank():
+        follow_draws(stop)
+        return
     options = chosen["model"]
     subject = Subject.of(options, options.beside, chosen["data"])
     diffusion = lineage.load(subject.address, subject.dataset)
@@ -74,7 +84,7 @@ def evaluate(argv: Sequence[str]) -> None:
     attack_run = AttackRun.find(subject.address, options.attack_run)
     params = {"model.beside": subject.base, "model.gold": chosen["gold"].gold, "attack.run": attack_run.id}
     params |= {f"eval.{key}": value for key, value in evaluation.describe().items()}
-    with subject.run("evaluation", f"evaluate-{subject.title}", params) as run:
+    with shared_draws(), subject.run("evaluation", f"evaluate-{subject.title}", params) as run:
         run.parameters(chosen.record(model=subject.address))
         evaluator = Evaluator.load(subject, diffusion, evaluation, chosen["judging"], chosen["gold"], stop)
         with stop.interruptible():

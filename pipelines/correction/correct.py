@@ -8,6 +8,7 @@ from pipelines import tracking
 from pipelines.correction.correction import Correction, SearchProvenance
 from pipelines.correction.correction_run import CorrectionRun
 from pipelines.correction.result import CorrectionResult
+from pipelines.engine.shared_draws import follow_draws, shared_draws
 from pipelines.engine.signals import StopSignal, is_follower_rank
 from pipelines.registry import lineage, model_versions, orphans
 from safemax.diffusion.model import Diffusion
@@ -27,6 +28,7 @@ def correct(correction: Correction, stop: StopSignal, make_base: Callable[[], st
         correction.method.validate(diffusion)
         classes = lineage.class_split(correction.source, correction.forget, correction.dataset)
         correction.unlearn(diffusion, classes, Hooks(should_stop=stop))
+        follow_draws(stop)
         return ""
     for line in orphans.remove_orphans(correction.name):
         print(f"removed what a killed run left behind: {line}")
@@ -41,7 +43,9 @@ def correct(correction: Correction, stop: StopSignal, make_base: Callable[[], st
         parent = model_versions.resolve_alias(make_base() if make_base else correction.source)
         diffusion = Diffusion.load(model_versions.resolve(parent))
         under_way = CorrectionRun(correction, run, diffusion, parent)
-        address = under_way.measure_and_register(under_way.unlearn(stop), stop)
+        cost = under_way.unlearn(stop)
+        with shared_draws():
+            address = under_way.measure_and_register(cost, stop)
     under_way.clear()  # once the run has ended: until then the same command resumes, and finds the version
     return address
 

@@ -92,6 +92,7 @@ def judge(case: Case, limits: GateThresholds) -> list[Gate]:
         _at_least("accuracy on retained classes", case.metrics, keys.ACCURACY, limits.retained_accuracy),
         *_retained(base, case, limits),
         _worst_class(base, case, limits),
+        _worst_sampler(base, case, limits),
         *_retained(champion, case, limits),
         *_attacked(case, limits),
     ]
@@ -203,6 +204,16 @@ def _worst_class(base: Reference, case: Case, limits: GateThresholds) -> Gate:
     worst = max(known, key=lambda key: known[key])
     gate = _at_most(name, known[worst], limit, " points")
     return replace(gate, value=f"{gate.value} ({worst.removeprefix(prefix)})")
+
+
+def _worst_sampler(base: Reference, case: Case, limits: GateThresholds) -> Gate:
+    """Return the gate on the sampler under which most accuracy was lost: the verdict knows the protocol's alone."""
+    losses = [
+        _combined(base.metrics, case.metrics, keys.of_sampler(name, "accuracy"), lambda before, now: before - now)
+        for name in keys.USER_SAMPLERS
+    ]
+    worst = max((each for each in losses if each is not None), default=None)
+    return _at_most("accuracy lost, any sampler", worst, limits.sampler_accuracy_loss, " points")
 
 
 def _attacked(case: Case, limits: GateThresholds) -> Iterator[Gate]:

@@ -35,6 +35,7 @@ class GateThresholds:
     fid_ratio_to_base: float | None
     fid_ratio_to_champion: float | None
     class_accuracy_loss: float | None
+    sampler_accuracy_loss: float | None
     attack_delta: float | None
     attack_samples: float | None
 

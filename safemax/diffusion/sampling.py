@@ -95,7 +95,7 @@ class Request:
         own = tqdm(total=total, initial=done, desc=text, disable=not progress, leave=False) if bar is None else None
         noise = self._noise()
         try:
-            if crew is not None and len(self.firsts) > skip:
+            if crew is not None and not crew.together and len(self.firsts) > skip:
                 crew.is_whole = False  # until all have done their part
                 crew.tell(self._told(crew, skip))
             for first in self.firsts[skip:]:
@@ -114,7 +114,7 @@ class Request:
         walk = _Trajectory(self, first, count, slice(ends[rank], ends[rank + 1]))
         with self.diffusion.without_dropout():
             images = walk.denoise(noise, bar)
-        return torch.cat(crew.gather(images, [b - a for a, b in pairwise(ends)]) or [images]) if crew else images
+        return crew.whole(images, [b - a for a, b in pairwise(ends)]) if crew else images
 
     def _noise(self) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, 0))

@@ -28,14 +28,24 @@ _PATIENCE = timedelta(days=1)  # others wait while the leader trains a judge
 _POLL_SECONDS = 0.01  # a wait in Python lets signals through
 _MODEL = "model:"
 
-_leaders: list[Team] = []
+_teams: list[Team] = []
 
 
 class Team:
-    """The processes of torch's default group, connected on the CPU; each of them must make one."""
+    """The processes of torch's default group, connected on the CPU; each of them must make one.
 
-    def __init__(self) -> None:
+    Args:
+        together: all of them ask for the same draws, and all get them.
+
+    Attributes:
+        rank: the index of this process.
+        world: their number.
+        is_whole: no draw is under way.
+    """
+
+    def __init__(self, *, together: bool = False) -> None:
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self.together = together
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.is_whole = True
         self._model = ""
@@ -64,13 +74,23 @@ class Team:
         """
         if self.rank:
             if len(own):
-                self._wait(dist.isend(own.contiguous(), dst=0, group=self._group))
+                dist.send(own.contiguous(), dst=0, group=self._group)
             return []
         parts = [own, *(own.new_empty(n, *own.shape[1:]) for n in counts[1:])]
         for source, part in enumerate(parts[1:], start=1):
             if len(part):
-                self._wait(dist.irecv(part, src=source, group=self._group))
+                dist.recv(part, src=source, group=self._group)
         return parts
+
+    def whole(self, own: Tensor, counts: list[int]) -> Tensor:
+        """Return all processes' rows where this process leads, or where all are together; else its own."""
+        parts = self.gather(own, counts)
+        images = torch.cat(parts) if parts else own
+        if self.together:
+            if not self.rank:
+                self.tell({"images": images})
+            images = images if not self.rank else self.hear()["images"]
+        return images
 
     def model_of(self, diffusion: Diffusion) -> dict[str, Tensor]:
         """Return the files of the leader's model, to be told; none where the others have it."""
@@ -97,34 +117,49 @@ class Team:
         return self._diffusion
 
     def _broadcast(self, tensor: Tensor) -> None:
-        self._wait(dist.broadcast(tensor, src=0, group=self._group, async_op=True))
-
-    def _wait(self, work: dist.Work | None) -> None:
+        work = dist.broadcast(tensor, src=0, group=self._group, async_op=True)
         assert work is not None
-        while not work.is_completed():
+        while not work.is_completed():  # it may last as long as the leader has other work
             time.sleep(_POLL_SECONDS)
         work.wait()  # raises what went wrong
 
 
 def current() -> Team | None:
-    """Return the team that this process leads now; None where it is alone."""
-    return _leaders[-1] if _leaders else None
+    """Return the team whose draws are shared now; None where this process is alone."""
+    return _teams[-1] if _teams else None
 
 
 @contextmanager
 def leading() -> Iterator[None]:
     """Share every `sample` inside with the processes that follow; without others, or outside a group, nothing changes."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if _is_alone():
         yield
         return
     team = Team()
-    _leaders.append(team)
+    _teams.append(team)
     try:
         yield
     finally:
-        _leaders.pop()
+        _teams.pop()
         if team.is_whole:
             team.tell({})
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Share every `sample` inside among processes that all call it with the same arguments; all get all images."""
+    if _is_alone():
+        yield
+        return
+    _teams.append(Team(together=True))
+    try:
+        yield
+    finally:
+        _teams.pop()
+
+
+def _is_alone() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
 
 
 def _bytes(path: Path) -> Tensor:

@@ -13,6 +13,7 @@ from safemax.data.batches import to_float
 from safemax.evaluation.samples import Samples
 from safemax.judges.classifier import predict
 from safemax.judges.load import Judges, Reference
+from safemax.metrics.features import of_this_process
 from safemax.metrics.measurement import GOLD, MAIN, JudgedImages, PanelSetting
 from safemax.metrics.outcome import outcome
 from safemax.storage import source_digest
@@ -36,7 +37,7 @@ def measure(
         forget: the forgotten labels.
         gold: samples of a model retrained without them, by the same protocol; they add the gap to it.
     """
-    panel = metrics.panel(PanelSetting(judges, reference, forget))
+    panel = of_this_process(metrics.panel(PanelSetting(judges, reference, forget)))
     for batch in judged(samples, judges, forget):
         panel.update(batch)
     if gold is not None:

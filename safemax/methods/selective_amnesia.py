@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from safemax.data.batches import Batch, Batches, Rows, to_x0
+from safemax.diffusion import team
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.knobs import knob, knobs
@@ -100,7 +101,8 @@ class SelectiveAmnesia(Method):
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Draw the replay images, estimate the Fisher information on them, and copy the weights."""
         labels = torch.arange(diffusion.num_classes).repeat_interleave(self.replay_images)
-        x0 = sample(diffusion, labels, self._sampler, seed=int(torch.randint(2**31, ())), decode=False)
+        with team.together():
+            x0 = sample(diffusion, labels, self._sampler, seed=int(torch.randint(2**31, ())), decode=False)
         images = diffusion.stored(x0).to(diffusion.device)
         self._replay = images.view(diffusion.num_classes, self.replay_images, *diffusion.x0_shape)
         self._theta_star = [p.detach().clone() for p in diffusion.parameters()]

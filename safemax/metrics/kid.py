@@ -9,12 +9,11 @@ import warnings
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
-from torchmetrics.utilities import dim_zero_cat
 
 from safemax import metric_keys as keys
 from safemax.errors import InputError
 from safemax.judges.load import noise_features
-from safemax.metrics.features import GivenFeatures
+from safemax.metrics.features import GivenFeatures, rows_of
 from safemax.metrics.measurement import MAIN, JudgedImages, MetricInfo, PanelMetric, PanelSetting
 
 METRICS = {
@@ -75,16 +74,18 @@ class KernelDistance(KernelInceptionDistance):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Return KID and its standard error, float64 scalars; InputError as of `kid`."""
-        real = [] if self.known is None else [self.known]
-        if self.real_features:
-            real.append(_in_order(self.real_features, self.real_rows))
-        drawn = _in_order(self.fake_features, self.fake_rows) if self.fake_features else torch.zeros(0, 1)
-        value, error = kid(drawn, torch.cat(real), subsets=self.subsets, subset_size=self.subset_size, seed=self.seed)
+        real = [
+            each for each in (self.known, rows_of(self.real_features, self.real_rows)) if each is not None and len(each)
+        ]
+        drawn = rows_of(self.fake_features, self.fake_rows)
+        value, error = kid(
+            drawn,
+            torch.cat(real) if real else drawn[:0],
+            subsets=self.subsets,
+            subset_size=self.subset_size,
+            seed=self.seed,
+        )
         return torch.tensor(value, dtype=torch.float64), torch.tensor(error, dtype=torch.float64)
-
-
-def _in_order(features: list[Tensor], rows: list[Tensor]) -> Tensor:
-    return dim_zero_cat(features)[dim_zero_cat(rows).argsort(stable=True)]
 
 
 class Panel(PanelMetric):

@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassStatScores
 
 from safemax import metric_keys as keys
 from safemax.errors import InputError
+from safemax.metrics.features import joined, of_this_process
 from safemax.metrics.intervals import with_interval
 from safemax.metrics.measurement import MAIN, JudgedImages, MetricInfo, PanelMetric, PanelSetting
 
@@ -59,7 +60,8 @@ class OutcomeShares(MulticlassStatScores):
 
     def answers(self) -> Tensor:
         """Return how often each answer was the most probable one, (K,) or (K + 1,) int64."""
-        scores = super().compute()
+        with joined(self):
+            scores = super().compute()
         return scores[:, 0] + scores[:, 1]  # rightly and wrongly
 
     def compute(self) -> dict[str, float]:  # type: ignore[override]  # numbers, not scores
@@ -130,6 +132,7 @@ def outcome(probs: Tensor, forget: Sequence[int], num_classes: int) -> dict[str,
     Raises:
         InputError: no samples, a shape that does not fit K, or probabilities that are not finite.
     """
-    shares = OutcomeShares(forget, num_classes, reject=probs.ndim == 2 and probs.shape[1] == num_classes + 1)
+    has_reject = probs.ndim == 2 and probs.shape[1] == num_classes + 1
+    shares = of_this_process(OutcomeShares(forget, num_classes, reject=has_reject))
     shares.update(probs, torch.full((len(probs),), forget[0], device=probs.device))
     return shares.compute()

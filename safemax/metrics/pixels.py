@@ -8,11 +8,11 @@ import zlib
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from safemax import metric_keys as keys
 from safemax.data.batches import to_float, to_uint8
 from safemax.errors import InputError
+from safemax.metrics.features import rows_of
 from safemax.metrics.measurement import MAIN, JudgedImages, MetricInfo, PanelMetric, PanelSetting
 
 METRICS = {
@@ -85,10 +85,10 @@ class PixelStatistics(Metric):
         Raises:
             InputError: no images.
         """
-        pixels = dim_zero_cat(self.pixels) if self.pixels else torch.zeros(0)
+        pixels = rows_of(self.pixels, self.rows)
         if len(pixels) == 0:
             raise InputError("there are no images, or they are not all finite")
-        stream = pixels[dim_zero_cat(self.rows).argsort()].cpu().numpy().tobytes()
+        stream = pixels.cpu().numpy().tobytes()
         shares = self.histogram.double() / pixels.numel()
         return {
             "std": (self.deviation / len(pixels)).item(),

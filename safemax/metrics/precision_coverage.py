@@ -9,6 +9,7 @@ from torchmetrics import Metric
 from safemax import metric_keys as keys
 from safemax.errors import InputError
 from safemax.judges.load import Reference
+from safemax.metrics.features import of_this_process
 from safemax.metrics.intervals import with_interval
 from safemax.metrics.measurement import MAIN, JudgedImages, MetricInfo, PanelMetric, PanelSetting
 
@@ -128,7 +129,7 @@ class Panel(PanelMetric):
 
 def precision_coverage(real: Tensor, generated: Tensor, k: int = NEAREST) -> dict[str, float]:
     """Return PrecisionCoverage of all generated features at once, (G, D), against real ones, (R, D)."""
-    metric = PrecisionCoverage(real, k)
+    metric = of_this_process(PrecisionCoverage(real, k))
     metric.update(generated)
     return metric.compute()
 

@@ -13,6 +13,7 @@ from torchmetrics.wrappers.abstract import WrapperMetric
 from safemax import metric_keys as keys
 from safemax.judges.inception import Moments
 from safemax.judges.load import Reference
+from safemax.metrics.features import joined
 from safemax.metrics.frechet import FrechetDistance
 from safemax.metrics.intervals import GROUPS, with_interval
 from safemax.metrics.kid import FEWEST, KernelDistance
@@ -49,7 +50,8 @@ class Accuracy(MulticlassStatScores):
 
     def hits(self) -> tuple[Tensor, Tensor]:
         """Return correct answers and samples of each class, (K,) int64 both."""
-        scores = super().compute()
+        with joined(self):
+            scores = super().compute()
         return scores[:-1, 0], scores[:-1, 4]
 
     def of(self, classes: Sequence[int]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import torch
@@ -37,6 +38,11 @@ def accelerator_for(training: Training) -> Accelerator:
         dynamo_plugin=_compiler(training),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
     )
+
+
+def number_of_processes() -> int:
+    """Return how many processes torchrun started, this one included; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def use_fast_gpu_kernels(precision: str = "fp32") -> None:

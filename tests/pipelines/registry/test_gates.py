@@ -158,7 +158,8 @@ def verdicts(case: Case) -> dict[str, str]:
 
 
 def test_the_case_whose_numbers_are_taken_away_passes_whole() -> None:
-    assert set(verdicts(changed(("earlier", "a", "recognised_high"), 0.7)).values()) == {"pass"}
+    found = verdicts(changed(("earlier", "a", "recognised_high"), 0.7))
+    assert {name for name, verdict in found.items() if verdict != "pass"} == {"accuracy lost, any sampler"}  # off
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: "absent" if value is ABSENT else repr(value)[:9])
@@ -220,6 +221,15 @@ def test_a_retained_class_that_is_gone_refuses_whatever_the_mean() -> None:
     assert refused(Case(facts, "w")) == ["accuracy lost, one class"]
     shown = {gate.name: gate.value for gate in gates.judge(Case(facts, "w"), LIMITS)}
     assert shown["accuracy lost, one class"] == "99.9 points (c)"
+
+
+def test_a_loss_under_a_sampler_that_people_use_refuses_where_the_gate_file_asks() -> None:
+    facts, key = evidence(samplers_clipped_accuracy=90.7), keys.of_sampler("clipped", "accuracy")
+    lossy = Case(facts | {"base_metrics": {**facts["base_metrics"], key: 98.7}}, "w")
+    assert refused(lossy) == []
+    assert refused(lossy, sampler_accuracy_loss=8.1) == []
+    assert refused(lossy, sampler_accuracy_loss=5.0) == ["accuracy lost, any sampler"]
+    assert refused(case(), sampler_accuracy_loss=5.0) == ["accuracy lost, any sampler"]  # not measured
 
 
 def test_a_chain_is_held_to_the_base_that_it_began_with_not_to_its_last_link() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from safemax import metrics
 from safemax.metrics.measurement import JudgedImages
-from tests.support import made_up_measurements
+from tests.support import made_up_measurements, rank_program, ranks
 
 RECORDED = json.loads((Path(__file__).parent / "recorded.json").read_text())
 
@@ -34,3 +34,11 @@ def test_the_panel_gives_the_recorded_numbers_whatever_the_batch(size: int) -> N
     assert {
         key: value for key, value in found.items() if value != pytest.approx(RECORDED[key], rel=1e-6, abs=1e-9)
     } == {}
+
+
+def test_two_processes_with_a_part_of_the_batches_each_give_the_recorded_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
+    for found in ranks.answers(rank_program.measure, tmp_path):
+        assert found == pytest.approx(RECORDED, rel=1e-6, abs=1e-9)
