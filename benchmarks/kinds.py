@@ -9,6 +9,7 @@ Every step is the command that a user gives: pretrain, unlearn, promote; then th
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,10 @@ from safemax.storage import atomic, cache
 KINDS = ("pixel_dit", "latent_dit", "text")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAINED = ("a handwritten {}", "the digit {}")
-HELD_OUT = "a picture of the number {}"
+HELD_OUT = (
+    "a digit {}",
+    "a picture of the number {}",
+)  # words of the trained ones in another combination, and other words
 FORGET = 3
 VAE_STEPS = 600
 
@@ -65,9 +69,10 @@ def benchmark(argv: Sequence[str]) -> None:
     options = parse("python -m benchmarks.kinds", __doc__ or "", {"options": BenchmarkOptions}, argv)["options"]
     rows = [_row(kind, options) for kind in options.kinds.split(",")]
     remark = (
-        f"{WORDS[FORGET]} is forgotten; shares and accuracy in percent, minutes of steps. A paraphrase is held out where "
-        f"neither the base nor SAFEMax was trained on it ('{HELD_OUT}'). Served: the champion refuses the class, its prompts "
-        "and its paraphrases, and draws the others. Pictures: kinds-KIND.png beside this file."
+        f"{WORDS[FORGET]} is forgotten; shares and accuracy in percent, minutes of SAFEMax's steps while other work ran on the "
+        f"machine. Held-out prompts are {' and '.join(map(repr, HELD_OUT))}: neither the base nor SAFEMax was trained on them. "
+        "Served: how many of the names and prompts the champion draws, and how many it refuses: the forgotten class, in any of "
+        "its words. Pictures: kinds-KIND.png beside this file."
     )
     tables.write("kinds-digits", "Three kinds of model on digits", pd.DataFrame(rows).set_index("kind"), remark)
 
@@ -102,8 +107,7 @@ def _row(kind: str, options: BenchmarkOptions) -> dict[str, Any]:
         "accuracy": after[keys.ACCURACY],
         "FID, base": before[keys.FID_JUDGE],
         "FID": after[keys.FID_JUDGE],
-        "held-out paraphrase, base": _paraphrased(base),
-        "held-out paraphrase": _paraphrased(corrected),
+        **_paraphrases(base, corrected),
         "minutes": after[keys.RUNTIME_MINUTES],
         "served": _served(champion, corrected),
     }
@@ -121,18 +125,22 @@ def _folder(kind: str) -> Path:
 def _write(kind: str, folder: Path) -> None:
     vae = _trained_autoencoder()
     torch.manual_seed(0)
-    raw = folder.with_name(f"{folder.name}-raw")
-    if kind == "latent_dit":
-        write_dit(raw, vae, map(str, range(10)), layers=4, heads=4)
-        Diffusion.load(raw).save(folder)
-        return
-    words = " ".join([*WORDS, *TRAINED, HELD_OUT]).replace("{}", "").split()
-    write_stable_diffusion(raw, vae, dict.fromkeys(words), width=48)
-    prompts = [
-        Prompt(text.format(word), str(k), held_out=text == HELD_OUT)
-        for k, word in enumerate(WORDS) for text in (*TRAINED, HELD_OUT)
+    with tempfile.TemporaryDirectory() as scratch:
+        raw = Path(scratch, "raw")
+        if kind == "latent_dit":
+            write_dit(raw, vae, map(str, range(10)), layers=4, heads=4)
+            Diffusion.load(raw).save(folder)
+        else:
+            words = " ".join([*WORDS, *TRAINED, *HELD_OUT]).replace("{}", "").split()
+            write_stable_diffusion(raw, vae, dict.fromkeys(words), width=48)
+            Diffusion.load(raw, prompts=_prompts()).save(folder)
+
+
+def _prompts() -> list[Prompt]:
+    return [
+        Prompt(text.format(word), str(k), held_out=text in HELD_OUT)
+        for k, word in enumerate(WORDS) for text in (*TRAINED, *HELD_OUT)
     ]  # fmt: skip
-    Diffusion.load(raw, prompts=prompts).save(folder)
 
 
 def _trained_autoencoder() -> AutoencoderKL:
@@ -155,14 +163,25 @@ def _trained_autoencoder() -> AutoencoderKL:
     return vae
 
 
-def _paraphrased(diffusion: Diffusion) -> float:
-    """Return how many percent of the images by held-out prompts are recognised as the forgotten class; NaN without prompts."""
+def _paraphrased(diffusion: Diffusion) -> list[float]:
+    """Return how many percent of the images by each held-out prompt are recognised as the forgotten class; [] without prompts."""
     if not isinstance(diffusion.condition, Prompts):
-        return float("nan")
-    (row,) = diffusion.condition.asked_by(FORGET, held_out=True)
-    images = sample(diffusion, torch.full((300,), row), FAST, seed=1)
-    probs = predict(judges(load("digits"), JudgeConfig(), progress=False).reject, images)[0]
-    return 100 * (probs.argmax(1) == FORGET).float().mean().item()
+        return []
+    judge = judges(load("digits"), JudgeConfig(), progress=False).reject
+    shares = []
+    for row in diffusion.condition.asked_by(FORGET, held_out=True):
+        images = sample(diffusion, torch.full((300,), row), FAST, seed=1)
+        shares.append(100 * (predict(judge, images)[0].argmax(1) == FORGET).float().mean().item())
+    return shares
+
+
+def _paraphrases(base: Diffusion, corrected: Diffusion) -> dict[str, str]:
+    """Return the shares by held-out prompts, in the order of HELD_OUT, of base and corrected model."""
+    shares = {"base": _paraphrased(base), "corrected": _paraphrased(corrected)}
+    return {
+        f"by held-out prompts, {name}": "; ".join(f"{each:.3g}" for each in found) or "-"
+        for name, found in shares.items()
+    }
 
 
 def _served(address: str, diffusion: Diffusion) -> str:

@@ -160,7 +160,7 @@ def announce(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluati
     if passes < LONG_DRAW:
         return
     rows = min(BATCH, len(requests[MAIN].labels))
-    x_t = torch.zeros(rows, *diffusion.image_shape, device=diffusion.device)
+    x_t = torch.zeros(rows, *diffusion.x0_shape, device=diffusion.device)
     t = torch.zeros(rows, dtype=torch.int64, device=diffusion.device)
     with torch.no_grad(), diffusion.without_dropout():
         diffusion(x_t, t, t).sum().item()  # the first pass chooses kernels

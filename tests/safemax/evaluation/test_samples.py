@@ -12,7 +12,7 @@ from safemax.evaluation import samples
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import announce, cached_samples, draw
 from safemax.storage import cache
-from tests.support import tiny_models
+from tests.support import tiny_kinds, tiny_models
 
 QUICK = Evaluation(
     protocol="custom", sampler_steps=2, forget_samples=8, retain_samples=5, second_samples=5, user_samples=0
@@ -98,3 +98,5 @@ def test_a_long_draw_says_its_cost_beforehand_and_a_short_one_nothing(capsys, mo
     announce(tiny_models.diffusion(), (0,), QUICK)
     # 18 rows of 2 guided steps, 15 of 2
     assert "sampling 33 images takes 132 passes of the network, about" in capsys.readouterr().out
+    announce(tiny_kinds.latent_dit(), (0,), QUICK)
+    assert "takes 132 passes" in capsys.readouterr().out
