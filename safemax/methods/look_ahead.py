@@ -30,10 +30,9 @@ class LookAhead(ExpectedTargets):
     al., 2024). The weights settle where the way back is long.
 
     lambda is 0 here: a class relearns from high t, where psi = exp(-lambda t/T) pushes least; and the retain weight is a
-    tenth, because the class must be gone and not only hidden. In a first look on digits
-    (classes 0 and 3, one seed, 100 samples, SAFEMax's loss with this term) ten images and 40 steps brought back 12 and
-    28 % instead of SAFEMax's 100 and 64 %, at an FID 1.0 and 0.2 higher and twice the time; the combination with the frozen
-    teacher has not been measured over bases and seeds yet. `ahead_steps=0` is the control without the term.
+    tenth, because the class must be gone and not only hidden. `ahead_steps=0` is the control without the term.
+
+    Not proven: docs/numbers.md has what was seen so far, on one class of digits.
     """
 
     paper: ClassVar[str] = (
