@@ -1,7 +1,8 @@
 """The bird anomaly: plain UA depends on how its judge classifies noise, so it changes with the judge; the panel does not.
 
-python -m benchmarks.birds                 digits, by an unlearned model; CIFAR-10 birds too where SAFEMAX_DATA has CIFAR-10
-python -m benchmarks.birds --data=digits   minutes on two cores; the judges of CIFAR-10 take half an hour, once
+python -m benchmarks.birds --data=digits     by an unlearned model; minutes on two cores
+python -m benchmarks.birds --data=mnist      the same at 8x8 pixels, where SAFEMAX_DATA has MNIST
+python -m benchmarks.birds --data=cifar10    birds, where SAFEMAX_DATA has CIFAR-10 and the third-party judges; half an hour
 """
 
 from __future__ import annotations
@@ -44,13 +45,14 @@ RETAINED = 50  # real test images of each other class, instead of samples
 SEEDS = (0, 4, 5)  # of the plain judges on digits; 1 to 3 are those of the ensemble with a reject class
 TITLE = "The bird anomaly: plain UA of the same samples by judge, and the panel"
 REMARK = """\
-digits: the base of the demo and SAFEMax's correction of it ({steps} steps), for the class as which the first judge classifies \
-most noise; the other judges differ from it by their seed. cifar10: no unlearned model was available. Samples are what a denoiser \
-at SAFEMax's optimum draws, where it predicts no noise, or other noise, or real birds; those of the retained classes are real test \
-images. Judges: the two third-party ResNets, a ResNet-20 of ours after {resnet20_steps} steps. All judges of a data set share one \
-ensemble of three small networks with a reject class (cifar10: {small_steps} steps each). \
+digits and mnist (at 8x8): a base trained as the demo's and SAFEMax's correction of it ({steps} steps), for the class as which the \
+first judge classifies most noise; the other judges differ from it by their seed. cifar10: no unlearned model was available. \
+Samples are what a denoiser at SAFEMax's optimum draws, where it predicts no noise, or other noise, or real birds; those of the \
+retained classes are real test images. Judges: the two third-party ResNets and ours (`whitened`). All judges of a data set share \
+one ensemble with a reject class: of cifar10, three heads on the third-party ResNet-20. \
 Noise classified as the class: the largest share over clamped Gaussian, uniform, salt-and-pepper noise and images drowned in \
-noise, 500 of each. Precision and coverage are in the features of plain judge and ensemble together, KID in the plain judge's."""
+noise, 500 of each. Recall: real test images of the class that the ensemble recognises. Precision and coverage are in the features \
+of plain judge and ensemble together, KID in the plain judge's."""
 SAMPLERS = {
     "1,000 ancestral steps, as the paper": PAPER,
     "1,000 ancestral steps, x0 clipped": Sampler("ddpm", 1000, 3.0, 0.0, True),
@@ -62,10 +64,8 @@ SAMPLERS = {
 class BenchmarkOptions:
     """How much of the benchmark to run."""
 
-    data: str = knob("all", "digits, cifar10 or all", choices=("all", "digits", "cifar10"))
-    steps: int = knob(300, "steps of SAFEMax on digits", bounds=(1, 100_000))
-    resnet20_steps: int = knob(1000, "training steps of our own resnet20", bounds=(1, 100_000))
-    small_steps: int = knob(3000, "training steps of each judge that rejects", bounds=(1, 100_000))
+    data: str = knob("digits", "digits, mnist, cifar10 or all", choices=("all", "digits", "mnist", "cifar10"))
+    steps: int = knob(300, "steps of SAFEMax on digits and mnist", bounds=(1, 100_000))
 
     def __post_init__(self) -> None:
         check(self)
@@ -93,9 +93,8 @@ class Optimum(Diffusion):
         return (1 - self.alpha_bar[t]).sqrt().view(-1, 1, 1, 1) * x_t if self.gaussian else torch.zeros_like(x_t)
 
 
-def digits(options: BenchmarkOptions) -> Iterator[dict[str, Any]]:
+def unlearned(dataset: Dataset, options: BenchmarkOptions) -> Iterator[dict[str, Any]]:
     """Yield one row per judge and set of samples, of the base and of a correction, for the class as which judge 0 sees noise."""
-    dataset = load("digits")
     first = judges(dataset, JudgeConfig())
     k = max(range(dataset.num_classes), key=lambda each: first.noise_attractor((each,)))
     ensemble = _saved(first, dataset)
@@ -111,11 +110,12 @@ def digits(options: BenchmarkOptions) -> Iterator[dict[str, Any]]:
             yield _row(dataset, k, f"{name}, {sampler}", f"small, seed {seed}", judge_set, samples)
 
 
-def cifar10(options: BenchmarkOptions) -> Iterator[dict[str, Any]]:
+def cifar10() -> Iterator[dict[str, Any]]:
     """Yield one row per judge and source of images: no unlearned model of CIFAR-10 is available."""
     dataset = load("cifar10")
-    for name, judge_set in _cifar10_judges(dataset, options):
-        for source, images in image_sources(dataset).items():
+    sources = image_sources(dataset)
+    for name, judge_set in _cifar10_judges(dataset):
+        for source, images in sources.items():
             yield _row(dataset, BIRD, source, name, judge_set, _with_real_others(dataset, BIRD, images))
 
 
@@ -139,18 +139,17 @@ def image_sources(dataset: Dataset) -> dict[str, Tensor]:
     return {name: to_uint8(each) for name, each in images.items()} | {"real birds, test images": real}
 
 
-def _cifar10_judges(dataset: Dataset, options: BenchmarkOptions) -> Iterator[tuple[str, Judges]]:
+def _cifar10_judges(dataset: Dataset) -> Iterator[tuple[str, Judges]]:
     """Yield three plain judges by name, each with the same ensemble with a reject class."""
-    small = JudgeConfig(judge="small", reject_judge="small", judge_steps=options.small_steps)
-    ensemble = _saved(judges(dataset, small), dataset)
     folder = Path(os.environ["SAFEMAX_DATA"]) / "judges"
-    given: dict[str, dict[str, Any]] = {
-        "ResNet-56, third party": {"judge": str(folder / "cifar10-resnet56.safetensors")},
-        "ResNet-20, third party": {"judge": str(folder / "cifar10-resnet20.safetensors")},
-        "ResNet-20, ours": {"judge": "resnet20", "judge_steps": options.resnet20_steps},
+    given = {
+        "ResNet-56, third party": str(folder / "cifar10-resnet56.safetensors"),
+        "ResNet-20, third party": str(folder / "cifar10-resnet20.safetensors"),
+        "whitened, ours": "whitened",
     }
-    for name, knobs in given.items():
-        judge_set = judges(dataset, JudgeConfig(reject_judge=ensemble, **knobs))
+    heads = f"none_head:{given['ResNet-20, third party']}"
+    for name, judge in given.items():
+        judge_set = judges(dataset, JudgeConfig(judge=judge, reject_judge=heads))
         yield f"{name} ({judge_set.about['plain']['test_accuracy']:.1f} % right)", judge_set
 
 
@@ -182,6 +181,7 @@ def _row(dataset: Dataset, k: int, what: str, judge: str, judge_set: Judges, sam
         "noise it takes for the class %": m[keys.NOISE_ATTRACTED],
         "UA %": m[keys.UA],
         "H": m[keys.ENTROPY],
+        "recall %": m[keys.JUDGE_RECALL],
         "UA with reject %": m[keys.UA_REJECT],
         "rejected %": m[keys.REJECTED],
         "other %": m[keys.OTHER],
@@ -202,8 +202,12 @@ def _seeded() -> torch.Generator:
 def benchmark(argv: Sequence[str]) -> None:
     """Run and write the table."""
     options = parse("python -m benchmarks.birds", __doc__ or "", {"options": BenchmarkOptions}, argv)["options"]
-    parts: dict[str, Callable[[BenchmarkOptions], Iterator[dict[str, Any]]]] = {"digits": digits, "cifar10": cifar10}
-    rows = [row for name, part in parts.items() if options.data in ("all", name) for row in part(options)]
+    parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "digits": lambda: unlearned(load("digits"), options),
+        "mnist": lambda: unlearned(load("mnist", size=8), options),
+        "cifar10": cifar10,
+    }
+    rows = [row for name, part in parts.items() if options.data in ("all", name) for row in part()]
     frame = pd.DataFrame(rows).set_index("data")
     name = "birds" if options.data == "all" else f"birds-{options.data}"
     tables.write(name, TITLE, frame, "\n".join([*_ranges(rows), "", REMARK.format(**vars(options))]), digits=2)

@@ -15,6 +15,7 @@ from safemax.attacks.base import Attack, Setting
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST
 from safemax.evaluation.attack_results import AttackComparison, cached_attack
+from safemax.judges.attack_helper import attack_helper
 from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.metrics.retention import neighbours
 
@@ -76,10 +77,9 @@ class AttackSuite:
         dataset, forget = subject.dataset, subject.classes.forget
         with clock.time("judges"):
             judge_set = judges(dataset, judging, device=str(models.model.device))
+            helper = attack_helper(dataset, judging, judge_set)
             nearest = neighbours(reference(dataset, judge_set), forget)[0]
-        setting = Setting(
-            dataset, forget, judge_set.reject, judge_set.plain, nearest, models.base, self.samples, self.seed
-        )
+        setting = Setting(dataset, forget, judge_set.reject, helper, nearest, models.base, self.samples, self.seed)
         comparisons = {}
         for name, attack in self.attacks.items():
             results = {}

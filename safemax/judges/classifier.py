@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -36,6 +37,7 @@ class Judge(nn.Module):
         image_shape: (C, H, W) of the images it judges.
         reject: whether index K stands for "none of these".
         pixel_mean, pixel_std: per channel, before the network, x in [-1, 1] becomes (x - mean) / std; (0,), (1,) leaves it.
+        config: of a hub classifier's architecture (safemax.judges.hub_classifier); None for all others.
     """
 
     mean: Tensor
@@ -50,11 +52,12 @@ class Judge(nn.Module):
         reject: bool = False,
         pixel_mean: Sequence[float] = (0.0,),
         pixel_std: Sequence[float] = (1.0,),
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.arch, self.class_names, self.image_shape = arch, tuple(class_names), image_shape
-        self.reject, self.num_classes = reject, len(class_names)
-        self.network = networks.build(arch, image_shape, self.num_classes + reject)
+        self.reject, self.num_classes, self.config = reject, len(class_names), config
+        self.network = networks.build(arch, image_shape, self.num_classes + reject, config)
         self.register_buffer("mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -89,7 +92,7 @@ class Ensemble(Judge):
         nn.Module.__init__(self)
         first = judges[0]
         self.judges = nn.ModuleList(judges)
-        self.arch = "+".join(judge.arch for judge in judges)
+        self.arch, self.config = "+".join(judge.arch for judge in judges), None
         self.class_names, self.image_shape = first.class_names, first.image_shape
         self.reject, self.num_classes = first.reject, first.num_classes
 
@@ -201,6 +204,7 @@ def _card(judge: Judge) -> dict[str, object]:
         "reject": judge.reject,
         "pixel_mean": judge.mean.flatten().tolist(),
         "pixel_std": judge.std.flatten().tolist(),
+        **({} if judge.config is None else {"config": judge.config}),
     }
 
 
@@ -209,26 +213,52 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_judge(path: str | Path, *, class_names: Sequence[str] | None = None) -> Judge:
+def is_path(name: str) -> bool:
+    """Return whether a judge's name says where it is, and not what it is."""
+    return "/" in name or name.endswith(".safetensors")
+
+
+def load_judge(
+    path: str | Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+) -> Judge:
     """Load a judge, on the CPU in eval mode.
 
     Args:
-        path: a folder written by save, or the safetensors file of a CIFAR ResNet-20 or -56 whose input is [0, 1] RGB,
-            normalised by ImageNet's mean and deviation.
+        path: a folder written by save; the safetensors file of a CIFAR ResNet (20, 32, 44, 56 or 110) whose input is [0, 1]
+            RGB, normalised by ImageNet's mean and deviation; or a folder of transformers or timm with config.json and
+            safetensors.
         class_names: the classes of a bare file, which does not name them; a folder's must equal them where they are given.
+        image_shape: (C, H, W) of the images to judge; None takes 32x32 RGB. What save wrote knows it.
 
     Raises:
         InputError: nothing is at path, its bytes are not those that were saved, or it is another network.
     """
-    path = Path(path)
+    path, shape = Path(path), image_shape or (3, 32, 32)
     try:
-        judge = _load_folder(path) if path.is_dir() else _load_bare(path, class_names)
+        judge = _load(path, class_names, shape)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__} {error}".split()).removeprefix("InputError ")
         raise InputError(f"judge = {str(path)!r} is not a judge: {reason[:300]}") from error
     if class_names is not None and tuple(class_names) != judge.class_names:
         raise InputError(f"judge = {str(path)!r} has the classes {judge.class_names}, not {tuple(class_names)}")
     return judge.eval()
+
+
+def _load(path: Path, class_names: Sequence[str] | None, image_shape: tuple[int, int, int]) -> Judge:
+    from safemax.judges import hub_classifier  # imports transformers where it is used
+
+    if hub_classifier.is_folder(path):
+        found = hub_classifier.load(path, class_names)
+        judge = Judge(
+            hub_classifier.ARCH, class_names or (), image_shape,
+            pixel_mean=found.pixel_mean, pixel_std=found.pixel_std, config=found.config,
+        )  # fmt: skip
+        judge.network = found.network
+        return judge
+    return _load_folder(path) if path.is_dir() else _load_bare(path, class_names, image_shape)
 
 
 def _load_folder(folder: Path) -> Judge:
@@ -243,19 +273,19 @@ def _load_folder(folder: Path) -> Judge:
     return judge
 
 
-def _load_bare(path: Path, class_names: Sequence[str] | None) -> Judge:
+def _load_bare(path: Path, class_names: Sequence[str] | None, image_shape: tuple[int, int, int]) -> Judge:
     tensors = load_file(path)
     inferred = networks.infer(tensors)
     if inferred is None:
-        raise InputError("its tensors are not those of a CIFAR ResNet-20 or -56")
+        raise InputError(f"its tensors are not those of a CIFAR ResNet: {', '.join(networks.CIFAR_BLOCKS)}")
     arch, channels, outputs = inferred
-    if channels != 3 or class_names is None or len(class_names) != outputs:
+    if (channels, image_shape[0]) != (3, 3) or class_names is None or len(class_names) != outputs:
         given = "no" if class_names is None else len(class_names)
         raise InputError(
-            f"it has {outputs} classes and {channels} input channels, but {given} class names were given; it needs as many names "
-            "as classes and 3 channels"
+            f"it has {outputs} classes and {channels} input channels, but {given} class names and images of {image_shape[0]} "
+            "channels were given; it needs as many names as classes, and 3 channels"
         )
-    judge = Judge(arch, class_names, (channels, 32, 32), pixel_mean=IMAGENET_MEAN, pixel_std=IMAGENET_STD)
+    judge = Judge(arch, class_names, image_shape, pixel_mean=IMAGENET_MEAN, pixel_std=IMAGENET_STD)
     missing, unexpected = judge.network.load_state_dict(tensors, strict=False)
     # Batch normalisation counts its batches; only training reads the count, and published files leave it out.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]

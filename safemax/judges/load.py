@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError
 from safemax.judges import none_head
-from safemax.judges.classifier import Ensemble, Judge, load_judge, predict, save
+from safemax.judges.classifier import Ensemble, Judge, is_path, load_judge, predict, save
 from safemax.judges.fitness import examine
 from safemax.judges.inception import Inception, Moments, by_class, find_inception
+from safemax.judges.recipes import planned_steps, recipe_of
 from safemax.judges.train import train_judge
 from safemax.knobs import check, knob
-from safemax.storage import atomic, cache
+from safemax.storage import atomic, cache, checkpoint
 
 NOISE = 500  # images of pure noise, the far end of the normalised KID
 # Part of every cached judge's key, by Dataset.natural: a change of how judges are trained must change it.
@@ -31,7 +33,11 @@ EXAMINED = 2  # part of the key of what a judge was examined for: a change of `e
 class JudgeConfig:
     """Which classifiers judge. A judge that is not given by path is trained once on the same data and cached."""
 
-    judge: str = knob("auto", "small, resnet20, resnet34 or a path to weights; auto fits the image size")
+    judge: str = knob(
+        "auto",
+        "small, whitened, whitened_wide, resnet20 (32, 44, 56, 110), resnet34, or a path: weights of a CIFAR ResNet, or a folder "
+        "of transformers or timm; auto fits the image size, and takes the wide one on a GPU",
+    )
     judge_steps: int = knob(
         0, "training steps of a judge; 0 takes as many as its architecture needs", bounds=(0, 1_000_000)
     )
@@ -41,8 +47,8 @@ class JudgeConfig:
     reject_judges: int = knob(3, "judges of the ensemble with a reject class", bounds=(1, 10))
     reject_judge: str = knob(
         "auto",
-        "architecture of the ensemble, a path to a saved one, none_head (heads on the plain judge, a CIFAR ResNet) or "
-        "none_head:PATH,PATH (on other ones); auto fits the image size",
+        "none_head (small heads on the plain judge), none_head:PATH,PATH (on other judges, which vote more independently), an "
+        "architecture of the ensemble, or a path to a saved one; auto is none_head above 16 pixels, else small",
     )
     judge_seed: int = knob(0, "fixes the judges' training", bounds=(0, 2**31))
     inception: str = knob(
@@ -126,28 +132,39 @@ def judges(dataset: Dataset, config: JudgeConfig, *, device: str = "cpu", progre
     Raises:
         InputError: an unknown architecture, a missing or damaged file, or a judge of other classes.
     """
+    config = _resolved(config, dataset)
+    if progress and (costs := _untrained(dataset, config)):
+        print(f"judges for {dataset.name}, trained once, then reused: {'; '.join(costs)}", file=sys.stderr, flush=True)
     found = find_inception(config.inception, dataset)
     inception = None if found is None else found.to(device)
-    plain = _plain(dataset, config, device, progress).to(device)
+    plain = plain_judge(dataset, config, device=device, progress=progress).to(device)
     reject = _reject(dataset, config, plain, device, progress).to(device)
     about = {"plain": _about(plain, dataset), "reject": _about(reject, dataset)}
     facts = {"plain": cache.tensors_digest(plain.state_dict()), "reject": cache.tensors_digest(reject.state_dict())}
     return Judges(plain, reject, about, cache.key(facts), inception)
 
 
+def plain_judge(dataset: Dataset, config: JudgeConfig, *, device: str = "cpu", progress: bool = True) -> Judge:
+    """Return the plain judge alone; arguments and errors as of `judges`."""
+    config = _resolved(config, dataset)
+    if is_path(config.judge):
+        return load_judge(config.judge, class_names=dataset.class_names, image_shape=dataset.image_shape)
+    return _cached(dataset, config, reject=False, seed=config.judge_seed, device=device, progress=progress)
+
+
 def identity(dataset: Dataset, config: JudgeConfig) -> str:
     """Return what identifies the judges of a data set before they exist: how each is trained, or the bytes it is read from."""
+    config = _resolved(config, dataset)
     sources = {"plain": (config.judge, [config.judge_seed]), "reject": (config.reject_judge, _reject_seeds(config))}
     facts: dict[str, Any] = {}
     for role, (name, seeds) in sources.items():
         if none_head.is_named(name):
             files = [_file_digest(str(path)) for path in none_head.backbones(name)]
             facts[role] = [none_head.RECIPE, torch.__version__, dataset.digest, files, list(seeds), config.judge_steps]
-        elif _is_path(name):
+        elif is_path(name):
             facts[role] = _file_digest(name)
         else:
-            arch = _architecture(name, dataset)
-            facts[role] = [_facts(dataset, arch, config, role == "reject", seed) for seed in seeds]
+            facts[role] = [_facts(dataset, name, config, role == "reject", seed) for seed in seeds]
     return cache.key(facts)
 
 
@@ -193,29 +210,32 @@ def _reference(dataset: Dataset, judges: Judges, per_class: int) -> dict[str, Te
     return cache.load_or_create(path, make)
 
 
-def _plain(dataset: Dataset, config: JudgeConfig, device: str, progress: bool) -> Judge:
-    if _is_path(config.judge):
-        return load_judge(config.judge, class_names=dataset.class_names)
-    arch = _architecture(config.judge, dataset)
-    return _cached(dataset, arch, config, reject=False, seed=config.judge_seed, device=device, progress=progress)
-
-
 def _reject(dataset: Dataset, config: JudgeConfig, plain: Judge, device: str, progress: bool) -> Judge:
+    seeds = _reject_seeds(config)
     if none_head.is_named(config.reject_judge):
-        seeds = _reject_seeds(config)
         return none_head.ensemble(
             config.reject_judge, plain, dataset, seeds, draws=config.judge_steps, device=device, progress=progress
         )
-    if _is_path(config.reject_judge):
-        judge = load_judge(config.reject_judge, class_names=dataset.class_names)
-        if not judge.reject:
-            raise InputError(f"reject_judge = {config.reject_judge} has no reject class")
-        return judge
-    arch = _architecture(config.reject_judge, dataset)
-    seeds = _reject_seeds(config)
-    return Ensemble(
-        [_cached(dataset, arch, config, reject=True, seed=s, device=device, progress=progress) for s in seeds]
-    )
+    if is_path(config.reject_judge):
+        if (judge := load_judge(config.reject_judge, class_names=dataset.class_names)).reject:
+            return judge
+        raise InputError(f"reject_judge = {config.reject_judge} has no reject class")
+    return Ensemble([_cached(dataset, config, reject=True, seed=s, device=device, progress=progress) for s in seeds])
+
+
+def _untrained(dataset: Dataset, config: JudgeConfig) -> list[str]:
+    """Return what has to be trained, a phrase each."""
+    costs: list[str] = []
+    for role, seeds in (("judge", [config.judge_seed]), ("reject_judge", list(_reject_seeds(config)))):
+        name, reject = getattr(config, role), role == "reject_judge"
+        if none_head.is_named(name):  # on a judge that is there, they say it themselves
+            costs += [none_head.cost(len(seeds), config.judge_steps)] * bool(costs)
+        elif not is_path(name):
+            absent = [seed for seed in seeds if not _folder(dataset, config, reject, seed).exists()]
+            recipe = recipe_of(name, None, None, None)
+            steps = config.judge_steps or planned_steps(recipe, len(dataset.train), reject)
+            costs += [f"{len(absent)} {name}, {steps:,} steps of {recipe.batch_size} images each"] * bool(absent)
+    return costs
 
 
 def _reject_seeds(config: JudgeConfig) -> range:
@@ -231,28 +251,33 @@ def _file_digest(path: str) -> str:
     return sha.hexdigest()
 
 
-def _is_path(name: str) -> bool:
-    return "/" in name or name.endswith(".safetensors")
+def _resolved(config: JudgeConfig, dataset: Dataset) -> JudgeConfig:
+    """Return the config with what auto stands for: for these images, and on a machine with or without a GPU."""
+    large = dataset.image_shape[-1] > 16
+    wide = "whitened_wide" if torch.cuda.is_available() else "whitened"
+    judge = config.judge if config.judge != "auto" else wide if large else "small"
+    reject = config.reject_judge if config.reject_judge != "auto" else none_head.NAME if large else "small"
+    return replace(config, judge=judge, reject_judge=reject)
 
 
-def _architecture(name: str, dataset: Dataset) -> str:
-    if name != "auto":
-        return name
-    return "small" if dataset.image_shape[-1] <= 16 else "resnet20"
+def _folder(dataset: Dataset, config: JudgeConfig, reject: bool, seed: int) -> Path:
+    arch = config.reject_judge if reject else config.judge
+    return cache.folder("judges") / cache.key(_facts(dataset, arch, config, reject, seed))
 
 
-def _cached(
-    dataset: Dataset, arch: str, config: JudgeConfig, *, reject: bool, seed: int, device: str, progress: bool
-) -> Judge:
-    folder = cache.folder("judges") / cache.key(_facts(dataset, arch, config, reject, seed))
+def _cached(dataset: Dataset, config: JudgeConfig, *, reject: bool, seed: int, device: str, progress: bool) -> Judge:
+    folder = _folder(dataset, config, reject, seed)
     if folder.exists():
         return load_judge(folder, class_names=dataset.class_names)
-    steps = {"steps": config.judge_steps} if config.judge_steps else {}
+    arch = config.reject_judge if reject else config.judge
     pretrained = config.judge_pretrained if arch == "resnet34" and config.judge_pretrained != "none" else None
+    unfinished = folder.with_name(f"{folder.name}-unfinished")
     judge = train_judge(
-        dataset, arch, reject=reject, seed=seed, device=device, progress=progress, pretrained=pretrained, **steps
-    )
+        dataset, arch, reject=reject, steps=config.judge_steps or None, seed=seed, device=device, progress=progress,
+        pretrained=pretrained, checkpoints=unfinished,
+    )  # fmt: skip
     atomic.create_folder(folder, lambda place: save(judge, place))
+    checkpoint.clear(unfinished)
     return judge
 
 

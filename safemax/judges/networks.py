@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safemax.errors import InputError, unknown
 
 RESNET34_INPUT = 224
-CIFAR_BLOCKS = {"resnet20": 3, "resnet56": 9}
-ARCHITECTURES = ("small", *CIFAR_BLOCKS, "resnet34")
+WHITENED = {"whitened": (32, 128, 128), "whitened_wide": (64, 256, 256)}  # channels of the three stages
+PATCH, WHITENING_FLOOR = (
+    2,
+    1.25e-4,
+)  # side of the patches that the first layer whitens; least variance that it scales up
+CIFAR_BLOCKS = {
+    "resnet20": 3,
+    "resnet32": 5,
+    "resnet44": 7,
+    "resnet56": 9,
+    "resnet110": 18,
+}  # blocks a stage: depth 6n + 2
+ARCHITECTURES = ("small", *WHITENED, *CIFAR_BLOCKS, "resnet34")
 
 
 class Network(nn.Module):
@@ -19,13 +32,20 @@ class Network(nn.Module):
 
     linear: nn.Linear
 
+    def levels(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return features, (N, D), and what a few levels of the network saw, (N, channels, positions...), the first one first."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
         """Return features, (N, D)."""
-        raise NotImplementedError
+        return self.levels(x)[0]
 
 
 class Small(Network):
-    """Three convolutions and one hidden layer of 64 features, 0.12 M weights; for 8x8, it sees larger images at half size."""
+    """Three convolutions and one hidden layer of 64 features, 0.12 M weights; for 8x8, it sees larger images at half size.
+
+    Its features are not negative.
+    """
 
     def __init__(self, channels: int, size: int, outputs: int) -> None:
         super().__init__()
@@ -40,13 +60,63 @@ class Small(Network):
         )
         self.linear = nn.Linear(64, outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return features, (N, 64), not negative."""
-        return self.body(x)
+    def levels(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return features, (N, 64), and the three convolutions' maps."""
+        maps = []
+        for layer in self.body:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU) and x.ndim == 4:
+                maps.append(x)
+        return x, maps
 
 
 def _conv(width_in: int, width_out: int, stride: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False), nn.BatchNorm2d(width_out), nn.ReLU()
+
+
+class Whitened(Network):
+    """A fast network in the manner of airbench (Jordan 2024, arXiv:2404.00498): whitened patches, then three stages of two layers.
+
+    For images of 17 to 64 pixels. `whitened` has 0.5 M weights and features (N, 128), `whitened_wide` 1.9 M and (N, 256).
+    Other than airbench's, its batch normalisation has gains, and its last maps are averaged.
+    """
+
+    def __init__(self, channels: int, outputs: int, widths: tuple[int, int, int]) -> None:
+        super().__init__()
+        patches = 2 * channels * PATCH**2
+        self.whitening = nn.Conv2d(channels, patches, PATCH)
+        self.whitening.requires_grad_(requires_grad=False)
+        pairs = zip((patches, *widths), widths, strict=False)
+        self.stages = nn.ModuleList(_stage_of_two(width_in, width_out) for width_in, width_out in pairs)
+        self.linear = nn.Linear(widths[-1], outputs)
+
+    def levels(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return features, (N, 128) or (N, 256), and the maps of the whitened patches and of the three stages."""
+        maps = [F.gelu(self.whitening(x))]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[-1].mean(dim=(2, 3)), maps
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Let the first layer give what is uncorrelated in patches of these images (N, C, H, W), and its negative."""
+        size, channels = PATCH, images.shape[1]
+        patches = F.unfold(images, size).transpose(1, 2).flatten(0, 1)
+        centred = patches - patches.mean(0)
+        variances, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
+        filters = (directions / (variances + WHITENING_FLOOR).sqrt()).T.reshape(-1, channels, size, size)
+        self.whitening.weight.copy_(torch.cat([filters, -filters]))
+        shift = -(self.whitening.weight.flatten(1) @ patches.mean(0))
+        self.whitening.bias.copy_(shift)  # type: ignore[union-attr]  # this layer has one
+
+
+def _stage_of_two(width_in: int, width_out: int) -> nn.Sequential:
+    """Return two convolutions, the first halving the picture; they begin as identities of the channels that they can pass on."""
+    first, second = (nn.Conv2d(width, width_out, 3, 1, 1, bias=False) for width in (width_in, width_out))
+    for each in (first, second):
+        nn.init.dirac_(each.weight[: each.in_channels])
+    norms = (nn.BatchNorm2d(width_out) for _ in range(2))
+    return nn.Sequential(first, nn.MaxPool2d(2), next(norms), nn.GELU(), second, next(norms), nn.GELU())
 
 
 class BasicBlock(nn.Module):
@@ -86,10 +156,12 @@ class CifarResNet(Network):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return features, (N, 64), not negative."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(out))).mean(dim=(2, 3))
+    def levels(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return features, (N, 64), not negative, and the maps of the first convolution and of the three stages."""
+        maps = [F.relu(self.bn1(self.conv1(x)))]
+        for stage in (self.layer1, self.layer2, self.layer3):
+            maps.append(stage(maps[-1]))
+        return maps[-1].mean(dim=(2, 3)), maps
 
 
 def _stage(width_in: int, width_out: int, blocks: int, stride: int) -> nn.Sequential:
@@ -111,10 +183,11 @@ class ResNet34(Network):
         self.linear = nn.Linear(512, outputs)
         nn.init.xavier_normal_(self.linear.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return features, (N, 512), not negative."""
+    def levels(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return features, (N, 512), not negative, and the maps of the stem and of the four stages."""
         x = F.interpolate(x, (RESNET34_INPUT, RESNET34_INPUT), mode="bilinear", antialias=True)
-        return self.body(x.expand(-1, 3, -1, -1)).pooler_output.flatten(1)
+        output = self.body(x.expand(-1, 3, -1, -1), output_hidden_states=True)
+        return output.pooler_output.flatten(1), list(output.hidden_states)
 
     def load_pretrained(self, source: str) -> None:
         """Replace the body's weights by those of a transformers ResNet-34 (folder or hub id, safetensors only).
@@ -142,27 +215,41 @@ def _resnet34_config() -> Any:
     return ResNetConfig(layer_type="basic", depths=[3, 4, 6, 3], hidden_sizes=[64, 128, 256, 512], embedding_size=64)
 
 
-def build(arch: str, image_shape: tuple[int, int, int], outputs: int) -> Network:
-    """Return an untrained network by name, for images (C, H, W).
+def build(
+    arch: str, image_shape: tuple[int, int, int], outputs: int, config: Mapping[str, Any] | None = None
+) -> Network:
+    """Return an untrained network by name.
+
+    Args:
+        arch: one of ARCHITECTURES, a hub classifier's, or one of these with -none and a number of heads.
+        image_shape: (C, H, W) of the images.
+        outputs: classes, with "none of these" where the network can answer it.
+        config: of a hub classifier.
 
     Raises:
         InputError: the architecture is unknown.
     """
+    from safemax.judges import hub_classifier, none_head  # which import this module
+
     channels, size, _ = image_shape
+    if headed := none_head.ARCH.fullmatch(arch):
+        return none_head.NoneHeadNetwork(
+            build(headed[1], image_shape, outputs - 1, config), image_shape, int(headed[2])
+        )
+    if arch == hub_classifier.ARCH:
+        return hub_classifier.HubClassifier.untrained(config or {}, outputs)
     if arch == "small":
         return Small(channels, size, outputs)
     if arch == "resnet34":
         return ResNet34(outputs)
+    if arch in WHITENED:
+        return Whitened(channels, outputs, WHITENED[arch])
     if arch in CIFAR_BLOCKS:
         return CifarResNet(channels, outputs, CIFAR_BLOCKS[arch])
-    if arch.removesuffix("-none") in CIFAR_BLOCKS:
-        from safemax.judges import none_head  # which imports this module
-
-        return none_head.build(arch, channels, outputs)
     raise unknown("arch", arch, ARCHITECTURES)
 
 
-def infer(tensors: dict[str, Tensor]) -> tuple[str, int, int] | None:
+def infer(tensors: Mapping[str, Tensor]) -> tuple[str, int, int] | None:
     """Return (arch, channels, outputs) of a CIFAR ResNet's state dict, or None where it is something else."""
     first, last = tensors.get("conv1.weight"), tensors.get("linear.weight")
     blocks = sum(name.startswith("layer1.") and name.endswith(".conv1.weight") for name in tensors)

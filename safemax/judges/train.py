@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import sys
+import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 from tqdm import tqdm
 
 from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
-from safemax.errors import InputError, NonFiniteError, unknown
+from safemax.errors import InputError, NonFiniteError
 from safemax.judges.classifier import Judge
-from safemax.judges.negatives import CLEAR, drowned, negative_images, uniform
-from safemax.judges.networks import ResNet34
+from safemax.judges.networks import ResNet34, Whitened
+from safemax.judges.recipes import REJECT_SHARE, Recipe, planned_steps, rate, recipe_of
+from safemax.judges.training_images import Passes, draw, negatives_of, on, varied
+from safemax.storage import checkpoint
+from safemax.storage.checkpoint import Checkpoint
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How an architecture is trained: optimizer, learning rates of body and head, L2 penalty, passes over the data."""
-
-    optimizer: str
-    lr: float
-    head_lr: float
-    weight_decay: float
-    epochs: int
-    cosine: bool = True
-    shift: bool = True
-
-
-# ResNet-20 and -56: He et al. 2016, section 4.2, at 20 of their 160 epochs. ResNet-34: SAFEMax's own judge (constant rates,
-# no shifts); from random weights it would not converge at those rates, so SCRATCH_GAIN multiplies them.
-RECIPES = {
-    "small": Recipe("adam", lr=2e-3, head_lr=2e-3, weight_decay=0.0, epochs=3),
-    "resnet20": Recipe("sgd", lr=0.1, head_lr=0.1, weight_decay=1e-4, epochs=20),
-    "resnet56": Recipe("sgd", lr=0.1, head_lr=0.1, weight_decay=1e-4, epochs=20),
-    "resnet34": Recipe("adam", lr=1e-5, head_lr=1e-4, weight_decay=5e-4, epochs=20, cosine=False, shift=False),
-}
-LEAST_STEPS = 400
-SCRATCH_GAIN = 50
-REJECT_SHARE = 1 / 3
+WHITENED_ON = 5000  # images whose patches set a whitening layer
+SAVE_EVERY = 30.0  # seconds between checkpoints
+TIMED_STEPS = 5  # after which the time left is said, the first one apart
 
 
 def train_judge(
@@ -51,12 +32,13 @@ def train_judge(
     *,
     reject: bool = False,
     steps: int | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     lr: float | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: bool = True,
     pretrained: str | None = None,
+    checkpoints: Path | None = None,
 ) -> Judge:
     """Train a judge on a data set's real training images; the same arguments give the same weights.
 
@@ -66,53 +48,123 @@ def train_judge(
         reject: add the class "none of these", trained on a third of every batch (see negative_images).
         steps: optimizer steps; None takes the recipe's epochs, at least 400 steps, and half as many more with reject, so
             that as many real images are seen.
-        batch_size: rows a step, negative images among them.
+        batch_size: rows a step, negative images among them; None takes the recipe's.
         lr: of the body, the head's in the recipe's proportion; None takes the recipe's.
         seed: of weights, batches and negative images.
         device: where it trains and stays.
-        progress: whether to show a bar.
+        progress: whether to say what it costs, and show a bar.
         pretrained: folder or hub id of ImageNet weights, for resnet34 only.
+        checkpoints: folder of this very training; what is in it is resumed, and a stop loses at most 30 seconds.
 
     Raises:
         InputError: unknown arch, or pretrained weights that do not fit it.
         NonFiniteError: training diverged.
     """
-    recipe = _recipe(arch, lr, pretrained)
+    recipe = recipe_of(arch, lr, pretrained, batch_size)
     judge = _untrained(dataset, arch, reject, seed, pretrained).to(device).train()
-    total = steps or _steps(recipe, len(dataset.train), batch_size, reject)
-    optimizer = _optimizer(judge, recipe)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(total) if recipe.cosine else lambda _: 1.0)
-    weight = _weight(dataset, device) if reject and dataset.natural else None
-    generator = torch.Generator().manual_seed(seed)
-    for _ in tqdm(range(total), desc=f"judge {arch}", disable=not progress):
-        x, y = draw(dataset, batch_size, recipe.shift, reject, generator)
-        optimizer.zero_grad()
-        F.cross_entropy(judge(x.to(device)), y.to(device), weight).backward()
-        optimizer.step()
-        schedule.step()
+    total = steps or planned_steps(recipe, len(dataset.train), reject)
+    training = _Training(judge, dataset, recipe, reject, seed, total)
+    training.run(checkpoints, progress)
     if not all(p.isfinite().all() for p in judge.parameters()):
         raise NonFiniteError(f"the judge {arch} diverged in {total} steps at lr = {recipe.lr:g}")
-    return judge.eval()
+    return judge.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # as it is loaded again
 
 
-def _recipe(arch: str, lr: float | None, pretrained: str | None) -> Recipe:
-    if arch not in RECIPES:
-        raise unknown("arch", arch, RECIPES)
-    recipe = RECIPES[arch]
-    if lr is None:
-        lr = recipe.lr * (SCRATCH_GAIN if arch == "resnet34" and pretrained is None else 1)
-    return replace(recipe, lr=lr, head_lr=lr * recipe.head_lr / recipe.lr)
+class _Training:
+    """A judge under training: what changes from step to step, and its checkpoints."""
+
+    def __init__(self, judge: Judge, dataset: Dataset, recipe: Recipe, reject: bool, seed: int, total: int) -> None:
+        self.judge, self.recipe, self.reject, self.total = judge, recipe, reject, total
+        self.device = next(judge.parameters()).device
+        self.optimizer = _optimizer(judge, recipe)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.weight = _weight(dataset, self.device) if reject and dataset.natural else None
+        self.generator = torch.Generator(self.device if recipe.passes else "cpu").manual_seed(seed)
+        self.passes: Passes | None = None
+        if recipe.passes:
+            judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            dataset = on(dataset, self.device)
+            self.passes = Passes(dataset, seed)
+        self.dataset = dataset
+
+    def run(self, checkpoints: Path | None, progress: bool) -> None:
+        """Take the steps that no checkpoint has taken."""
+        done = self._resume(checkpoints)
+        steps, title = range(done, self.total), f"judge {self.judge.arch}"
+        bar = tqdm(steps, initial=done, total=self.total, desc=title, disable=not progress)
+        saved = started = time.monotonic()
+        for step in bar:
+            self._step(step)
+            if step == done:  # the first step prepares kernels
+                started = time.monotonic()
+            if progress and step == done + TIMED_STEPS:
+                bar.write(self._cost((time.monotonic() - started) / TIMED_STEPS, step), file=sys.stderr)
+            if checkpoints and time.monotonic() - saved > SAVE_EVERY:
+                self._save(checkpoints, step + 1)
+                saved = time.monotonic()
+
+    def _step(self, step: int) -> None:
+        share = rate(self.recipe, step, self.total)
+        for group, highest in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = highest * share
+        x, y = self._draw(step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.passes and _has_bf16(self.device)):
+            logits = self.judge(x)
+        self.optimizer.zero_grad()
+        F.cross_entropy(logits.float(), y, self.weight, label_smoothing=self.recipe.smoothing).backward()
+        self.optimizer.step()
+
+    def _draw(self, step: int) -> tuple[Tensor, Tensor]:
+        recipe = self.recipe
+        if self.passes is None:
+            x, y = draw(self.dataset, recipe.batch_size, recipe.shift, self.reject, self.generator)
+            return x.to(self.device), y.to(self.device)
+        x0, y = self.passes.rows(step, recipe.batch_size - negatives_of(recipe.batch_size, self.reject))
+        x, y = varied(self.dataset, x0, x0, y, recipe.batch_size, recipe.shift, self.generator)
+        return x.contiguous(memory_format=torch.channels_last), y
+
+    def _cost(self, seconds: float, step: int) -> str:
+        minutes = seconds * (self.total - step) / 60
+        return (
+            f"judge {self.judge.arch} for {self.dataset.name}: {self.total:,} steps of {self.recipe.batch_size} images, about "
+            f"{minutes:.2g} minutes left on this {self.device.type}; once, then reused; a stop loses at most {SAVE_EVERY:.0f} s"
+        )
+
+    def _save(self, folder: Path, step: int) -> None:
+        tensors = {f"judge.{name}": tensor for name, tensor in self.judge.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+        checkpoint.write(folder, Checkpoint(step, {**tensors, "generator": self.generator.get_state()}, {}))
+
+    def _resume(self, folder: Path | None) -> int:
+        saved = checkpoint.newest(folder) if folder else None
+        if saved is None:
+            return 0
+        self.judge.load_state_dict(_part(saved.tensors, "judge."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _part(saved.tensors, "optimizer.").items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.generator.set_state(saved.tensors["generator"])
+        return saved.step
 
 
-def _steps(recipe: Recipe, num_images: int, batch_size: int, reject: bool) -> int:
-    steps = max(LEAST_STEPS, recipe.epochs * num_images / batch_size)
-    return math.ceil(steps / (1 - REJECT_SHARE) if reject else steps)
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Return whether a device computes in bf16 faster than in float32; a CPU's own instructions halve the time."""
+    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _untrained(dataset: Dataset, arch: str, reject: bool, seed: int, pretrained: str | None) -> Judge:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         judge = Judge(arch, dataset.class_names, dataset.image_shape, reject=reject)
+    if isinstance(judge.network, Whitened):
+        judge.network.whiten(to_float(dataset.train.images[:WHITENED_ON]))
     if pretrained is None:
         return judge
     if not isinstance(judge.network, ResNet34):
@@ -133,47 +185,10 @@ def _weight(dataset: Dataset, device: str | torch.device) -> Tensor:
 
 def _optimizer(judge: Judge, recipe: Recipe) -> torch.optim.Optimizer:
     head = list(judge.network.linear.parameters())
-    body = [p for name, p in judge.network.named_parameters() if not name.startswith("linear.")]
+    body = [p for name, p in judge.network.named_parameters() if not name.startswith("linear.") and p.requires_grad]
     groups = [{"params": body, "lr": recipe.lr}, {"params": head, "lr": recipe.head_lr}]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(
+            groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+        )
     return torch.optim.Adam(groups, weight_decay=recipe.weight_decay)
-
-
-def _rate(total: int) -> Callable[[int], float]:
-    return lambda step: 0.5 * (1 + math.cos(math.pi * step / total))
-
-
-def draw(dataset: Dataset, batch_size: int, shift: bool, reject: bool, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Return a batch of real images and, with reject, a third of negative ones, (N, C, H, W), with labels (N,), K for none."""
-    num_negatives = round(batch_size * REJECT_SHARE) if reject else 0
-    rows = torch.randint(len(dataset.train), (batch_size - num_negatives,), generator=generator)
-    x0, y = to_float(dataset.train.images[rows]), dataset.train.labels[rows]
-    x = _flipped(x0, generator) if dataset.natural else x0
-    x = _shifted(x, generator) if shift else x
-    if num_negatives == 0:
-        return x, y
-    x = _hazed(x, generator)
-    negatives = negative_images(x0, y, num_negatives, dataset.natural, generator)
-    return torch.cat([x, negatives]), torch.cat([y, y.new_full((num_negatives,), dataset.num_classes)])
-
-
-def _flipped(x: Tensor, generator: Generator) -> Tensor:
-    return torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(3), x)
-
-
-def _shifted(x: Tensor, generator: Generator) -> Tensor:
-    """Move each image by up to an eighth of its size; the gap repeats the border."""
-    n, _, height, width = x.shape
-    reach = max(1, height // 8)
-    padded = F.pad(x, (reach,) * 4, mode="replicate")
-    down, right = torch.randint(2 * reach + 1, (2, n, 1), generator=generator)
-    rows, columns = down + torch.arange(height), right + torch.arange(width)
-    each = torch.arange(n)[:, None, None]
-    return padded.movedim(1, -1)[each, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
-
-
-def _hazed(x: Tensor, generator: Generator) -> Tensor:
-    """Drown a quarter of the images slightly: without them the judge would reject a class for a little grain."""
-    chosen = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.25
-    return torch.where(chosen, drowned(x, uniform(CLEAR, 1, len(x), generator), generator), x)

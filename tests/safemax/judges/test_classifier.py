@@ -17,7 +17,7 @@ from safemax.data.batches import to_float
 from safemax.data.dataset import Split
 from safemax.data.sources import load
 from safemax.errors import InputError, NonFiniteError
-from safemax.judges import networks, train
+from safemax.judges import networks, train, training_images
 from safemax.judges.classifier import (
     IMAGENET_MEAN,
     Ensemble,
@@ -64,12 +64,27 @@ def trained() -> Judge:
     return train_judge(tiny_models.dataset(), steps=30, batch_size=32, progress=False)
 
 
-@pytest.mark.parametrize("arch", ["small", "resnet20"])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
-def test_a_judge_has_one_logit_a_class_and_64_features_at_any_size(arch, shape):
+@pytest.mark.parametrize(
+    ("arch", "features"), [("small", 64), ("resnet20", 64), ("whitened", 128), ("whitened_wide", 256)]
+)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 8, 8)])
+def test_a_judge_has_one_logit_a_class_and_as_many_features_at_any_size(arch, features, shape):
+    if arch.startswith("whitened") and shape[1] == 8:
+        pytest.skip("for images of 17 pixels and more")
     each = Judge(arch, TEN, shape).eval()
     assert each(images(2, shape)).shape == (2, 10)
-    assert each.features(images(2, shape)).shape == (2, 64)
+    assert each.features(images(2, shape)).shape == (2, features)
+
+
+def test_a_whitening_layer_gives_uncorrelated_patches_of_variance_1_and_their_negatives():
+    network = networks.build("whitened", (3, 16, 16), 10)
+    x = images(20, (3, 16, 16)) * torch.tensor([1.0, 0.5, 0.1]).view(3, 1, 1)
+    network.whiten(x)
+    seen = network.whitening(x).transpose(0, 1).flatten(1)
+    assert seen.mean(1).abs().max() < 1e-3
+    # the floor leaves white noise of deviation 0.1 / sqrt(3) 2 % short of variance 1
+    torch.testing.assert_close(seen[:12] @ seen[:12].T / seen.shape[1], torch.eye(12), atol=0.05, rtol=0)
+    assert torch.equal(seen[12:], -seen[:12])
 
 
 def test_a_reject_class_is_one_more_answer_after_the_real_ones():
@@ -80,13 +95,18 @@ def test_a_reject_class_is_one_more_answer_after_the_real_ones():
 
 
 def test_an_unknown_architecture_lists_the_known_ones():
-    with pytest.raises(InputError, match="unknown arch 'resnet21'.*small, resnet20, resnet56, resnet34"):
+    with pytest.raises(
+        InputError, match="unknown arch 'resnet21'.*small, whitened, whitened_wide, .*resnet110, resnet34"
+    ):
         Judge("resnet21", TEN, (3, 32, 32))
 
 
-@pytest.mark.parametrize(("arch", "millions"), [("resnet20", 0.27), ("resnet56", 0.85)])
+@pytest.mark.parametrize(
+    ("arch", "millions"),
+    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.73)],
+)
 def test_cifar_resnets_have_the_published_number_of_weights(arch, millions):
-    # He et al. 2016, table 6: ResNet-20 0.27 M, ResNet-56 0.85 M
+    # He et al. 2016, table 6, which gives 1.7 M for ResNet-110
     count = sum(p.numel() for p in networks.build(arch, (3, 32, 32), 10).parameters())
     assert round(count / 1e6, 2) == millions
 
@@ -168,7 +188,7 @@ def test_shifts_move_each_image_by_at_most_an_eighth():
     x = images(50, (2, 16, 16))
     padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
     moves = {(i, j): padded[:, :, i : i + 16, j : j + 16] for i in range(5) for j in range(5)}
-    shifted = train._shifted(x, seeded(0))
+    shifted = training_images._shifted(x, seeded(0))
     found = [next(move for move, all_ in moves.items() if torch.equal(all_[n], shifted[n])) for n in range(50)]
     # 50 draws of 25 moves: an image that stays or a repeated move is likely, all alike is not
     assert len(set(found)) > 10
@@ -341,7 +361,7 @@ def bare(path: Path, blocks: int = 3) -> networks.CifarResNet:
     return network
 
 
-@pytest.mark.parametrize(("blocks", "arch"), [(3, "resnet20"), (9, "resnet56")])
+@pytest.mark.parametrize(("blocks", "arch"), [(3, "resnet20"), (5, "resnet32"), (7, "resnet44"), (18, "resnet110")])
 def test_a_bare_file_tells_its_architecture_and_gets_the_input_it_was_trained_on(tmp_path, blocks, arch):
     network = bare(tmp_path / "net.safetensors", blocks)
     loaded = load_judge(tmp_path / "net.safetensors", class_names=TEN)

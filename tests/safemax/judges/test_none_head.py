@@ -33,7 +33,7 @@ def plain(seed: int = 0) -> Judge:
 
 
 def headed(seed: int = 0, backbone: int = 0) -> Judge:
-    return none_head.train_none_head(plain(backbone), dataset(), seed=seed, draws=2, progress=False)
+    return none_head.train_none_heads(plain(backbone), dataset(), seeds=[seed], draws=2, progress=False)
 
 
 def images() -> Tensor:
@@ -54,17 +54,38 @@ def test_its_class_probabilities_are_the_frozen_networks_times_the_share_that_is
     torch.testing.assert_close(found.sum(1), torch.ones(9))
 
 
-def test_its_features_are_mean_and_deviation_of_four_levels():
-    # two numbers a channel of the levels of 16, 16, 32 and 64 channels: 256; the first 64 are the network's own features
+def test_its_features_are_the_networks_own_then_mean_and_deviation_of_four_levels():
+    # 64 of the network, then two numbers a channel of the levels of 16, 16, 32 and 64 channels
     judge = headed()
     found = predict(judge, images())[1]
-    assert found.shape == (9, 256)
+    assert found.shape == (9, 64 + 2 * 128)
     torch.testing.assert_close(found[:, :64], predict(plain(), images())[1])
     x = images()
     network = plain().network
     first = torch.relu(network.bn1(network.conv1(x)))
-    torch.testing.assert_close(found[:, 112:128], first.mean((2, 3)))
-    torch.testing.assert_close(found[:, 240:], first.flatten(2).std(2, correction=0))
+    torch.testing.assert_close(found[:, 64:80], first.mean((2, 3)))
+    torch.testing.assert_close(found[:, 192:208], first.flatten(2).std(2, correction=0))
+
+
+def test_several_heads_on_one_network_vote_by_the_mean_of_their_probabilities():
+    both = none_head.train_none_heads(plain(), dataset(), seeds=[0, 1], draws=2, progress=False)
+    assert both.arch == "resnet20-none2"
+    statistics = both.features(images())
+    odds = torch.stack([head(statistics) for head in both.network.linear.heads])
+    torch.testing.assert_close(predict(both, images())[0][:, 3], odds.sigmoid().mean(0))
+    torch.testing.assert_close(predict(both, images())[0].sum(1), torch.ones(9))
+
+
+@pytest.mark.parametrize("arch", ["small", "whitened"])
+def test_any_judge_can_have_heads(arch):
+    data = dataset()
+    shape = (3, 24, 24) if arch == "whitened" else (3, 8, 8)
+    large = replace(
+        data,
+        train=replace(data.train, images=data.train.images.repeat(1, 1, shape[1] // 8, shape[1] // 8)),
+    )
+    judge = none_head.train_none_heads(Judge(arch, NAMES, shape).eval(), large, draws=1, progress=False)
+    assert predict(judge, to_float(large.train.images[:5]))[0].shape == (5, 4)
 
 
 def test_training_moves_the_head_alone():
@@ -75,18 +96,18 @@ def test_training_moves_the_head_alone():
     }
     assert frozen.keys() == before.network.state_dict().keys()
     assert all(torch.equal(value, before.network.state_dict()[name]) for name, value in frozen.items())
-    untrained = none_head.build("resnet20-none", 3, 4)
-    assert not torch.equal(judge.network.linear.hidden.weight, untrained.linear.hidden.weight)
+    untrained = none_head._with_heads(plain(), [0])
+    assert not torch.equal(*(each.network.linear.heads[0].hidden.weight for each in (judge, untrained)))
 
 
 def test_the_same_seed_gives_the_same_head_and_another_seed_another():
     one, again, other = headed(3), headed(3), headed(4)
-    assert torch.equal(one.network.linear.hidden.weight, again.network.linear.hidden.weight)
-    assert not torch.equal(one.network.linear.hidden.weight, other.network.linear.hidden.weight)
+    assert torch.equal(one.network.linear.heads[0].hidden.weight, again.network.linear.heads[0].hidden.weight)
+    assert not torch.equal(one.network.linear.heads[0].hidden.weight, other.network.linear.heads[0].hidden.weight)
 
 
 def test_a_head_learns_to_tell_noise_from_real_images():
-    judge = none_head.train_none_head(plain(), dataset(), draws=10, progress=False)
+    judge = none_head.train_none_heads(plain(), dataset(), draws=10, progress=False)
     noise = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     real = to_float(dataset().test.images)
     assert (predict(judge, noise)[0].argmax(1) == 3).double().mean() >= 0.9
@@ -101,10 +122,12 @@ def test_a_judge_with_a_head_comes_back_from_disk_and_votes_in_an_ensemble(tmp_p
     torch.testing.assert_close(predict(loaded, images()), predict(both, images()))
 
 
-@pytest.mark.parametrize("judge", [Judge("small", NAMES, (3, 8, 8)), Judge("resnet20", NAMES, (3, 8, 8), reject=True)])
-def test_another_network_or_one_that_rejects_already_is_refused(judge):
-    with pytest.raises(InputError, match="none_head needs a resnet20 or resnet56 without a reject class"):
-        none_head.train_none_head(judge, dataset(), progress=False)
+@pytest.mark.parametrize(
+    "judge", [Judge("resnet20", NAMES, (3, 8, 8), reject=True), Ensemble([Judge("small", NAMES, (3, 8, 8))])]
+)
+def test_a_judge_that_rejects_already_or_an_ensemble_is_refused(judge):
+    with pytest.raises(InputError, match="none_head needs one judge without a reject class"):
+        none_head.train_none_heads(judge, dataset(), progress=False)
 
 
 def test_the_config_builds_heads_on_the_plain_judge_or_on_given_ones_once(tmp_path, monkeypatch):
@@ -114,9 +137,8 @@ def test_the_config_builds_heads_on_the_plain_judge_or_on_given_ones_once(tmp_pa
     on_plain = judges(dataset(), config, progress=False)
     assert on_plain.reject.answers == (*NAMES, "reject")
     assert isinstance(on_plain.reject, Ensemble)
-    assert [each.arch for each in on_plain.reject.members] == ["resnet20-none"] * 2
-    folders = sorted((tmp_path / "cache" / "judges").glob("none-*"))
-    assert len(folders) == 2
+    assert [each.arch for each in on_plain.reject.members] == ["resnet20-none2"]
+    assert len(list((tmp_path / "cache" / "judges").glob("none-*"))) == 1
     again = judges(dataset(), config, progress=False)
     assert again.digest == on_plain.digest
     elsewhere = replace(config, reject_judge=f"none_head:{first},{second}")
