@@ -29,6 +29,7 @@ class Knob:
         prose: whether a str knob is a sentence, in which any blank or line break is a space.
         without_null: the only value allowed with a model that has no null label; None where any is.
         added: whether the knob came after digests of the others were in use (see without_added).
+        takes_auto: whether auto is a value of a str knob without choices; else it stands for no value on a command line.
     """
 
     doc: str
@@ -39,6 +40,7 @@ class Knob:
     prose: bool = False
     without_null: float | None = None
     added: bool = False
+    takes_auto: bool = False
 
 
 def knob(
@@ -52,9 +54,10 @@ def knob(
     prose: bool = False,
     without_null: float | None = None,
     added: bool = False,
+    takes_auto: bool = False,
 ) -> Any:
     """Return a dataclass field that is a knob (see Knob); its type must be bool, int, float or str."""
-    about = Knob(doc, bounds, search, log, choices, prose, without_null, added)
+    about = Knob(doc, bounds, search, log, choices, prose, without_null, added, takes_auto)
     return dataclasses.field(default=default, metadata={"knob": about})
 
 

@@ -19,7 +19,7 @@ export MLFLOW_TRACKING_URI="${MLFLOW_TRACKING_URI:-sqlite:///$PWD/mlflow.db}" # 
 export RAY_USAGE_STATS_ENABLED=0
 ray get-auth-token --generate > /dev/null                              # one for all machines, in the shared home
 
-# Ray's ports are of this job alone, so that two jobs may share a machine.
+# A port of this job's own, should an earlier one still be ending.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
 

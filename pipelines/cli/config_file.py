@@ -33,8 +33,11 @@ def read(path: str) -> list[Option]:
 
 
 def merge(given: list[Option], from_file: list[Option], not_given: str) -> list[Option]:
-    """Return what the user gave and, of the file, what the user did not give."""
-    names = {name for name, text in given if text != not_given}
+    """Return what the user gave and, of the file, what the user did not give.
+
+    Some parameters take the word for `not given` as a value; it stays where the file has none.
+    """
+    names = {name for name, text in given if text != not_given} | ({name for name, _ in given} - dict(from_file).keys())
     return [option for option in given if option[0] in names] + [each for each in from_file if each[0] not in names]
 
 

@@ -49,7 +49,13 @@ class Parameter:
         low, high = facts.get("bounds", (None, None))
         bounds = (-INFINITY if low is None else low, INFINITY if high is None else high)
         choices = tuple(facts.get("choices", ()))
-        about = Knob(facts["doc"], bounds, choices=choices, prose=facts.get("prose", False))
+        about = Knob(
+            facts["doc"],
+            bounds,
+            choices=choices,
+            prose=facts.get("prose", False),
+            takes_auto=facts.get("takes_auto", False),
+        )
         return cls(facts["name"], facts["name"], _KINDS[facts["kind"]], facts["default"], about)
 
     def to_json(self) -> dict[str, Any]:
@@ -60,8 +66,9 @@ class Parameter:
             facts["bounds"] = [bound if math.isfinite(bound) else None for bound in self.about.bounds]
         if self.about.choices:
             facts["choices"] = list(self.about.choices)
-        if self.about.prose:
-            facts["prose"] = True
+        for flag in ("prose", "takes_auto"):
+            if getattr(self.about, flag):
+                facts[flag] = True
         return facts
 
     @property

@@ -145,7 +145,7 @@ def read_all(known: Mapping[str, Parameter], texts: Iterable[Option]) -> dict[st
         if name in seen:
             raise _repeated(name)
         seen.add(name)
-        if text != NOT_GIVEN or NOT_GIVEN in known[name].about.choices:
+        if text != NOT_GIVEN or NOT_GIVEN in known[name].about.choices or known[name].about.takes_auto:
             given[name] = known[name].read(text)
     return given
 

@@ -22,7 +22,9 @@ class WorkerOptions:
         1.0, "GPUs of each worker where there are any; 0.5 lets two workers share one", bounds=(0.01, 64)
     )
     cluster: str = knob(
-        NONE, "machines of the workers: none (this one), auto (the Ray cluster of this one) or ray://HOST:10001"
+        NONE,
+        "machines of the workers: none (this one), auto (the Ray cluster of this one) or ray://HOST:10001",
+        takes_auto=True,
     )
 
     def __post_init__(self) -> None:

@@ -78,6 +78,7 @@ def test_what_is_given_wins_over_the_file_and_the_file_over_mlprojects_auto(tmp_
     from_file = config_file.read(written(tmp_path, "steps: 3\nlr: 1e-3\nseed: 7"))
     merged = config_file.merge([("steps", "5"), ("lr", "auto")], from_file, "auto")
     assert merged == [("steps", "5"), ("lr", "1e-3"), ("seed", "7")]
+    assert config_file.merge([("cluster", "auto")], from_file, "auto")[0] == ("cluster", "auto")
 
 
 def test_a_run_is_repeated_from_the_file_that_it_keeps(mlflow_store: MlflowClient, tmp_path: Path) -> None:

@@ -150,3 +150,11 @@ def test_a_choice_called_auto_is_a_value_and_no_way_to_give_none() -> None:
     assert text_of(["--preset=auto"], "preset") is None
     with pytest.raises(UsageError, match="unknown precision 'fp8'"):
         parser.read_all({"precision": precision[0]}, [("precision", "fp8")])
+
+
+def test_a_cluster_called_auto_is_one() -> None:
+    for name in ("hpo", "compare"):
+        (cluster,) = (
+            each for section in commands()[name].sections.values() for each in section if each.name == "cluster"
+        )
+        assert parser.read_all({"cluster": cluster}, [("cluster", "auto")]) == {"cluster": "auto"}
