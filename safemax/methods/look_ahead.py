@@ -32,7 +32,7 @@ class LookAhead(ExpectedTargets):
     lambda is 0 here: a class relearns from high t, where psi = exp(-lambda t/T) pushes least; and the retain weight is a
     tenth, because the class must be gone and not only hidden. `ahead_steps=0` is the control without the term.
 
-    Not proven: docs/numbers.md has what was seen so far, on one class of digits.
+    Not proven: in what was seen so far, on one class of digits (docs/numbers.md), the control did as well.
     """
 
     paper: ClassVar[str] = (
