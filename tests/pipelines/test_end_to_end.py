@@ -27,6 +27,7 @@ from pipelines.registry import gates, model_versions
 from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError, NonFiniteError, Stopped
+from safemax.evaluation.verdict import OUTCOMES
 
 SMALL = [
     *("--base-steps=3", "--base-batch-size=8", "--steps=2", "--batch-size=8", "--judge-steps=5", "--reject-judges=1"),
@@ -147,7 +148,7 @@ def test_the_evidence_says_what_a_repetition_needs(demo_store):
     assert {"commit", "dirty", "command", "threads", "python", "torch", "diffusers"} <= evidence["environment"].keys()
     tags = model_versions.version_of("models:/digits-ddpm/2").tags
     assert tags["git.commit"] == evidence["environment"]["commit"]
-    assert tags["verdict"] in ("not_forgotten", "retain_collapsed", "substituted", "forgotten", "degenerate")
+    assert tags["verdict"] in OUTCOMES
 
 
 def test_a_version_is_described_in_a_sentence_then_pictures_then_where_it_comes_from(demo_store):
