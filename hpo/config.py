@@ -13,7 +13,7 @@ from hpo.objective import QUALITIES
 from hpo.proposal import OBJECTIVES, SAMPLERS, StudyPlan
 from hpo.trial import TrialConfig
 from pipelines.cli.method_options import MethodOptions
-from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions
+from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions, PlanOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.correction.correction import Correction
 from pipelines.engine.options import WorkerOptions
@@ -69,6 +69,7 @@ PARAMETERS: dict[str, type] = {
     "training": Training,
     "evaluation": with_defaults(Evaluation, forget_samples=100, retain_samples=50, second_samples=10),
     "judging": JudgeConfig,
+    "plan": PlanOptions,
 }
 
 
@@ -91,6 +92,7 @@ class SearchConfig:
     parameters: Mapping[str, Any] = field(
         default_factory=dict
     )  # of the command line, with their sources, for the record
+    plans: bool = False  # whether to say what would be done, and do nothing
 
     @cached_property
     def parent(self) -> str:

@@ -24,6 +24,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -47,10 +48,15 @@ from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.source import ready
 from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_signals
 from pipelines.engine.workers import open_workers
+from pipelines.planning.plan import Plan, Stage, show
+from pipelines.planning.stages import Planner
 from safemax.data.class_names import parse_classes
+from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError, Stopped
 from safemax.evaluation.enough_images import check_enough_images
 from safemax.methods import validate_steps
+
+FRONT = 5  # trials that a plan takes the front to have
 
 
 def run(config: SearchConfig, stop: StopSignal) -> str:
@@ -159,7 +165,8 @@ def read_config(argv: Sequence[str]) -> SearchConfig:
         validate_steps(method, int(fewest))
     except InputError as error:
         raise UsageError(str(error)) from error
-    tracking.setup(product)
+    if not chosen["plan"].plan:
+        tracking.setup(product)
     forget = parse_classes(concepts.forget_of(chosen), dataset.class_names)
     check_enough_images(dataset, forget)
     source = find_base(product, chosen["data"].data) if source == "base" else source
@@ -169,7 +176,7 @@ def read_config(argv: Sequence[str]) -> SearchConfig:
     parameters["storage"]["value"] = tracking.without_password(chosen["search"].storage)
     return SearchConfig(
         chosen["search"], data, dataset, forget, source,
-        product, name, method, training, evaluation, chosen["judging"], ranges, parameters,
+        product, name, method, training, evaluation, chosen["judging"], ranges, parameters, chosen["plan"].plan,
     )  # fmt: skip
 
 
@@ -184,8 +191,33 @@ def _refuse_logged_password(address: str) -> None:
         )
 
 
+def plan_of(config: SearchConfig) -> Plan:
+    """Return what a search would do; a trial takes the middle of the range where the steps are searched."""
+    model, search = Diffusion.load(config.base), config.search
+    config.method.validate(model)
+    planner = Planner.measured(model, config.dataset, config.forget, config.training)
+    steps = (
+        round(config.space.ranges["steps"].levels(1)[0]) if "steps" in config.space.ranges else config.training.steps
+    )
+    parts = planner.unlearn(config.method_name, config.method, replace(config.training, steps=steps))
+    parts.append(planner.draw("corrected", config.evaluation))
+    minutes = search.trials * sum(each.minutes for each in parts)
+    does = f"{search.trials} trials: {parts[-2].does}; {parts[-1].does}"
+    again = FRONT * search.final_samples * parts[-1].minutes
+    trials = Stage("trials", does, minutes, parallel=search.workers)
+    front = Stage("front", f"draw {FRONT} of them again, {search.final_samples} times as many images", again)
+    stages = [*planner.judges(config.judging), planner.draw("base", config.evaluation, model), trials, front]
+    logs = f"a run in the experiment {config.name} with the front, and a run for each trial; the winner as the next version."
+    basis = f"{planner.basis} Trials of this study that exist already are not run again, and bad ones end early."
+    return Plan(f"search {config.title}", [*stages, planner.register("candidate")], logs, basis)
+
+
 def search(argv: Sequence[str]) -> None:
     """Search by the command line's parameters."""
     stop = stop_on_signals()
     die_with_parent()
-    run(read_config(argv), stop)
+    config = read_config(argv)
+    if config.plans:
+        show(plan_of(config))
+        return
+    run(config, stop)

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.cli.options import DataOptions
+from pipelines.cli.options import DataOptions, PlanOptions
 from pipelines.cli.parser import parse
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.retrained import GoldOptions
@@ -22,9 +22,13 @@ from pipelines.engine.signals import die_with_parent, stop_on_signals
 from pipelines.examination.attack_report import publish
 from pipelines.examination.attack_suite import AttackSuite, Clock, Models
 from pipelines.examination.subject import Subject
+from pipelines.planning.plan import Plan, show
+from pipelines.planning.stages import Planner
+from pipelines.registry import lineage
 from safemax import attacks
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob, knobs
+from safemax.training.settings import Training
 
 FIRST = ("relearn", "invert", "guided")  # of the attacks with knobs, in the help
 
@@ -68,6 +72,7 @@ PARAMETERS: dict[str, type] = {
     "data": DataOptions,
     "judging": JudgeConfig,
     **with_knobs(),
+    "plan": PlanOptions,
 }
 
 
@@ -79,12 +84,15 @@ def attack(argv: Sequence[str]) -> None:
     stop = stop_on_signals()
     die_with_parent()
     options: AttackOptions = chosen["model"]
-    subject = Subject.of(options, options.base, chosen["data"])
+    subject = Subject.of(options, options.base, chosen["data"], plans=chosen["plan"].plan)
     suite = AttackSuite(
         {name: chosen[name] if name in chosen else attacks.find(name)() for name in options.names},
         options.attack_samples,
         options.attack_seed,
     )
+    if chosen["plan"].plan:
+        show(_plan(subject, suite, chosen["gold"], chosen["judging"]))
+        return
     params = {
         "model.base": subject.base, "model.gold": chosen["gold"].gold, "attack.samples": suite.samples,
         "attack.seed": suite.seed, "attack.names": ",".join(options.names),
@@ -100,3 +108,15 @@ def attack(argv: Sequence[str]) -> None:
                 "gold": chosen["gold"].gold if models.gold else "none", "samples": suite.samples, "seed": suite.seed,
             }  # fmt: skip
             publish(subject.address, suite, results, about, clock.seconds, run)
+
+
+def _plan(subject: Subject, suite: AttackSuite, gold: GoldOptions, judging: JudgeConfig) -> Plan:
+    diffusion, dataset, forget = lineage.load(subject.address, subject.dataset), subject.dataset, subject.classes.forget
+    planner = Planner.measured(diffusion, dataset, forget, Training())
+    retrained = gold.untrained(diffusion, subject.base, dataset, forget)
+    stages = [*([planner.gold(retrained)] if retrained else []), *planner.judges(judging)]
+    models = ["the model", *(["its base"] if subject.base else []), *(["gold"] if gold.gold != "none" else [])]
+    stages += [planner.attack(name, each, suite.samples, models) for name, each in suite.attacks.items()]
+    logs = f"a run in the experiment {subject.experiment}; the results are attached to the version."
+    basis = f"{planner.basis} Attacks that were run before are reused."
+    return Plan(f"attack {subject.title}", stages, logs, basis)

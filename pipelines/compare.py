@@ -19,23 +19,29 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from pipelines import tracking
-from pipelines.cli.options import DataOptions, ModelOptions
+from pipelines.cli.options import DataOptions, ModelOptions, PlanOptions
 from pipelines.cli.parser import parse
 from pipelines.comparison import report, variants
 from pipelines.comparison.plan import Comparison, ComparisonOptions, ablation_of
 from pipelines.comparison.runner import ComparisonRunner
 from pipelines.correction import concepts
+from pipelines.comparison.variants import MethodVariant
 from pipelines.correction.base_model import find_base
 from pipelines.correction.recorded_data import parse_with_recorded
+from pipelines.correction.retrained import GoldOptions
 from pipelines.correction.source import ready
 from pipelines.engine.signals import StopSignal, die_with_parent, is_follower_rank, stop_on_signals
+from pipelines.planning.plan import Plan, Stage, alike, show
+from pipelines.planning.stages import Planner
 from pipelines.registry import model_versions
 from safemax.data.class_names import parse_classes
+from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
@@ -48,6 +54,7 @@ PARAMETERS: dict[str, type] = {
     "model": ModelOptions,
     "evaluation": Evaluation,
     "judging": JudgeConfig,
+    "plan": PlanOptions,
 }
 
 
@@ -70,7 +77,8 @@ def compare(argv: Sequence[str]) -> None:
     data = concepts.data_of(chosen)
     dataset = data.load()
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
-    tracking.setup(product)
+    if not chosen["plan"].plan:
+        tracking.setup(product)
     source = find_base(product, chosen["data"].data) if source == "base" else model_versions.resolve_alias(source)
     prompts = concepts.prompts_of(chosen["model"], dataset.class_names)
     source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"], prompts)
@@ -82,8 +90,44 @@ def compare(argv: Sequence[str]) -> None:
         options, data, dataset, classes, source, product, compared, ablation, evaluation,
         chosen["judging"], chosen.record(),
     )  # fmt: skip
+    if chosen["plan"].plan:
+        show(_plan(comparison))
+        return
     _validate_output(options.output)
     run(comparison, stop)
+
+
+def _plan(comparison: Comparison) -> Plan:
+    comparison.validate()
+    options, dataset, evaluation = comparison.options, comparison.dataset, comparison.evaluation
+    model, workers = Diffusion.load(comparison.base), options.workers
+    planner = Planner.measured(model, dataset, comparison.classes[:1], comparison.variants[0].training)
+    of_class = [replace(planner, forget=(label,)) for label in comparison.classes]
+    stages = planner.judges(comparison.judging)
+    stages += [alike([each.draw("base", evaluation, model) for each in of_class], "classes", workers)]
+    gold = GoldOptions(gold_steps=options.gold_steps)
+    settings = [gold.untrained(model, comparison.source, dataset, each.forget) for each in of_class if options.gold]
+    untrained = [planner.gold(each) for each in settings if each is not None]
+    stages += [alike(untrained, "classes", workers)] if untrained else []
+    for variant in (*comparison.variants, *(each for _, _, each in comparison.ablation)):
+        stages.append(_child(planner, comparison, variant))
+    logs = (
+        f"a run in the experiment {comparison.name} with tables and figures, and a run for each method, class and "
+        "seed; no version. A child that finished before is not run again."
+    )
+    return Plan(comparison.title, stages, logs, planner.basis)
+
+
+def _child(planner: Planner, comparison: Comparison, variant: MethodVariant) -> Stage:
+    """Return all runs of a variant as one stage."""
+    parts = [
+        *planner.unlearn(variant.label, variant.method, variant.training),
+        planner.draw("corrected", comparison.evaluation),
+    ]
+    options, times = comparison.options, len(comparison.classes) * comparison.options.seeds
+    does = f"{len(comparison.classes)} classes x {options.seeds} seeds: {parts[-2].does}; {parts[-1].does}"
+    megabytes = times * parts[-1].megabytes
+    return Stage(variant.label, does, times * sum(each.minutes for each in parts), megabytes, parallel=options.workers)
 
 
 def _validate_output(output: str) -> None:

@@ -17,15 +17,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines import tracking
-from pipelines.cli.options import DataOptions, ForgetOptions
+from pipelines.cli.options import DataOptions, ForgetOptions, PlanOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.cli.parser import parse
 from pipelines.correction.base_model import BaseTraining, NetworkOptions, train_base
 from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
 from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_signals
+from pipelines.planning.plan import Plan, show
+from pipelines.planning.stages import Planner, logs_of
 from pipelines.registry import model_versions
 from safemax.data.class_names import parse_classes
+from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
@@ -58,6 +61,7 @@ PARAMETERS: dict[str, type] = {
     "safemax": SAFEMax,
     "evaluation": with_defaults(Evaluation, retain_samples=50),
     "judging": JudgeConfig,
+    "plan": PlanOptions,
 }
 
 
@@ -75,13 +79,22 @@ def demo(argv: Sequence[str]) -> None:
     validate_steps(arguments["safemax"], training.steps)
     forget = parse_classes(arguments["forget"].forget, dataset.class_names)
     check_enough_images(dataset, forget)
+    pretraining = BaseTraining(
+        steps=base.base_steps, batch_size=base.base_batch_size, seed=training.seed,
+        precision=training.precision, device=training.device,
+    )  # fmt: skip
+    correction = Correction(
+        dataset, forget, "base", name, "safemax", arguments["safemax"], training, evaluation, arguments["judging"],
+        base.previews, arguments.record(),
+    )  # fmt: skip
+    plan = _plan(correction, network, pretraining)
+    if arguments["plan"].plan:
+        show(plan)
+        return
+    print(plan.text(), flush=True)
     tracking.setup(name)
 
     def find_or_train() -> str:
-        pretraining = BaseTraining(
-            steps=base.base_steps, batch_size=base.base_batch_size, seed=training.seed,
-            precision=training.precision, device=training.device,
-        )  # fmt: skip
         return model_versions.find(name, "base") or train_base(
             dataset,
             network,
@@ -92,8 +105,14 @@ def demo(argv: Sequence[str]) -> None:
             record=arguments.record(),
         )
 
-    correction = Correction(
-        dataset, forget, "base", name, "safemax", arguments["safemax"], training, evaluation, arguments["judging"],
-        base.previews, arguments.record(),
-    )  # fmt: skip
     correct(correction, stop, find_or_train)
+
+
+def _plan(correction: Correction, network: NetworkOptions, pretraining: Training) -> Plan:
+    address = model_versions.find(correction.name, "base")
+    base = Diffusion.load(model_versions.resolve(address)) if address else None
+    untrained = base or network.create(correction.dataset, pretraining.seed)
+    planner = Planner.measured(untrained, correction.dataset, correction.forget, correction.training)
+    stages = [planner.pretrain(pretraining, reused=base is not None), *planner.correct(correction, base)]
+    title = f"demo: {correction.name} forgets {', '.join(correction.class_names)}"
+    return Plan(title, stages, logs_of(correction), planner.basis)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.cli.options import DataOptions
+from pipelines.cli.options import DataOptions, PlanOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.cli.parser import parse
 from pipelines.correction.recorded_data import parse_with_recorded
@@ -26,12 +26,16 @@ from pipelines.examination.attack_run import AttackRun
 from pipelines.examination.evaluation import Evaluator
 from pipelines.examination.evaluation_report import publish
 from pipelines.examination.subject import Subject
+from pipelines.planning.plan import Plan, show
+from pipelines.planning.stages import Planner
 from pipelines.registry import lineage
+from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
 from safemax.training.devices import number_of_processes
+from safemax.training.settings import Training
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ PARAMETERS: dict[str, type] = {
     "data": DataOptions,
     "evaluation": Evaluation,
     "judging": JudgeConfig,
+    "plan": PlanOptions,
 }
 
 
@@ -78,9 +83,12 @@ def evaluate(argv: Sequence[str]) -> None:
         follow_draws(stop)
         return
     options = chosen["model"]
-    subject = Subject.of(options, options.beside, chosen["data"])
+    subject = Subject.of(options, options.beside, chosen["data"], plans=chosen["plan"].plan)
     diffusion = lineage.load(subject.address, subject.dataset)
     evaluation = chosen["evaluation"].fitted(diffusion)
+    if chosen["plan"].plan:
+        show(_plan(subject, diffusion, evaluation, chosen["judging"]))
+        return
     attack_run = AttackRun.find(subject.address, options.attack_run)
     params = {"model.beside": subject.base, "model.gold": chosen["gold"].gold, "attack.run": attack_run.id}
     params |= {f"eval.{key}": value for key, value in evaluation.describe().items()}
@@ -91,3 +99,12 @@ def evaluate(argv: Sequence[str]) -> None:
             started = time.perf_counter()
             before, after = evaluator.measure_base(), evaluator.measure(subject.address, diffusion)
             publish(evaluator, before, after, attack_run, (time.perf_counter() - started) / 60, run)
+
+
+def _plan(subject: Subject, diffusion: Diffusion, evaluation: Evaluation, judging: JudgeConfig) -> Plan:
+    planner = Planner.measured(diffusion, subject.dataset, subject.classes.forget, Training())
+    base = lineage.load(subject.base, subject.dataset) if subject.base else None
+    stages = [*planner.judges(judging), *([planner.draw("base", evaluation, base)] if base else [])]
+    stages.append(planner.draw("model", evaluation, diffusion))
+    logs = f"a run in the experiment {subject.experiment}, with metrics, pictures and report.html; no version."
+    return Plan(f"evaluate {subject.title}", stages, logs, planner.basis)

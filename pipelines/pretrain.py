@@ -13,12 +13,21 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 
 from collections.abc import Sequence
 
-from pipelines.cli.options import DataOptions
+from pipelines.cli.options import DataOptions, PlanOptions
 from pipelines.cli.parser import parse
 from pipelines.correction.base_model import BaseTraining, NetworkOptions, train_base
 from pipelines.engine.signals import die_with_parent, stop_on_signals
+from pipelines.planning.plan import Plan, show
+from pipelines.planning.stages import Planner
+from safemax.data.dataset import Dataset
+from safemax.training.settings import Training
 
-PARAMETERS: dict[str, type] = {"data": DataOptions, "network": NetworkOptions, "training": BaseTraining}
+PARAMETERS: dict[str, type] = {
+    "data": DataOptions,
+    "network": NetworkOptions,
+    "training": BaseTraining,
+    "plan": PlanOptions,
+}
 
 
 def pretrain(argv: Sequence[str]) -> None:
@@ -27,6 +36,16 @@ def pretrain(argv: Sequence[str]) -> None:
     stop = stop_on_signals()
     die_with_parent()
     dataset = arguments["data"].load()
+    if arguments["plan"].plan:
+        show(_plan(dataset, arguments["network"], arguments["training"]))
+        return
     address = train_base(dataset, arguments["network"], arguments["training"], stop, record=arguments.record())
     if address:
         print(f"registered {address} with the alias base")
+
+
+def _plan(dataset: Dataset, network: NetworkOptions, training: Training) -> Plan:
+    planner = Planner.measured(network.create(dataset, training.seed), dataset, (), training)
+    name = network.name_for(dataset)
+    logs = f"a run in the experiment {name} with losses and samples; the next version of {name}, alias base."
+    return Plan(f"pretrain {name}", [planner.pretrain(training), planner.register("base")], logs, planner.basis)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from pipelines import tracking
 from pipelines.cli.method_options import MethodOptions, parse_for_method
-from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions
+from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions, PlanOptions
 from pipelines.cli.parser import text_of
 from pipelines.correction import concepts
 from pipelines.correction.base_model import find_base
@@ -28,8 +28,11 @@ from pipelines.correction.correction import Correction
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.source import ready
 from pipelines.engine.signals import die_with_parent, stop_on_signals
+from pipelines.planning.plan import Plan, show
+from pipelines.planning.stages import Planner, logs_of
 from pipelines.registry import model_versions
 from safemax.data.class_names import parse_classes
+from safemax.diffusion.model import Diffusion
 from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
@@ -53,6 +56,7 @@ PARAMETERS: dict[str, type] = {
     "training": Training,
     "evaluation": Evaluation,
     "judging": JudgeConfig,
+    "plan": PlanOptions,
 }
 
 
@@ -70,7 +74,8 @@ def unlearn(argv: Sequence[str]) -> None:
     name = arguments["model"].name_for(dataset)
     forget = parse_classes(concepts.forget_of(arguments), dataset.class_names)
     check_enough_images(dataset, forget)
-    tracking.setup(name)
+    if not arguments["plan"].plan:
+        tracking.setup(name)
     options = arguments["model"]
     address = find_base(name, arguments["data"].data) if options.model == "base" else options.model
     record = arguments.record(model=model_versions.resolve_alias(address), data=data.data)
@@ -80,4 +85,14 @@ def unlearn(argv: Sequence[str]) -> None:
         dataset, forget, source.address, name, method_name, arguments[method_name], arguments["training"],
         source.evaluation, arguments["judging"], arguments["method"].previews, record,
     )  # fmt: skip
+    if arguments["plan"].plan:
+        show(_plan(correction))
+        return
     correct(correction, stop)
+
+
+def _plan(correction: Correction) -> Plan:
+    model = Diffusion.load(model_versions.resolve(correction.source))
+    planner = Planner.measured(model, correction.dataset, correction.forget, correction.training)
+    title = f"{correction.method_name}: {correction.name} forgets {', '.join(correction.class_names)}"
+    return Plan(title, planner.correct(correction, model), logs_of(correction), planner.basis)

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "pipelines/registry": {"tracking"},
     "pipelines/correction": {"cli", "registry", "tracking", "engine"},
     "pipelines/examination": {"correction", "cli", "registry", "tracking", "engine"},
+    "pipelines/planning": {"correction", "tracking"},
     "pipelines/comparison": {"correction", "cli", "registry", "tracking", "engine"},
 }
 RUN_CODE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

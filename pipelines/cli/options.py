@@ -72,6 +72,13 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
+class PlanOptions:
+    """Before the work."""
+
+    plan: bool = knob(False, "say what would be done and how long that takes on this machine, and do nothing")
+
+
+@dataclass(frozen=True)
 class ForgetOptions:
     """The classes to forget."""
 

@@ -22,6 +22,7 @@ from safemax.errors import InputError, LostProcessError, NonFiniteError, Stopped
 Chosen = TypeVar("Chosen")
 Option = tuple[str, str | None]
 """A parameter's name as the user gave it, with underscores, and its text, None where there is none."""
+PLAN = "plan"  # decides nothing that a run could be repeated from
 NOT_GIVEN = "auto"
 """The text that stands for no value, MLproject's default; not for a parameter that has it among its choices."""
 
@@ -71,7 +72,9 @@ class Arguments(dict[str, Any]):
         Args:
             resolved: values that say what the user named, such as a version's number for an alias, which may move.
         """
-        pairs = {name: self._set.get(name, (each.default, "default")) for name, each in self._known.items()}
+        pairs = {
+            name: self._set.get(name, (each.default, "default")) for name, each in self._known.items() if name != PLAN
+        }
         return {name: {"value": resolved.get(name, value), "source": source} for name, (value, source) in pairs.items()}
 
 
@@ -213,7 +216,7 @@ def _name_refused_run(reason: str) -> None:
     if "MLFLOW_RUN_ID" in os.environ and not signals.is_follower_rank():
         from pipelines import tracking
 
-        tracking.name_refused_run(os.environ["MLFLOW_RUN_ID"], reason)
+        tracking.describe_refused(reason)
 
 
 def _say(line: str, status: int) -> int:

@@ -106,7 +106,7 @@ def train_base(
     method = Finetune(null_drop=network.null_drop, min_snr_gamma=network.min_snr_gamma)
 
     def fit(log: Log | None = None, origin: str = "") -> FitResult:
-        hooks, folders = Hooks(log=log, should_stop=stop), Folders(folder, origin=origin)
+        hooks, folders = Hooks(log=log, should_stop=stop, title="pretrain"), Folders(folder, origin=origin)
         split, flip = dataset.train, dataset.natural
         return Trainer(diffusion, method, split, (), training, flip=flip, hooks=hooks, folders=folders).fit()
 

@@ -83,7 +83,7 @@ class CorrectionRun:
             print(need)
         self.load_judges(stop)
         self.run.start_journal(self.correction.checkpoints(self.parent_digest))
-        hooks = Hooks(self.run.log, self._preview, stop)
+        hooks = Hooks(self.run.log, self._preview, stop, title=self.correction.method_name)
         result = self.correction.unlearn(self.diffusion, self.classes, hooks, origin=self.run.id)
         self.run.resumes(result.resumed_from)
         prior = {f"prior/{name}": value for name, value in self.correction.method.facts().items()}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines import tracking
 from pipelines.cli.options import DataOptions, product_name
 from pipelines.cli.parameters import Value, parameters
 from pipelines.cli.parser import Arguments
@@ -56,7 +57,7 @@ def _findable(options: dict[str, Value]) -> dict[str, Value]:
 
 def _for(arguments: Arguments) -> dict[str, Value]:
     """Return the recorded options that the user did not give and that are still options; {} where nothing is recorded."""
-    address = _address(arguments)
+    address = None if tracking.is_absent() else _address(arguments)
     if address is None:
         return {}
     recorded = _read(model_versions.version_of(address).tags.get(TAG, "{}"))

@@ -63,6 +63,15 @@ class GoldOptions:
             return None
         return recipe.make(template, dataset, forget, stop)
 
+    def untrained(
+        self, template: Diffusion, base: str | None, dataset: Dataset, forget: tuple[int, ...]
+    ) -> Training | None:
+        """Return the settings that `find` would train by, None where it would train nothing; arguments as of `find`."""
+        recipe = recipe_of(base, self.gold_steps)
+        if self.gold != "train" or recipe.folder(template, dataset, forget).exists():
+            return None
+        return recipe.training
+
 
 @dataclass(frozen=True)
 class GoldRecipe:
@@ -163,7 +172,7 @@ def _train(
     checkpoints = cache.folder("checkpoints") / f"gold-{folder.name}"
     Trainer(
         gold, method, dataset.train, forget, training,
-        flip=dataset.natural, hooks=Hooks(should_stop=stop), folders=Folders(checkpoints),
+        flip=dataset.natural, hooks=Hooks(should_stop=stop, title="gold"), folders=Folders(checkpoints),
     ).fit()  # fmt: skip
     atomic.create_folder(folder, gold.save)
     checkpoint.clear(checkpoints)

@@ -112,7 +112,10 @@ def version_of(uri: str) -> ModelVersion:
     parts = _ADDRESS.fullmatch(uri)
     if parts is None:
         raise InputError(f"model = {uri} is not allowed; an address is models:/NAME/VERSION or models:/NAME@ALIAS")
-    client, (name, number, alias) = tracking.store(), parts.group("name", "version", "alias")
+    name, number, alias = parts.group("name", "version", "alias")
+    if tracking.is_absent():
+        raise unknown("registered model", name, [])
+    client = tracking.store()
     try:
         return client.get_model_version(name, number) if number else client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
@@ -140,6 +143,8 @@ def link(address: str) -> str:
 
 def find(name: str, alias: str) -> str | None:
     """Return models:/NAME/VERSION of an alias, or None if there is no such model or alias."""
+    if tracking.is_absent():
+        return None
     try:
         aliases = tracking.store().get_registered_model(name).aliases
     except MlflowException as error:

@@ -2,11 +2,11 @@
 
 from pipelines.tracking.addresses import without_password
 from pipelines.tracking.liveness import PROCESS, alive, this_process
-from pipelines.tracking.mlflow_store import find_run, first_line, refusal, search_all, setup, store
+from pipelines.tracking.mlflow_store import find_run, first_line, is_absent, refusal, search_all, setup, store
 from pipelines.tracking.open_runs import OpenRuns
 from pipelines.tracking.provenance import environment
-from pipelines.tracking.refused_run import name_refused_run
 from pipelines.tracking.runs import ADMINISTRATION, MODE, RESUMED_FROM, Run, run, spaced
+from pipelines.tracking.unjoined_run import describe_planned, describe_refused
 
 __all__ = [
     "ADMINISTRATION",
@@ -16,10 +16,12 @@ __all__ = [
     "OpenRuns",
     "Run",
     "alive",
+    "describe_planned",
+    "describe_refused",
     "environment",
     "find_run",
     "first_line",
-    "name_refused_run",
+    "is_absent",
     "refusal",
     "run",
     "search_all",

@@ -37,6 +37,12 @@ def store() -> MlflowClient:
         raise _unusable(error) from error
 
 
+def is_absent() -> bool:
+    """Return whether the store is a SQLite file that is not there yet, which `store` would create."""
+    uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    return store_files.is_absent(uri)
+
+
 def setup(experiment: str) -> str:
     """Choose the store and the experiment, creating what is missing, and return the experiment's id.
 

@@ -34,6 +34,12 @@ def client(uri: str) -> MlflowClient:
     return opened
 
 
+def is_absent(uri: str) -> bool:
+    """Return whether a store is a SQLite file that does not exist."""
+    database = _database(uri)
+    return database is not None and not database.exists()
+
+
 def refuse_moved(experiment: Experiment) -> None:
     """Raise InputError where the database was moved with the artifacts, and records the folder where they were before.
 

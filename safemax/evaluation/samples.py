@@ -132,15 +132,7 @@ def cached_samples(
 
     A draw that was ended before it was whole continues after its last whole batch.
     """
-    facts = {
-        "model": diffusion.identity(),
-        "forget": forget,
-        "second": evaluation.second_samples,
-        "code": source_digest.digest("safemax.diffusion.sampling"),
-        "drawing": DRAWING,
-        **evaluation.describe(),
-    }
-    path = cache.folder("samples") / f"{cache.key(facts)}.safetensors"
+    path = cached_path(diffusion, forget, evaluation)
     parts = path.with_suffix(".parts")
 
     def make() -> dict[str, Tensor]:
@@ -153,13 +145,31 @@ def cached_samples(
     return samples
 
 
+def cached_path(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation) -> Path:
+    """Return where `cached_samples` keeps what a model drew."""
+    facts = {
+        "model": diffusion.identity(),
+        "forget": forget,
+        "second": evaluation.second_samples,
+        "code": source_digest.digest("safemax.diffusion.sampling"),
+        "drawing": DRAWING,
+        **evaluation.describe(),
+    }
+    return cache.folder("samples") / f"{cache.key(facts)}.safetensors"
+
+
+def workload(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation) -> tuple[int, int]:
+    """Return how many images `draw` draws, and the passes of the network, one a row, that they take."""
+    requests = _requests(diffusion, forget, evaluation, SHOWN_PER_CLASS).values()
+    return sum(len(each.labels) for each in requests), sum(len(each.labels) * each.sampler.passes for each in requests)
+
+
 def announce(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation) -> None:
     """Print what a draw costs on this device, measured on one pass of a batch, where it takes long."""
-    requests = _requests(diffusion, forget, evaluation, SHOWN_PER_CLASS)
-    passes = sum(len(each.labels) * each.sampler.passes for each in requests.values())
+    images, passes = workload(diffusion, forget, evaluation)
     if passes < LONG_DRAW:
         return
-    rows = min(BATCH, len(requests[MAIN].labels))
+    rows = min(BATCH, images)
     x_t = torch.zeros(rows, *diffusion.x0_shape, device=diffusion.device)
     t = torch.zeros(rows, dtype=torch.int64, device=diffusion.device)
     with torch.no_grad(), diffusion.without_dropout():
@@ -167,7 +177,6 @@ def announce(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluati
         started = time.perf_counter()
         diffusion(x_t, t, t).sum().item()
     hours = (time.perf_counter() - started) / rows * passes / 3600
-    images = sum(len(each.labels) for each in requests.values())
     print(
         f"sampling {images:,} images takes {passes:,} passes of the network, about {hours:.2g} hours of one "
         f"{diffusion.device.type}; "

@@ -6,7 +6,7 @@ import hashlib
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -238,6 +238,38 @@ def _untrained(dataset: Dataset, config: JudgeConfig) -> list[str]:
     return costs
 
 
+class OwnJudge(NamedTuple):
+    """A judge that `judges` trains, once.
+
+    Args:
+        arch: its architecture.
+        reject: whether it knows "none of these".
+        steps: of its training.
+        cached: whether it was trained before.
+    """
+
+    arch: str
+    reject: bool
+    steps: int
+    cached: bool
+
+
+def own_judges(dataset: Dataset, config: JudgeConfig) -> list[OwnJudge]:
+    """Return the judges that a config trains, in order: neither those given by path nor heads on other judges."""
+    config = _resolved(config, dataset)
+    roles = [(config.judge, False, [config.judge_seed]), (config.reject_judge, True, list(_reject_seeds(config)))]
+    return [
+        OwnJudge(name, reject, _steps(dataset, config, name, reject), _folder(dataset, config, reject, seed).exists())
+        for name, reject, seeds in roles
+        if not (is_path(name) or none_head.is_named(name))
+        for seed in seeds
+    ]
+
+
+def _steps(dataset: Dataset, config: JudgeConfig, arch: str, reject: bool) -> int:
+    return config.judge_steps or planned_steps(recipe_of(arch, None, None, None), len(dataset.train), reject)
+
+
 def _reject_seeds(config: JudgeConfig) -> range:
     return range(config.judge_seed + 1, config.judge_seed + 1 + config.reject_judges)
 
@@ -271,10 +303,12 @@ def _cached(dataset: Dataset, config: JudgeConfig, *, reject: bool, seed: int, d
         return load_judge(folder, class_names=dataset.class_names)
     arch = config.reject_judge if reject else config.judge
     pretrained = config.judge_pretrained if arch == "resnet34" and config.judge_pretrained != "none" else None
+    number = seed - config.judge_seed + (not is_path(config.judge))  # seeds follow the order
+    title = f"judge {number} of {len(own_judges(dataset, config))}"
     unfinished = folder.with_name(f"{folder.name}-unfinished")
     judge = train_judge(
         dataset, arch, reject=reject, steps=config.judge_steps or None, seed=seed, device=device, progress=progress,
-        pretrained=pretrained, checkpoints=unfinished,
+        pretrained=pretrained, checkpoints=unfinished, title=title,
     )  # fmt: skip
     atomic.create_folder(folder, lambda place: save(judge, place))
     checkpoint.clear(unfinished)

@@ -39,6 +39,7 @@ def train_judge(
     progress: bool = True,
     pretrained: str | None = None,
     checkpoints: Path | None = None,
+    title: str = "",
 ) -> Judge:
     """Train a judge on a data set's real training images; the same arguments give the same weights.
 
@@ -55,6 +56,7 @@ def train_judge(
         progress: whether to say what it costs, and show a bar.
         pretrained: folder or hub id of ImageNet weights, for resnet34 only.
         checkpoints: folder of this very training; what is in it is resumed, and a stop loses at most 30 seconds.
+        title: what the bar is called; judge and the architecture where it is empty.
 
     Raises:
         InputError: unknown arch, or pretrained weights that do not fit it.
@@ -64,7 +66,7 @@ def train_judge(
     judge = _untrained(dataset, arch, reject, seed, pretrained).to(device).train()
     total = steps or planned_steps(recipe, len(dataset.train), reject)
     training = _Training(judge, dataset, recipe, reject, seed, total)
-    training.run(checkpoints, progress)
+    training.run(checkpoints, progress, title or f"judge {arch}")
     if not all(p.isfinite().all() for p in judge.parameters()):
         raise NonFiniteError(f"the judge {arch} diverged in {total} steps at lr = {recipe.lr:g}")
     return judge.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # as it is loaded again
@@ -87,11 +89,10 @@ class _Training:
             self.passes = Passes(dataset, seed)
         self.dataset = dataset
 
-    def run(self, checkpoints: Path | None, progress: bool) -> None:
+    def run(self, checkpoints: Path | None, progress: bool, title: str) -> None:
         """Take the steps that no checkpoint has taken."""
         done = self._resume(checkpoints)
-        steps, title = range(done, self.total), f"judge {self.judge.arch}"
-        bar = tqdm(steps, initial=done, total=self.total, desc=title, disable=not progress)
+        bar = tqdm(range(done, self.total), initial=done, total=self.total, desc=title, disable=not progress)
         saved = started = time.monotonic()
         for step in bar:
             self._step(step)

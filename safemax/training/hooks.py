@@ -18,12 +18,14 @@ class Hooks:
         on_step_end: called after each step with the number of steps done, to measure or draw on the way.
         should_stop: called before each step; True ends the run with a checkpoint and Stopped.
         progress: show a bar with losses and speed.
+        title: what the bar is called; the method's name where it is empty.
     """
 
     log: Log | None = None
     on_step_end: Callable[[int], None] | None = None
     should_stop: Callable[[], bool] = lambda: False
     progress: bool = True
+    title: str = ""
 
 
 @dataclass(frozen=True)

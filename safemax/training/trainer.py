@@ -255,7 +255,8 @@ class Trainer:
     def _progress_bar(self) -> tqdm:
         return tqdm(
             total=None if self.training.minutes else self.training.steps, initial=self.done, unit="step",
-            desc=type(self.method).__name__.lower(), disable=not (self.hooks.progress and self.accelerator.is_main_process),
+            desc=self.hooks.title or type(self.method).__name__.lower(),
+            disable=not (self.hooks.progress and self.accelerator.is_main_process),
         )  # fmt: skip
 
     def _report(self, terms: Terms, bar: tqdm) -> None:
