@@ -30,8 +30,8 @@ from pipelines.cli.parser import parse
 from pipelines.comparison import report, variants
 from pipelines.comparison.plan import Comparison, ComparisonOptions, ablation_of
 from pipelines.comparison.runner import ComparisonRunner
-from pipelines.correction import concepts
 from pipelines.comparison.variants import MethodVariant
+from pipelines.correction import concepts
 from pipelines.correction.base_model import find_base
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.retrained import GoldOptions

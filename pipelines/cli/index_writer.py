@@ -17,7 +17,10 @@ PROGRAMS = {
     **{name: f"pipelines.{name}" for name in ("demo", "pretrain", UNLEARN, "evaluate", "attack", "compare", "convert")},
     "hpo": "hpo.search",
     "contest": "hpo.contest.run",
-    **{name: f"pipelines.{name}" for name in ("export", "promote", "rollback", "versions", "serve", "ui", "reap")},
+    **{
+        name: f"pipelines.{name}"
+        for name in ("export", "promote", "rollback", "versions", "serve", "ui", "reap", "cache")
+    },
 }
 """The module of each command; a method is a command too, `unlearn` with that method."""
 

@@ -40,6 +40,7 @@ DECLARED = {
     "rollback": ("model", "alias", "why", "dry_run"),
     "versions": ("model", "where", "format"),
     "reap": ("unclaimed_minutes", "dead_run", "dry_run"),
+    "cache": ("free", "days", "dry_run"),
 }
 # Of each method, besides its own knobs that a search may draw.
 CORRECTION = ("data", "forget", "model", "preset", "steps", "lr")

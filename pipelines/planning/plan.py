@@ -92,7 +92,7 @@ def alike(stages: Sequence[Stage], of_what: str, parallel: int = 1) -> Stage:
 def show(plan: Plan) -> None:
     """Print a plan, and write it on the run that `mlflow run` opened for this process, if it did."""
     print(plan.text(), flush=True)
-    tracking.describe_planned(plan.title, plan.text())
+    tracking.describe_unjoined("plan", f"plan: {plan.title}", plan.text())
 
 
 def duration(minutes: float) -> str:

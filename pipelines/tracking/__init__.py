@@ -6,7 +6,7 @@ from pipelines.tracking.mlflow_store import find_run, first_line, is_absent, ref
 from pipelines.tracking.open_runs import OpenRuns
 from pipelines.tracking.provenance import environment
 from pipelines.tracking.runs import ADMINISTRATION, MODE, RESUMED_FROM, Run, run, spaced
-from pipelines.tracking.unjoined_run import describe_planned, describe_refused
+from pipelines.tracking.unjoined_run import describe_refused, describe_unjoined
 
 __all__ = [
     "ADMINISTRATION",
@@ -16,8 +16,8 @@ __all__ = [
     "OpenRuns",
     "Run",
     "alive",
-    "describe_planned",
     "describe_refused",
+    "describe_unjoined",
     "environment",
     "find_run",
     "first_line",

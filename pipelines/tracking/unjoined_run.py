@@ -1,4 +1,4 @@
-"""The run that `mlflow run` opens before it starts our process, where the process does no work: a refusal, or a plan."""
+"""The run that `mlflow run` opens before it starts our process, where the process does no work: a refusal, a plan, a list."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def describe_refused(reason: str) -> None:
     _describe(f"refused: {brief}", {"failure": line, _NOTE: f"Refused before any work: {line}"})
 
 
-def describe_planned(title: str, text: str) -> None:
-    """Write a plan on the run that nobody joined: what it is about as its name, its text as its note."""
-    _describe(f"plan: {title}", {"kind": "plan", _NOTE: f"```\n{text}\n```"})
+def describe_unjoined(kind: str, name: str, text: str) -> None:
+    """Write on the run that nobody joined what a command printed, a plan or a list: its kind, a name, and the text as its note."""
+    _describe(name, {"kind": kind, _NOTE: f"```\n{text}\n```"})
 
 
 def _describe(name: str, tags: Mapping[str, str]) -> None:
