@@ -16,6 +16,8 @@ DATA = "data"  # its files lie in the cache itself
 PURPOSES = {
     "attacks": "results of attacks on a model",
     "checkpoints": "trainings under way: they resume from these",
+    "concepts": "sets of prompts, written as data",
+    "contest": "bases, gold models and results of contests",
     DATA: "decoded images of a data set",
     "clusters": "marks by which workers see that they share this folder",
     "gold": "models retrained without a class, which attacks and comparisons are measured against",
