@@ -16,6 +16,7 @@ from pipelines.cli.method_options import MethodOptions
 from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions, PlanOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.correction.correction import Correction
+from pipelines.correction.source import seen_by_workers
 from pipelines.engine.options import WorkerOptions
 from pipelines.registry import lineage, model_versions
 from pipelines.registry.lineage import agree_on_classes
@@ -177,7 +178,7 @@ class SearchConfig:
     def trial_config(self) -> TrialConfig:
         """Return what all trials share."""
         return TrialConfig(
-            asdict(self.data), str(self.base), list(self.forget),
+            asdict(self.data), str(seen_by_workers(self.base, self.base_digest, self.search)), list(self.forget),
             self.forgotten, self.method_name, self._knobs(),
             asdict(self.training), asdict(self.evaluation), asdict(self.judging), str(self.folder),
             self.search.prune,

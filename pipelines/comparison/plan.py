@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pipelines.cli.options import DataOptions
@@ -13,6 +14,7 @@ from pipelines.comparison import variants
 from pipelines.comparison.job import ChildConfig
 from pipelines.comparison.variants import MethodVariant
 from pipelines.correction.retrained import recipe_of
+from pipelines.correction.source import seen_by_workers
 from pipelines.engine.options import WorkerOptions
 from pipelines.registry import lineage, model_versions
 from pipelines.registry.lineage import agree_on_classes
@@ -120,8 +122,9 @@ class Comparison:
     def child_config(self) -> ChildConfig:
         """Return what all jobs share."""
         steps = self.options.gold_steps
+        base = seen_by_workers(Path(self.base), self.model_digest, self.options)
         return ChildConfig(
-            asdict(self.data), self.base, self.source, self.name, asdict(self.evaluation),
+            asdict(self.data), str(base), self.source, self.name, asdict(self.evaluation),
             asdict(self.judging), steps, asdict(recipe_of(self.source, steps)), self.options.device,
         )  # fmt: skip
 

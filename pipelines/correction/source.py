@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pipelines.engine.options import NONE, WorkerOptions
 from pipelines.registry import lineage, model_versions
 from safemax.data.dataset import Dataset
 from safemax.diffusion.condition import Prompt
@@ -16,7 +17,7 @@ from safemax.diffusion.home import labels_of
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
-from safemax.storage import cache
+from safemax.storage import atomic, cache
 
 
 class Source(NamedTuple):
@@ -59,6 +60,23 @@ def ready(
         address = str(_completed(diffusion))
         print(f"the model was completed in {address}")
     return Source(address, evaluation.fitted(diffusion))
+
+
+def seen_by_workers(folder: Path, digest: str, options: WorkerOptions) -> Path:
+    """Return a folder that workers read a model from: its own, or on a cluster a copy in the cache, which all machines share.
+
+    Args:
+        folder: of the model; MLflow may keep it on this machine alone.
+        digest: of the model's weights.
+        options: of the workers.
+    """
+    if options.cluster == NONE:
+        return folder
+    shared = cache.folder("bases").absolute() / digest
+    if not shared.exists():
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        atomic.create_folder(shared, lambda place: shutil.copytree(folder, place, dirs_exist_ok=True))
+    return shared
 
 
 def _is_part_of(names: tuple[str, ...], diffusion: Diffusion) -> bool:

@@ -12,7 +12,8 @@ import torch
 from diffusers import DDPMScheduler
 
 import safemax
-from pipelines.correction.source import ready
+from pipelines.correction.source import ready, seen_by_workers
+from pipelines.engine.options import WorkerOptions
 from safemax import methods
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler
@@ -35,6 +36,16 @@ def unnamed(folder: Path) -> Path:
     del index["class_names"]
     path.write_text(json.dumps(index))
     return folder
+
+
+def test_workers_of_a_cluster_read_a_copy_in_the_cache_that_all_machines_share(tmp_path: Path) -> None:
+    model, folder = tiny_models.diffusion(), tmp_path / "mlflow" / "base"
+    model.save(folder)
+    assert seen_by_workers(folder, model.digest(), WorkerOptions(workers=2)) == folder
+    for _ in range(2):
+        copy = seen_by_workers(folder, model.digest(), WorkerOptions(cluster="auto"))
+        assert copy.is_relative_to(tmp_path / "cache")
+        assert Diffusion.load(copy).digest() == model.digest()
 
 
 def test_a_whole_model_is_taken_as_it_is(tmp_path: Path) -> None:
