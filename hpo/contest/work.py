@@ -21,6 +21,7 @@ from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.measure import code_digest, measure
 from safemax.evaluation.samples import Samples, draw
+from safemax.judges.attack_helper import attack_helper
 from safemax.judges.load import Judges, Reference, judges, reference
 from safemax.methods import find
 from safemax.methods.finetune import Finetune
@@ -155,8 +156,11 @@ class Workshop:
         return {name: round(metrics[key], 5) for name, key in MEASURED.items()}
 
     def _attacks(self, diffusion: Diffusion, correction: Correction) -> dict[str, Any]:
+        if not correction.attacks:
+            return {}
         setting = Setting(
-            self.dataset, (correction.forget,), self.judges.reject, self.judges.plain,
+            self.dataset, (correction.forget,), self.judges.reject,
+            attack_helper(self.dataset, self.contest.judging, self.judges, progress=False),
             neighbours(self.reference, (correction.forget,))[0], self.base(correction.base),
         )  # fmt: skip
         results = {name: find_attack(name)().run(diffusion, setting) for name in correction.attacks}

@@ -85,7 +85,7 @@ def test_a_contest_leaves_a_file_a_method_and_base_and_a_page_that_joins_them(
 ):
     files = tmp_path / "files"
     argv = [
-        f"--data={shared_folder / 'data'}", "--methods=safemax", "--tune=2", "--rows=300",
+        f"--data={shared_folder / 'data'}", "--methods=safemax", "--tune=2", "--rows=300", "--attacks=partial",
         f"--files={files}", f"--presets={tmp_path / 'tuned.json'}", *SMALL,
     ]  # fmt: skip
     contest_run.run(argv)
@@ -95,6 +95,7 @@ def test_a_contest_leaves_a_file_a_method_and_base_and_a_page_that_joins_them(
     assert [each["variant"] for each in content["corrections"]] == ["default", "tuned"]
     assert content["corrections"][0]["cost"]["rows"] == 256
     assert len(content["search"]["trials"]) == 2
+    assert content["corrections"][0]["attacks"]["partial"]["curve"]
     assert content["search"]["trials"][0]["values"] == {}
     assert set(json.loads((tmp_path / "tuned.json").read_text())["safemax"]) == {"tuned-data"}
     page = (files / "comparison.html").read_text()
