@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.webhooks.delivery import _generate_hmac_signature
+from PIL import Image
 
 from tests.support.mlflow_servers import Server
+from tests.test_library import displayed
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SECRET = "a secret of the team"
@@ -84,3 +87,18 @@ def test_mlflows_server_tells_the_receiver_of_a_promotion(
         assert acts.empty()
     finally:
         server.kill()
+
+
+def test_the_notebook_of_the_whole_way_runs_and_shows_runs_pictures_and_a_drawn_digit(
+    schema: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # the notebook sets it; what it set goes with the test
+    (tmp_path / "mlflow.db").write_bytes(schema.read_bytes())
+    shown = displayed(EXAMPLES / "whole_way.ipynb", BASE_STEPS=3, UNLEARN_STEPS=10, FORGET_SAMPLES=20, JUDGE_STEPS=3)
+    tables = [each for each in shown if isinstance(each, pd.DataFrame)]
+    assert list(tables[0].index) == ["safemax-digits-forget0-seed0"]
+    pictures = [each for each in shown if isinstance(each, Image.Image)]
+    assert pictures[-1].size == (160, 160)
+    assert len(pictures) == 2
