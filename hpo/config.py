@@ -31,6 +31,12 @@ from safemax.storage.file_names import file_name
 from safemax.training.method import Method
 from safemax.training.settings import Training
 
+# Keys of the parameters by which searches are compared.
+SHOWN = (
+    *(f"search.{name}" for name in ("trials", "objective", "quality", "prefer", "search_sampler", "search_seed")),
+    *("search.accuracy_drop", "search.prune"),
+    *("method.name", "data.forget", "model.source", "eval.protocol"),
+)
 PREFERENCES = {"knee": "", "forgetting": "forgetting", "quality": "quality", "cost": "minutes"}
 
 

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.config import SearchConfig
 from safemax import metric_keys as keys
+from safemax.reports.numbers import quantity
 
 _FRONT, _OTHER, _COSTLY = "#1f77b4", "lightsteelblue", "gainsboro"
 _X = "probability of the forgotten class (judges with a reject class)"
@@ -42,6 +43,12 @@ def captions(config: SearchConfig) -> Captions:
     """Return the captions of a search."""
     distance = config.search.quality.upper()
     return Captions(f"{config.method_name}, forget {config.class_names}", f"{distance} of retained classes - base's")
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with its numbers as text; what loses least accuracy comes first where the table says so."""
+    ordered = frame.sort_values("accuracy_drop") if "state" in frame else frame
+    return ordered.map(lambda value: quantity(value) if isinstance(value, int | float) else str(value))
 
 
 def table(trials: Sequence[FrozenTrial], names: Sequence[str]) -> pd.DataFrame:
@@ -199,7 +206,7 @@ def page(
         title=captions.title, template="plotly_white", height=640, yaxis_title=captions.quality,
         xaxis={"type": "log", "title": _X, "exponentformat": "power", "dtick": 1},
     )  # fmt: skip
-    if top < math.inf:
+    if top < math.inf and members:
         figure.update_yaxes(range=[min(point_of(each)[1] for each in members) - 0.1 * top, top])
     return figure.to_html(include_plotlyjs=True)
 

@@ -11,9 +11,10 @@ import pandas as pd
 from optuna.trial import FrozenTrial
 
 from hpo import figures, objective
-from hpo.config import PREFERENCES, SearchConfig
+from hpo.config import SearchConfig
 from hpo.runner import StudyRunner
 from hpo.study import TrialScheduler
+from hpo.study_note import Scores, advice, choose, none_allowed
 from hpo.trial import final_evaluation, weights_of
 from pipelines.correction.correct import measure_and_register
 from pipelines.correction.correction import SearchProvenance
@@ -27,8 +28,8 @@ from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
 from safemax.reports.images_and_tables import as_markdown, as_text
 
-Scores = Mapping[str, float]
 _BASE = -1  # in place of a trial's number
+_NEAREST = 10  # trials in the note of a study without a front
 
 
 def finish(runner: StudyRunner, stop: StopSignal, minutes: float) -> str:
@@ -44,7 +45,7 @@ def finish(runner: StudyRunner, stop: StopSignal, minutes: float) -> str:
     """
     config, members = runner.config, runner.scheduler.front()
     if not members:
-        raise InputError(_why_no_front(runner))
+        raise _report_nothing_allowed(runner)
     evaluation = final_evaluation(config.evaluation, config.search.final_samples)
     trials = {each.number: each for each in (*runner.scheduler.completed[:1], *members)}
     fresh = measure_again(config, runner.workers, trials, evaluation)
@@ -117,20 +118,6 @@ def measure_again(
     return {n: objective.scores(each, base, config.search.quality) | minutes[n] for n, each in sorted(metrics.items())}
 
 
-def choose(front: Mapping[int, Scores], config: SearchConfig, unit: float) -> int:
-    """Return the number of the trial to register: of those within the constraint on fresh seeds too, or else of all.
-
-    The knee is the member nearest to the ideal, forgetting 0 at the base's own quality. One unit of quality is the base's
-    distance from real images (the joint objective's unit); scaled by the front's own extent instead, a probability of 1e-4
-    could count as much as a doubled FID. A joint objective has no knee: the lowest score wins.
-    """
-    allowed = {n: each for n, each in front.items() if each["accuracy_drop"] <= config.search.accuracy_drop} or front
-    key = PREFERENCES[config.search.prefer] or ("joint" if config.search.objective == "joint" else "")
-    if key:
-        return min(allowed, key=lambda n: (allowed[n][key], allowed[n]["quality"]))
-    return min(allowed, key=lambda n: allowed[n]["forgetting"] ** 2 + (max(0.0, allowed[n]["quality"]) / unit) ** 2)
-
-
 def _registered_before(runner: StudyRunner, winner: int) -> str:
     """Return the version that an earlier end of the study registered of a trial; "" where there is none, or none any more."""
     address = str(runner.scheduler.study.user_attrs.get(f"version of trial {winner}", ""))
@@ -140,20 +127,32 @@ def _registered_before(runner: StudyRunner, winner: int) -> str:
         return ""
 
 
-def _why_no_front(runner: StudyRunner) -> str:
-    trials, drop = runner.scheduler.trials, runner.config.search.accuracy_drop
-    if runner.scheduler.completed:
-        least = min(each.user_attrs["scores"]["accuracy_drop"] for each in runner.scheduler.completed)
-        return f"none of {len(trials)} trials is within accuracy_drop = {drop:g}; the smallest drop is {least:.3g}"
-    reasons = [each.user_attrs["reason"] for each in trials if "reason" in each.user_attrs]
-    return f"none of {len(trials)} trials ended with a result; {reasons[0] if reasons else 'all were pruned'}"
+def _report_nothing_allowed(runner: StudyRunner) -> InputError:
+    """Log all that a study without a front has found, with advice in the note; return the error that ends it."""
+    config, scheduler = runner.config, runner.scheduler
+    reason = none_allowed(config, scheduler)
+    picture = _log_trials(runner, [], None)
+    table = as_markdown(figures.readable(figures.table(scheduler.trials, list(config.space.ranges)))[:_NEAREST])
+    runner.run.note(
+        f"**Nothing registered**: {reason} {advice(config, scheduler)}",
+        f"{picture}\n\nThe trials that lose least:\n\n{table}" if scheduler.completed else "",
+    )
+    print(f"\n{reason}\n{advice(config, scheduler)}\n{runner.run.url}  (after `make ui`)")
+    return InputError(f"nothing to register: {reason.rstrip('.')}")
 
 
-def _report(runner: StudyRunner, members: Sequence[FrozenTrial], fresh: Mapping[int, Scores], winner: int) -> str:
-    """Log tables and figures to the study's run; return the start of its note."""
+def _log_trials(
+    runner: StudyRunner,
+    members: Sequence[FrozenTrial],
+    winner: int | None,
+    points: Mapping[int, figures.Point] | None = None,
+) -> str:
+    """Log tables and figures of all trials to the study's run; return the markdown of the picture of the front."""
     run, captions, scheduler = runner.run, runner.captions, runner.scheduler
     completed, names = scheduler.completed, list(runner.config.space.ranges)
     run.table(figures.table(scheduler.trials, names).reset_index(), "trials")
+    if not completed:
+        return ""
     run.picture(figures.history(completed, runner.reference, captions), "history")
     shares = figures.importances(scheduler.study, names)
     if shares is not None:
@@ -162,15 +161,21 @@ def _report(runner: StudyRunner, members: Sequence[FrozenTrial], fresh: Mapping[
     page = runner.config.folder / "front.html"
     page.write_text(figures.page(completed, members, captions, winner), encoding="utf-8")
     run.artifact(page)
-    table = _table(scheduler, names, fresh, winner)
-    run.table(table.reset_index(), "front")
+    return run.picture(figures.front(completed, members, captions, winner, points), "front")
+
+
+def _report(runner: StudyRunner, members: Sequence[FrozenTrial], fresh: Mapping[int, Scores], winner: int) -> str:
+    """Log tables and figures to the study's run; return the start of its note."""
+    scheduler, names = runner.scheduler, list(runner.config.space.ranges)
     points = {number: (scores["forgetting"], scores["quality"]) for number, scores in fresh.items()}
-    picture = run.picture(figures.front(completed, members, captions, winner, points), "front")
-    shown = table.map("{:.3g}".format)
-    print(f"\nfront of {runner.config.study} and its defaults (trial 0), on fresh seeds\n\n{as_text(shown)}")
+    picture = _log_trials(runner, members, winner, points)
+    table = _table(scheduler, names, fresh, winner)
+    runner.run.table(table.reset_index(), "front")
+    shown = figures.readable(table)
+    print(f"\nfront of {runner.config.study} and the defaults (trial 0), on fresh seeds\n\n{as_text(shown)}")
     return (
-        f"**Search**: trial {winner} of {len(scheduler.trials)}, study `{runner.config.study}`, prefer "
-        f"{runner.config.search.prefer}.\n\n{picture}\n\nThe front and the defaults (trial 0) on fresh seeds:\n\n"
+        f"**Search**: trial {winner} of {len(scheduler.trials)} was chosen by prefer={runner.config.search.prefer}; study "
+        f"`{runner.config.study}`.\n\n{picture}\n\nThe front and the defaults (trial 0) on fresh seeds:\n\n"
         f"{as_markdown(shown)}\n\n"
     )
 

@@ -12,14 +12,15 @@ from hpo import figures, objective
 from hpo.config import SearchConfig
 from hpo.objective import QUALITIES
 from hpo.study import TrialLost, TrialScheduler
+from hpo.study_note import StudyNote, in_words
 from hpo.trial_runs import TrialRuns
 from pipelines import tracking
 from pipelines.engine.progress import Progress
 from pipelines.engine.worker import Message
 from pipelines.engine.workers import Job, Workers
+from safemax import metric_keys as keys
+from safemax.reports.numbers import quantity
 from safemax.storage import checkpoint
-
-REFRESH = 10  # completed trials between two pictures of the front
 
 
 class StudyRunner:
@@ -49,6 +50,7 @@ class StudyRunner:
             run,
         )
         self.captions = figures.captions(config)
+        self._front_picture = ""
         self._trial_config = config.trial_config()
 
     @property
@@ -68,12 +70,24 @@ class StudyRunner:
             self.run.log({"search/hypervolume": volume}, n)  # trials of the runs that this one continues
         ended, size = self.scheduler.num_ended, self.scheduler.plan.size
         print(f"study {self.scheduler.plan.name}: {ended} of {size} trials done", flush=True)
+        self._study_note = StudyNote(self.config, self.scheduler, self.reference[1])
         with Progress.of(size, ended, self.config.search, "trial") as self._progress:
+            self._note()
             while self.scheduler.num_ended < size:
                 self.workers.run(self._next, self._on_message)
                 if self.scheduler.num_ended < size:
                     time.sleep(1)
                     self.workers.tick()
+
+    def _note(self) -> None:
+        """Write how far the study is on its run, with the front so far; a machine that joined another's study leaves it alone."""
+        if self.run.id != self.scheduler.study.user_attrs.get("run") or not self._study_note.is_due():
+            return
+        done, members = self.scheduler.completed, self.scheduler.front()
+        with self.run.tolerate_outage():
+            if members:
+                self._front_picture = self.run.picture(figures.front(done, members, self.captions), "front")
+            self.run.note(self._study_note.text(self._front_picture, self._progress.time_left))
 
     def _next(self) -> Job | None:
         trial = self.scheduler.start_next()
@@ -138,25 +152,24 @@ class StudyRunner:
             self.trial_runs.finish(number, "pruned", summary)
         else:
             summary = self._fail(number, message["reason"])
-        knobs = ", ".join(f"{name} {value:.3g}" for name, value in self.scheduler.trials[number].params.items())
+        knobs = ", ".join(f"{name} {quantity(value)}" for name, value in self.scheduler.trials[number].params.items())
         self._progress.ended(number)
         ended = f"{self.scheduler.num_ended}/{self.scheduler.plan.size}"
         self._progress.say(f"[{ended}] trial {number} ({knobs}): {summary}")
         self._delete_leftovers(number)
+        self._note()
 
     def _complete(self, number: int, metrics: dict[str, float]) -> str:
         scores = objective.scores(metrics, self.base, self.config.search.quality)
         if not all(map(math.isfinite, scores.values())):
             return self._fail(number, f"scores are not finite: {scores}")
         self.scheduler.complete(number, scores, {"metrics": metrics})
-        self.trial_runs.log(number, metrics | {f"search/{name}": value for name, value in scores.items()})
-        summary = f"forgetting {scores['forgetting']:.2g}, quality {scores['quality']:+.3g}"
+        self.trial_runs.log(number, keys.charted(metrics) | {f"search/{name}": value for name, value in scores.items()})
+        summary = in_words(scores)
         self.trial_runs.finish(number, "complete", summary, self._folder(number) / "samples.png")
         done = self.scheduler.completed
         points = [figures.point_of(each) for each in done if figures.is_allowed(each)]
         self.run.log({"search/hypervolume": figures.hypervolume(points, self.reference)}, len(done))
-        if len(done) % REFRESH == 0:
-            self.run.picture(figures.front(done, self.scheduler.front(), self.captions), "front")
         return summary
 
     def _fail(self, number: int, reason: str) -> str:

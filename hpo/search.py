@@ -31,11 +31,12 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo import space, storage
-from hpo.config import PARAMETERS, SearchConfig
+from hpo.config import PARAMETERS, SHOWN, SearchConfig
 from hpo.finish import finish
 from hpo.proposal import warn_of_population
 from hpo.runner import StudyRunner
 from hpo.study import TrialScheduler
+from hpo.study_note import begun
 from hpo.trial import load
 from hpo.trial_runs import STATE, Ending, TrialRuns, inherit
 from pipelines import tracking
@@ -50,6 +51,7 @@ from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_signal
 from pipelines.engine.workers import open_workers
 from pipelines.planning.plan import Plan, Stage, show
 from pipelines.planning.stages import Planner
+from safemax import metric_keys as keys
 from safemax.data.class_names import parse_classes
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError, Stopped
@@ -89,14 +91,16 @@ def run(config: SearchConfig, stop: StopSignal) -> str:
                 runner.run_trials()
                 if store.leads:
                     return finish(runner, stop, (time.perf_counter() - started) / 60)
-    print("all trials have ended; the machine that came first measures the front and registers")
+    print("all trials have ended; the machine that started the study measures the front and registers its best member")
     return ""
 
 
 @contextmanager
 def _opened(config: SearchConfig, tags: Mapping[str, str]) -> Iterator[tracking.Run]:
     name, tags = f"search-{config.title}", {"kind": "search", **tags}
-    with tracking.run(name, experiment=config.name, params=config.params(), tags=tags) as opened:
+    with tracking.run(
+        name, experiment=config.name, params=config.params(), tags=tags, shown=SHOWN, description=begun(config)
+    ) as opened:
         opened.dataset(config.dataset, "training")
         opened.parameters(config.parameters)
         yield opened
@@ -131,7 +135,7 @@ def _ending(trial: FrozenTrial) -> Ending:
     if trial.state == TrialState.FAIL:
         return Ending("FAILED", tags={**tags, "failure": str(facts.get("reason", ""))})
     scores = {f"search/{name}": value for name, value in facts.get("scores", {}).items()}
-    return Ending("FINISHED", {**facts.get("metrics", {}), **scores}, tags)
+    return Ending("FINISHED", {**keys.charted(facts.get("metrics", {})), **scores}, tags)
 
 
 def _wait_for_leader(scheduler: TrialScheduler, stop: StopSignal) -> None:

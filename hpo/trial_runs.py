@@ -13,6 +13,7 @@ from PIL import Image
 from pipelines import tracking
 
 STATE = "trial.state"  # tag of a trial's run: complete, pruned or fail
+_SHOWN = 12  # parameters that a run shows
 
 
 class TrialRuns(tracking.OpenRuns[int]):
@@ -21,7 +22,7 @@ class TrialRuns(tracking.OpenRuns[int]):
     Args:
         parent: returns the id of the parent; another machine's run may become the parent on the way.
         experiment: its experiment.
-        params: parameters that all children share, by dotted key.
+        params: parameters that all children share, by dotted key; the run of a child shows only its own.
         tags: tags that all children share.
     """
 
@@ -36,7 +37,7 @@ class TrialRuns(tracking.OpenRuns[int]):
         own = {"kind": "trial", "search.trial": str(number), **self._tags, **tags}
         return self.begin(
             number, f"trial-{number:03d}", experiment=self._experiment, parent=self._parent(),
-            params={**self._params, **params}, tags=own,
+            params={**self._params, **params}, tags=own, shown=list(params)[:_SHOWN],
         ).id  # fmt: skip
 
     def log(self, number: int, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -49,8 +50,10 @@ class TrialRuns(tracking.OpenRuns[int]):
 
     def finish(self, number: int, state: str, summary: str, picture: Path | None = None) -> None:
         """Close a trial's run as FINISHED, with its state in the study as a tag, and summary and picture as a note."""
-        run = self[number]
-        markdown = run.picture(Image.open(picture), "samples/trial") if picture and picture.exists() else ""
+        run, markdown = self[number], ""
+        if picture and picture.exists():
+            run.chart_picture(Image.open(picture), "samples/trial")
+            markdown = run.picture(Image.open(picture), "samples/trial")
         run.note(f"{summary}\n\n{markdown}")
         run.tag(STATE, state)
         self.end(number)

@@ -97,7 +97,7 @@ def attack(argv: Sequence[str]) -> None:
         "model.base": subject.base, "model.gold": chosen["gold"].gold, "attack.samples": suite.samples,
         "attack.seed": suite.seed, "attack.names": ",".join(options.names),
     }  # fmt: skip
-    with subject.run("attack", f"attack-{subject.title}-seed{suite.seed}", params) as run:
+    with subject.run("attack", f"attack-{subject.title}-seed{suite.seed}", params, list(params)) as run:
         run.parameters(chosen.record(model=subject.address))
         clock = Clock()
         models = Models.load(subject, chosen["gold"], stop, clock)

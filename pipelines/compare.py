@@ -28,7 +28,8 @@ from pipelines import tracking
 from pipelines.cli.options import DataOptions, ModelOptions, PlanOptions
 from pipelines.cli.parser import parse
 from pipelines.comparison import report, variants
-from pipelines.comparison.plan import Comparison, ComparisonOptions, ablation_of
+from pipelines.comparison.note import begun
+from pipelines.comparison.plan import SHOWN, Comparison, ComparisonOptions, ablation_of
 from pipelines.comparison.runner import ComparisonRunner
 from pipelines.comparison.variants import MethodVariant
 from pipelines.correction import concepts
@@ -149,7 +150,10 @@ def run(comparison: Comparison, stop: StopSignal) -> pd.DataFrame:
     """
     comparison.validate()
     tags = {"kind": "comparison", "comparison.methods": ",".join(each.label for each in comparison.variants)}
-    with tracking.run(comparison.title, experiment=comparison.name, params=comparison.params(), tags=tags) as opened:
+    with tracking.run(
+        comparison.title, experiment=comparison.name, params=comparison.params(), tags=tags, shown=SHOWN,
+        description=f"**Comparison under way**: {begun(comparison)}",
+    ) as opened:  # fmt: skip
         opened.dataset(comparison.dataset, "training")
         opened.parameters(comparison.parameters)
         runner = ComparisonRunner(comparison, opened, stop)

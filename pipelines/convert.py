@@ -205,7 +205,6 @@ def _register(
     params = {"convert.state_dict": options.state_dict, "convert.sha256": source, "data.name": dataset.name}
     with tracking.run(f"convert-{dataset.name}", experiment=name, params=params, tags={"kind": "base"}) as run:
         run.parameters(record)
-        run.log(checks)
         labels = torch.arange(dataset.num_classes)
         images = sample(diffusion, labels, FAST, seed=0, progress=True)
         picture = run.picture(grid(images, len(labels)), "samples/base")

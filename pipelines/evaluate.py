@@ -92,7 +92,8 @@ def evaluate(argv: Sequence[str]) -> None:
     attack_run = AttackRun.find(subject.address, options.attack_run)
     params = {"model.beside": subject.base, "model.gold": chosen["gold"].gold, "attack.run": attack_run.id}
     params |= {f"eval.{key}": value for key, value in evaluation.describe().items()}
-    with shared_draws(), subject.run("evaluation", f"evaluate-{subject.title}", params) as run:
+    shown = ("model.beside", "model.gold", "attack.run", "eval.protocol", "eval.seed")
+    with shared_draws(), subject.run("evaluation", f"evaluate-{subject.title}", params, shown) as run:
         run.parameters(chosen.record(model=subject.address))
         evaluator = Evaluator.load(subject, diffusion, evaluation, chosen["judging"], chosen["gold"], stop)
         with stop.interruptible():

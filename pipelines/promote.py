@@ -106,10 +106,12 @@ def _apply_gates(
         remeasured, trusted = remeasure(facts, diffusion, options, limits.judge_recall)
         applied += remeasured
     frame, heading = gates.table(applied), f"{address}, compared with {champion or 'no champion'}"
-    print(f"\n{heading}\n\n{as_text(frame)}\n\n{trusted}\n")
+    failed = gates.refusals(applied)
+    outcome = f"Refused by {', '.join(failed)}" if failed else f"Passed all {len(applied)} gates"
+    print(f"\n{outcome}: {heading}\n\n{as_text(frame)}\n\n{trusted}\n")
     run.table(frame.reset_index(), "gates")
-    run.note(f"{heading}\n\n{as_markdown(frame)}\n\n{trusted}")
-    if failed := gates.refusals(applied):
+    run.note(f"**{outcome}**: {heading}\n\n{as_markdown(frame)}\n\n{trusted}")
+    if failed:
         raise InputError(f"{address} is refused by: {'; '.join(failed)}; the alias was not moved")
     return applied
 

@@ -61,10 +61,10 @@ def reap(argv: Sequence[str]) -> None:
 
 def dead(run: Run, options: ReapOptions) -> str | None:
     """Return why a RUNNING run has no process any more, None if it has one or this machine cannot know."""
-    process = _process(run)
+    process = tracking.process_of(run)
     if process is not None:
         if run.info.run_id == options.dead_run and not tracking.alive(process):
-            return f"process {process} is dead, says who ran reap"
+            return f"process {process} is dead, as dead_run={options.dead_run} states"
         return f"process {process} is dead" if tracking.alive(process) is False else None
     tags, minutes = run.data.tags, (time.time() - run.info.start_time / 1000) / 60
     # file://REPOSITORY#SUBFOLDER, if the project is in a git repository
@@ -73,11 +73,6 @@ def dead(run: Run, options: ReapOptions) -> str | None:
     if "mlflow.project.entryPoint" in tags and ours and minutes >= options.unclaimed_minutes:
         return f"`mlflow run` opened it {minutes:.0f} minutes ago and no process joined it"
     return None
-
-
-def _process(run: Run) -> str | None:
-    """Return the process of a run: a param, or, where it was killed while it opened the run, a tag alone."""
-    return run.data.params.get(tracking.PROCESS, run.data.tags.get(tracking.PROCESS))
 
 
 def _end_dead(client: MlflowClient, options: ReapOptions, own: str) -> list[str]:
@@ -91,7 +86,7 @@ def _end_dead(client: MlflowClient, options: ReapOptions, own: str) -> list[str]
 
 def _end(client: MlflowClient, run: Run, options: ReapOptions) -> str | None:
     """End a run if it is dead; return what was done, or that this machine cannot know, None for a living run."""
-    name, process = f"run {run.info.run_id} ({run.info.run_name})", _process(run)
+    name, process = f"run {run.info.run_id} ({run.info.run_name})", tracking.process_of(run)
     why = dead(run, options)
     if why is None:
         unknown = process is not None and tracking.alive(process) is None

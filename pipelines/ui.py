@@ -43,10 +43,10 @@ def links(client: MlflowClient, base: str) -> list[str]:
     """Return a line for each experiment and registered model: its name and its page, in the mode for training runs."""
     experiments = tracking.search_all(client.search_experiments)
     models = tracking.search_all(client.search_registered_models)
-    pages = [(each.name, f"experiments/{each.experiment_id}") for each in reversed(experiments)]
-    pages += [(f"{each.name} (versions)", f"models/{each.name}") for each in models]
+    pages = [(each.name, tracking.experiment_page(each.experiment_id)) for each in reversed(experiments)]
+    pages += [(f"{each.name} (versions)", f"#/models/{each.name}?{tracking.MODE}") for each in models]
     width = max(len(name) for name, _ in pages)
-    return [f"{name:<{width}}  {base}/#/{path}?{tracking.MODE}" for name, path in pages]
+    return [f"{name:<{width}}  {base}/{page}" for name, page in pages]
 
 
 def command(store: str, port: int) -> list[str]:

@@ -5,12 +5,15 @@ What each means is in safemax.evaluation.metric_info. A key that only its own me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 # Beside a number: the ends of its 95 % interval, its standard error, its difference from the base.
 LOW, HIGH, SE, DELTA = "_low", "_high", "_se", "_delta"
 INTERVAL = ("", LOW, HIGH)
 UNCERTAINTY = (LOW, HIGH, SE)
 # The same key for the base, as in base/forget/ua.
 BASE = "base/"
+LOSS = "loss/"
 
 FORGET = "forget/"
 UA = "forget/ua"
@@ -78,6 +81,23 @@ SEARCH_MINUTES = "cost/search_minutes"
 PEAK_MEMORY_GB = "cost/peak_memory_gb"
 IMAGES_SEEN = "cost/images_seen"
 SIDE_STATE_GB = "cost/side_state_gb"
+
+# What stays out of a run's charts, and is only in its metrics.json: the base's numbers, those of one class, of classes
+# forgotten earlier and of single pixels; the ends of intervals; and numbers that explain others.
+_DETAIL_GROUPS = (BASE, RETAIN_CLASS, "earlier/", PIXELS)
+_DETAILS = frozenset({
+    *(REJECTED, OTHER, NOISE_ATTRACTED, PROBABILITY, KID, KID_REAL, KID_NOISE, KID_NORMALISED, COVERAGE),
+    *(SECOND_RECOGNISED, SECOND_REJECT, SECOND_OTHER, SECOND_PRECISION, SIDE_STATE_GB, RETAIN_KID, RETAIN_KID + DELTA),
+})  # fmt: skip
+
+
+def charted(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return what a run shows of an evaluation's metrics, as charts and as columns of tables; metrics.json holds them all."""
+    return {
+        key: value
+        for key, value in metrics.items()
+        if key not in _DETAILS and not key.startswith(_DETAIL_GROUPS) and not key.endswith(UNCERTAINTY)
+    }
 
 
 def of_class(kind: str, name: str) -> str:

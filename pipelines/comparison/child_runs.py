@@ -11,6 +11,7 @@ from mlflow.entities import Run as StoredRun
 from pipelines import tracking
 from pipelines.comparison.job import ChildConfig
 from pipelines.comparison.plan import BASE, GOLD, Comparison
+from safemax import metric_keys as keys
 from safemax.reports.comparison_tables import UNSEEDED
 
 KIND, DIGEST = "comparison.child", "comparison.digest"  # tags
@@ -40,23 +41,29 @@ class ChildRuns(tracking.OpenRuns[str]):
         params = {"gold.steps": steps, "data.name": comparison.dataset.name, "data.forget": class_name}
         params |= {f"eval.{key}": value for key, value in comparison.evaluation.describe().items()}
         name = f"gold-{comparison.dataset.name}-forget{class_name}"
-        return self._begin(job, name, params, {"comparison.variant": GOLD, "unlearning.method": "retrain"})
+        tags = {"comparison.variant": GOLD, "unlearning.method": "retrain"}
+        return self._begin(job, name, params, tags, ("gold.steps", "data.forget", "eval.protocol"))
 
     def _start_child(self, job: Mapping[str, Any]) -> tracking.Run:
         comparison, label = self._comparison, job["variant"]["label"]
         correction = self._config.correction(comparison.dataset, job)
         name = f"{label}-{comparison.dataset.name}-forget{self._class_name(job)}-seed{job['seed']}"
         tags = {"comparison.variant": label, "unlearning.method": correction.method_name}
-        opened = self._begin(job, name, correction.params(), tags)
+        opened = self._begin(job, name, correction.params(), tags, correction.shown_params)
         opened.dataset(comparison.dataset, "training")
         return opened
 
     def _begin(
-        self, job: Mapping[str, Any], name: str, params: Mapping[str, object], tags: Mapping[str, str]
+        self,
+        job: Mapping[str, Any],
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        shown: Sequence[str],
     ) -> tracking.Run:
         shared = {"kind": KIND, DIGEST: job["digest"], "comparison.seed": str(job["seed"])}
         return self.begin(
-            job["digest"], name, experiment=self._comparison.name, parent=self._parent, params=params,
+            job["digest"], name, experiment=self._comparison.name, parent=self._parent, params=params, shown=shown,
             tags={**shared, "unlearning.forget": self._class_name(job), **tags},
         )  # fmt: skip
 
@@ -87,13 +94,13 @@ def adopt(parent: str, children: Iterable[StoredRun]) -> None:
 
 
 def end_orphans(experiment: str) -> None:
-    """End as KILLED the comparisons and children of an experiment whose process was killed: the same command goes on."""
+    """End as KILLED the comparisons and children of an experiment whose process was killed: the same command resumes."""
     client = tracking.store()
     found = client.get_experiment_by_name(experiment)
     for kind in (KIND, "comparison"):
         condition = f"tags.kind = '{kind}' and attributes.status = 'RUNNING'"
         for each in tracking.search_all(client.search_runs, [found.experiment_id], condition) if found else ():
-            if tracking.alive(each.data.params.get(tracking.PROCESS)) is False:
+            if tracking.alive(tracking.process_of(each)) is False:
                 client.set_terminated(each.info.run_id, "KILLED")
 
 
@@ -114,16 +121,25 @@ def rows(plan: Sequence[Mapping[str, Any]], runs: Mapping[str, StoredRun], class
         commit = stored.data.tags.get("mlflow.source.git.commit", "")
         common = {"forget": class_names[job["forget"]], "run": stored.info.run_id, "commit": commit}
         label = job["variant"]["label"] if "variant" in job else GOLD
-        made.append({"variant": label, "seed": job["seed"], **common, **_own(stored.data.metrics)})
+        own, of_base = _metrics(stored)
+        made.append({"variant": label, "seed": job["seed"], **common, **own})
         if job["kind"] == "child" and job["forget"] not in classes:
             classes.add(job["forget"])
-            made.append({"variant": BASE, "seed": UNSEEDED, **common, **_of_base(stored.data.metrics)})
+            made.append({"variant": BASE, "seed": UNSEEDED, **common, **of_base})
     return pd.DataFrame(made)
 
 
-def _own(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {key: value for key, value in metrics.items() if not key.startswith(("base/", "loss/"))}
+def _metrics(run: StoredRun) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the metrics of a child, and those that it measured of the base: what its run shows, and its metrics.json.
 
-
-def _of_base(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {key.removeprefix("base/"): value for key, value in metrics.items() if key.startswith("base/")}
+    Runs of versions up to 0.1 show all of them; those of the base begin with base/.
+    """
+    shown = {key: value for key, value in run.data.metrics.items() if not key.startswith(keys.LOSS)}
+    of_base = {key.removeprefix(keys.BASE): value for key, value in shown.items() if key.startswith(keys.BASE)}
+    own = {key: value for key, value in shown.items() if not key.startswith(keys.BASE)}
+    table = None if of_base else tracking.stored_table(run.info.run_id, "metrics")
+    if table is None:
+        return own, of_base
+    table = table.set_index("metric")
+    column = "gold" if "gold" in table else "corrected"
+    return {**table[column].to_dict(), **own}, table["base"].dropna().to_dict() if "base" in table else {}

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -157,7 +158,8 @@ class ChildContext:
         with self.stop.interruptible():
             samples = cached_samples(model, forget, self.evaluation)
             metrics = measure(samples, self.judges, self.reference, forget)
-        run.log(metrics)
+        run.log(keys.charted(metrics))
+        run.table(pd.DataFrame({"gold": metrics}).rename_axis("metric").reset_index(), "metrics")
         _log_strips(run, {"corrected": samples}, job["forget"])
         return {}
 

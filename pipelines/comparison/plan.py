@@ -30,6 +30,11 @@ from safemax.reports.comparison_tables import UNSEEDED
 GOLD, BASE = "gold", "base"
 _MOST_IN_TITLE = 4  # variants whose names make the title
 AS_PAPER, EQUAL = "as the paper", "equal retain weight"
+# Keys of the parameters by which comparisons are compared.
+SHOWN = (
+    *(f"comparison.{name}" for name in ("methods", "classes", "seeds", "steps", "overrides", "gold", "workers")),
+    *("data.name", "model.source", "eval.protocol"),
+)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from safemax.reports.comparison_tables import (
     with_paper_values,
 )
 from safemax.reports.images_and_tables import as_markdown, as_text
+from safemax.reports.numbers import counted, duration, percent, quantity
 from safemax.storage.file_names import file_name
 
 TABLES = {
@@ -57,6 +58,7 @@ _STANDINGS_AXES = {
     "accuracy on retained classes, %": keys.ACCURACY,
     "minutes of the optimisation": keys.RUNTIME_MINUTES,
 }
+_FORGOTTEN = 95.0  # percent of UA_reject from which a method counts as one that forgets
 _MOST_COLUMNS = 6  # variants side by side, as in the paper; a table of more has one row per variant and value
 _NOTE_VALUES = ("UA_reject %", "FID")  # the paired differences that the note shows
 _LEGEND = (
@@ -109,20 +111,42 @@ def publish(
         rows.to_csv(files.folder / "children.csv", index=False)
         title, about = _title_and_about(comparison, rows, minutes, failures)
         summary = _standings(files, comparison, labels, rows)
+        outcome = _outcome(rows, len(failures))
+        print(f"{outcome.replace('**', '')}\n", flush=True)
         tables = [_table(files, comparison, name, labels, rows) for name in TABLES]
         tables += [_differences(files, labels, rows)]
         pictures = _pictures(files, comparison, labels, rows)
-        run.note(title, *summary, about, *pictures, *tables)
+        run.note(f"{outcome}\n\n{title}", *summary, about, *pictures, *tables)
         run.log(_means(rows))
         files.text(
             "comparison.md",
-            "\n\n".join([title, *map(_with_local_links, summary), about, *tables, *map(_with_local_links, pictures)])
+            "\n\n".join(
+                [outcome, title, *map(_with_local_links, summary), about, *tables, *map(_with_local_links, pictures)]
+            )
             + "\n",
         )
         run.artifact(files.folder)
         if comparison.options.output != "none":
             target = Path(comparison.options.output) / f"compare-{file_name(comparison.dataset.name)}"
             shutil.copytree(files.folder, target, dirs_exist_ok=True)
+
+
+def _outcome(rows: pd.DataFrame, failed: int) -> str:
+    """Return which variant won, and how many jobs failed, in a sentence."""
+    own = rows[~rows["variant"].isin([BASE, GOLD])]
+    lost = f" {counted(failed, 'job')} failed, so the tables have gaps." if failed else ""
+    if own.empty:
+        return f"**No method has a result.**{lost}"
+    means = own.groupby("variant")[[keys.UA_REJECT, keys.FID_JUDGE]].mean()
+    forgot = means[means[keys.UA_REJECT] >= _FORGOTTEN]
+    best = str((forgot if len(forgot) else means.nlargest(1, keys.UA_REJECT))[keys.FID_JUDGE].idxmin())
+    numbers = f"UA_reject {percent(means.loc[best, keys.UA_REJECT])}, FID {quantity(means.loc[best, keys.FID_JUDGE])}"
+    if not len(forgot):
+        return f"**No method forgets**: none reaches a mean UA_reject of {_FORGOTTEN:g} %; {best} comes nearest: {numbers}.{lost}"
+    return (
+        f"**{best} keeps the rest best**: {numbers}, the lowest mean FID of the {len(forgot)} of "
+        f"{counted(len(means), 'method')} whose mean UA_reject is {_FORGOTTEN:g} % or more.{lost}"
+    )
 
 
 def _means(rows: pd.DataFrame) -> dict[str, float]:
@@ -228,15 +252,17 @@ def _title_and_about(
     options = comparison.options
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     spending = (
-        ", ".join(f"{name} {value:.1f}" for name, value in minutes.items()) or "none: all children had finished before"
+        ", ".join(f"{name} {duration(value)}" for name, value in minutes.items())
+        or "none, since all children had finished before"
     )
     title = (
-        f"**{comparison.title}**, {len(comparison.classes)} classes, {options.seeds} seeds, {date.today()}, {machine}, "
-        f"workers = {options.workers}; protocol {comparison.evaluation.protocol}, {comparison.evaluation.main_sampler}."
+        f"{comparison.title}: {counted(len(comparison.classes), 'class')}, {counted(options.seeds, 'seed')}, {date.today()}, "
+        f"{machine}, {counted(options.workers, 'worker')}; protocol {comparison.evaluation.protocol} "
+        f"({comparison.evaluation.main_sampler.words})."
     )
     lines = [
         f"`{shlex.join(['python', *sys.orig_argv[1:]])}`",
-        f"Minutes of this run: {spending}.",
+        f"Time of this run: {spending}.",
         _LEGEND,
     ]
     commits = sorted({each for each in rows["commit"] if each})

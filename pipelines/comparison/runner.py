@@ -14,14 +14,17 @@ from pipelines import tracking
 from pipelines.comparison import child_runs
 from pipelines.comparison.child_runs import ChildRuns
 from pipelines.comparison.job import ChildConfig, load
+from pipelines.comparison.note import ComparisonNote
 from pipelines.comparison.plan import GOLD, Comparison
 from pipelines.engine.progress import Progress
 from pipelines.engine.signals import StopSignal
 from pipelines.engine.worker import FINAL, Message
 from pipelines.engine.workers import Job, Workers, open_workers
 from pipelines.tracking import remote_run
+from safemax import metric_keys as keys
 from safemax.errors import Stopped
 from safemax.reports.comparison_tables import UNSEEDED
+from safemax.reports.numbers import duration, percent, quantity
 
 Jobs = Sequence[dict[str, Any]]
 
@@ -57,6 +60,10 @@ class ComparisonRunner:
         todo = [job for job in plan if job is jobs[job["digest"]] and job["digest"] not in finished]
         print(f"{len(jobs)} children, {len(jobs) - len(todo)} of them finished before", flush=True)
         child_runs.adopt(self.run.id, [finished[job["digest"]] for job in plan if job["digest"] in finished])
+        self._comparison_note = ComparisonNote(self.comparison, len(jobs))
+        for digest in jobs.keys() & finished.keys():
+            self._comparison_note.add_finished(_label(jobs[digest]), finished[digest].data.metrics)
+        self._note()
         if todo:
             self._run(config, todo)
         return child_runs.rows(plan, child_runs.finished(), self.comparison.dataset.class_names)
@@ -95,6 +102,7 @@ class ComparisonRunner:
             ended += message["kind"] in FINAL
             if "run" in job.spec:
                 self._record(job, message)
+                self._count(job, message)
             self._show(job, message, f"{ended}/{len(jobs)}")
             return False
 
@@ -115,13 +123,27 @@ class ComparisonRunner:
             progress.ended(place)
             progress.say(f"[{count}] {name}: {self._outcome(name, message)}")
 
+    def _count(self, job: Job, message: Message) -> None:
+        """Count a child that has ended, and write the note of the comparison's run anew."""
+        if message["kind"] in FINAL:
+            scores = {keys.UA_REJECT: message["ua_reject"], keys.FID_JUDGE: message["fid"]} if "fid" in message else {}
+            self._comparison_note.add(_label(job.spec), scores)
+            self._note()
+
+    def _note(self) -> None:
+        if self._comparison_note.is_due():
+            with self.run.tolerate_outage():
+                self.run.note(self._comparison_note.text())
+
     def _outcome(self, name: str, message: Message) -> str:
         """Return how a job ended, in words, and note its failure."""
         if message["kind"] == "failed":
             self.failures.append(f"{name}: {message['reason']}")
             return f"failed: {message['reason']}"
-        scores = f", UA_reject {message['ua_reject']:.1f} %, FID {message['fid']:.2f}" if "fid" in message else ""
-        return f"{message['minutes']:.2f} min{scores}"
+        if "fid" not in message:
+            return duration(message["minutes"])
+        scores = f"UA_reject {percent(message['ua_reject'])}, FID {quantity(message['fid'])}"
+        return f"{duration(message['minutes'])}, {scores}"
 
     def _record(self, job: Job, message: Message) -> None:
         """Write a message of a job to its run."""
@@ -139,7 +161,7 @@ class ComparisonRunner:
 
     def _name(self, job: Mapping[str, Any]) -> str:
         """Return a job in words, such as: safemax, forget cat, seed 0."""
-        label = job["variant"]["label"] if "variant" in job else job["kind"]
+        label = _label(job)
         prefix = "prior of " if job["kind"] == "prior" else ""
         seed = f", seed {job['seed']}" if job["seed"] != UNSEEDED else ""
         return f"{prefix}{label}, forget {self.comparison.dataset.class_names[job['forget']]}{seed}"
@@ -151,3 +173,7 @@ class ComparisonRunner:
     def _log_minutes(self, name: str, started: float) -> None:
         self.minutes[name] = (time.perf_counter() - started) / 60
         self.run.log({f"comparison/{name}_minutes": self.minutes[name]})
+
+
+def _label(job: Mapping[str, Any]) -> str:
+    return str(job["variant"]["label"]) if "variant" in job else str(job["kind"])

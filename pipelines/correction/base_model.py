@@ -25,6 +25,7 @@ from safemax.evaluation.samples import SHOWN_PER_CLASS
 from safemax.knobs import check, knob, without_added
 from safemax.methods.finetune import Finetune
 from safemax.reports.images_and_tables import grid
+from safemax.reports.numbers import duration, memory_size
 from safemax.storage import cache, checkpoint
 from safemax.training import memory
 from safemax.training.devices import accelerator_for
@@ -71,6 +72,11 @@ class NetworkOptions:
 
 BASE_TRAINING: dict[str, Any] = {"steps": 800, "lr": 1e-3, "ema": 0.99, "forget_share": 0.0}
 BaseTraining = with_defaults(Training, **BASE_TRAINING)
+_NAMED = 20  # classes that a note names
+_SHOWN = (
+    *("data.name", "model.null_drop", "model.min_snr_gamma"),
+    *(f"train.{name}" for name in ("steps", "lr", "batch_size", "ema", "seed", "precision")),
+)
 
 
 def train_base(
@@ -118,13 +124,13 @@ def train_base(
         print(need)
     orphans.remove_orphans(network.name_for(dataset))
     name = f"pretrain-{dataset.name}-seed{training.seed}"
-    with tracking.run(name, experiment=network.name_for(dataset), params=params, tags={"kind": "base"}) as run:
+    tags = {"kind": "base", "unlearning.method": "none"}
+    with tracking.run(name, experiment=network.name_for(dataset), params=params, tags=tags, shown=_SHOWN) as run:
         run.dataset(dataset, "training")
         run.parameters(record or {})
         run.start_journal(folder)
         result = fit(run.log, run.id)
         run.resumes(result.resumed_from)
-        run.log(result.cost.metrics())
         labels = torch.arange(dataset.num_classes).repeat_interleave(shown)
         picture = run.picture(grid(sample(diffusion, labels, sampler, seed=0, progress=True), shown), "samples/base")
         version = _register(
@@ -151,10 +157,10 @@ def _checkpoints(dataset: Dataset, network: NetworkOptions, training: Training, 
 def _cost(diffusion: Diffusion, training: Training) -> str:
     """Return what the training takes, in one line, said before it begins."""
     cost, (_, side, _) = diffusion.cost, diffusion.image_shape
-    hours = cost.training_hours(training.steps, training.batch_size)
+    minutes = 60 * cost.training_hours(training.steps, training.batch_size)
     return (
         f"architecture {diffusion.architecture} for {side}x{side} images: {cost.parameters / 1e6:.2f} M parameters; "
-        f"{training.steps} steps of {training.batch_size} rows take about {hours:.2g} hours of a CPU, a GPU a hundredth of that"
+        f"{training.steps} steps of {training.batch_size} rows take about {duration(minutes)} on a CPU, and a hundredth on a GPU"
     )
 
 
@@ -170,8 +176,10 @@ def _register(
 ) -> str:
     size = sum(p.numel() for p in diffusion.parameters()) / 1e6
     note = (
-        f"Base model of {dataset.name}: {registration.shape_of(diffusion)} images, architecture {diffusion.architecture}, "
-        f"{size:.2f} M parameters, {cost[keys.RUNTIME_MINUTES]:.2f} minutes.\n\n{picture}"
+        f"**Base model** of {dataset.name}: {dataset.num_classes} classes, {registration.shape_of(diffusion)} images, "
+        f"architecture {diffusion.architecture} with {size:.2f} M parameters, trained for {params['train.steps']} steps in "
+        f"{duration(cost[keys.RUNTIME_MINUTES])}, peak memory {memory_size(cost[keys.PEAK_MEMORY_GB])}.\n\n{picture}\n\n"
+        f"Each row is a class: {', '.join(dataset.class_names[:_NAMED])}{', ...' if dataset.num_classes > _NAMED else ''}."
     )
     run.note(note)
     run.flush()  # a version exists only if its run has its numbers

@@ -11,6 +11,7 @@ from pipelines.correction.result import CorrectionResult
 from pipelines.engine.shared_draws import follow_draws, shared_draws
 from pipelines.engine.signals import StopSignal, is_follower_rank
 from pipelines.registry import lineage, model_versions, orphans
+from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
 from safemax.training.hooks import Hooks
 
@@ -37,7 +38,10 @@ def correct(correction: Correction, stop: StopSignal, make_base: Callable[[], st
         "unlearning.method": correction.method_name,
         "unlearning.forget": ",".join(correction.class_names),
     }
-    with tracking.run(correction.run_name, experiment=correction.name, params=correction.params(), tags=tags) as run:
+    with tracking.run(
+        correction.run_name, experiment=correction.name, params=correction.params(), tags=tags,
+        shown=correction.shown_params,
+    ) as run:  # fmt: skip
         run.dataset(correction.dataset, "training")
         run.parameters(correction.parameters)
         parent = model_versions.resolve_alias(make_base() if make_base else correction.source)
@@ -79,5 +83,7 @@ def run_unregistered(correction: Correction, run: tracking.Run, folder: str, sto
     under_way = CorrectionRun(correction, run, Diffusion.load(folder), folder)
     result = under_way.measure(under_way.unlearn(stop), stop)
     under_way.record(result)
+    run.log(keys.charted(result.metrics))
+    run.flush()
     under_way.clear()
     return result

@@ -21,6 +21,12 @@ from safemax.training.result import FitResult
 from safemax.training.settings import Training
 from safemax.training.trainer import Trainer
 
+_SHOWN = (
+    *("method.name", "data.forget", "model.source", "train.steps", "train.lr", "train.batch_size", "train.seed"),
+    "eval.protocol",
+)
+_SHOWN_KNOBS = 3
+
 
 @dataclass(frozen=True)
 class Correction:
@@ -71,6 +77,11 @@ class Correction:
     def params(self) -> dict[str, object]:
         """Return the parameters by dotted key."""
         return self._dotted(knobs_of(self.method), asdict(self.training))
+
+    @property
+    def shown_params(self) -> list[str]:
+        """Keys of the parameters by which corrections are compared; of the method's knobs those that come first."""
+        return [*_SHOWN, *(f"method.{name}" for name in list(knobs_of(self.method))[:_SHOWN_KNOBS])]
 
     def _dotted(self, method: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, object]:
         groups = {"method": method, "train": training, "eval": self.evaluation.describe()}

@@ -23,9 +23,9 @@ from safemax.diffusion.sampling import Sampler, sample
 from safemax.errors import InputError
 from safemax.evaluation.measure import measure, recognised
 from safemax.evaluation.samples import SHOWN_PER_CLASS, Samples, cached_samples
-from safemax.evaluation.verdict import verdict
 from safemax.judges.load import judges, reference
-from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, grid, metrics_table
+from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, grid, labelled_sheet, metrics_table
+from safemax.reports.numbers import percent
 from safemax.storage import checkpoint
 from safemax.training import memory
 from safemax.training.devices import accelerator_for
@@ -33,6 +33,7 @@ from safemax.training.hooks import Hooks
 
 PREVIEW = Sampler("ddim", 10)
 UNGUIDED_PREVIEW = Sampler("ddim", 10, 1.0)
+_PREVIEWED = 8  # images of each forgotten class in a preview, and of the retained classes together
 
 
 class CorrectionRun:
@@ -83,6 +84,7 @@ class CorrectionRun:
             print(need)
         self.load_judges(stop)
         self.run.start_journal(self.correction.checkpoints(self.parent_digest))
+        self._preview(0)
         hooks = Hooks(self.run.log, self._preview, stop, title=self.correction.method_name)
         result = self.correction.unlearn(self.diffusion, self.classes, hooks, origin=self.run.id)
         self.run.resumes(result.resumed_from)
@@ -131,31 +133,35 @@ class CorrectionRun:
         return samples, metrics
 
     def _preview(self, step: int) -> None:
-        previews = self.correction.previews
-        if not previews or step % math.ceil(max(1, self.correction.training.steps) / previews):
+        previews, training = self.correction.previews, self.correction.training
+        if not previews or (step % math.ceil(max(1, training.steps) / previews) and step != training.steps):
             return
-        labels = torch.tensor([*self.correction.forget] * 8 + [*range(self.diffusion.num_classes)])
+        names, forget = self.correction.dataset.class_names, self.correction.forget
+        retained = [k for k in range(self.diffusion.num_classes) if k not in forget][:_PREVIEWED]
+        labels = torch.tensor([*forget] * _PREVIEWED + retained)
         sampler = PREVIEW if self.diffusion.has_null else UNGUIDED_PREVIEW
         sampler = replace(sampler, steps=min(sampler.steps, self.diffusion.T))
         images = sample(self.diffusion, labels, sampler, seed=0)
+        rows = {f"forget {names[k]}": images[labels == k] for k in forget}
+        rows |= {f"keep {names[retained[0]]} to {names[retained[-1]]}": images[-len(retained) :]} if retained else {}
+        title = f"step {step}" if training.minutes else f"step {step} of {training.steps}"
         with self.run.tolerate_outage():
-            self.run.picture(grid(images, 8), "samples/by_step", step)
+            self.run.chart_picture(labelled_sheet(rows, title, len(forget)), "samples/by_step", step)
 
     def record(self, result: CorrectionResult) -> tuple[str, str]:
-        """Log the result to the run, with a note; return the markdown of the note's first picture and the note's text."""
+        """Log to the run all but the metrics; return the markdown of the note's first picture and of the rest of the note."""
         correction, run = self.correction, self.run
-        run.log(result.metrics)
-        run.log({f"base/{name}": value for name, value in result.before.items()})
-        run.table(metrics_table(result.before, result.after).reset_index(), "metrics")
+        run.tag("verdict", result.verdict.outcome)
+        run.table(metrics_table(result.before, result.metrics).reset_index(), "metrics")
         run.json(self.judges.about, "judges")
         pair = {"base": result.base, "corrected": result.corrected}
         comparison = compare_samples(
             pair, correction.dataset.class_names, self.classes.all_forgotten, correction.evaluation
         )
-        text = f"{self.provenance.preface}{_note(correction, result, run.picture(comparison, 'comparison'))}"
+        text = _note(correction, result, run.picture(comparison, "comparison"), self.provenance.preface)
         strip = self._strip([result.base, result.corrected])
-        run.note(f"{strip}\n\n{text}")
-        run.flush()  # a version exists only if its run has its numbers
+        run.note(f"**{result.verdict.headline}**\n\n{strip}\n\n{result.verdict.grounds}\n\n{text}")
+        run.flush()  # a version exists only if its run has its losses
         return strip, text
 
     def _strip(self, models: list[Samples]) -> str:
@@ -165,17 +171,20 @@ class CorrectionRun:
                 for samples in models
                 for images, labels in (
                     (samples.images, samples.labels), (samples.second_images, samples.second_labels))]  # fmt: skip
+        shown = dict(zip(("base", "base, 2nd", "now", "now, 2nd"), rows, strict=True))
+        name = self.correction.dataset.class_names[label]
+        self.run.chart_picture(labelled_sheet(shown, f"asked for {name}, by both samplers", 0), "samples/forgotten")
         return self.run.picture(grid(torch.cat(rows), 4 * SHOWN_PER_CLASS), "samples/forgotten")
 
     def _register(self, result: CorrectionResult, strip: str, text: str) -> str:
-        correction, run = self.correction, self.run
+        correction, run, judged = self.correction, self.run, result.verdict
         tags = {
             "kind": "correction",
             "unlearning.method": correction.method_name,
             "parent": self.parent,
             "protocol": correction.evaluation.protocol,
             "data.digest": correction.dataset.digest,
-            "verdict": verdict(result.after, result.before).outcome,
+            "verdict": judged.outcome,
             "git.commit": str(tracking.environment()["commit"]),
             **recorded_data.tag_of(correction.parameters, self.parent),
             **self.provenance.tags,
@@ -183,14 +192,15 @@ class CorrectionRun:
         origin = f"Corrected from {model_versions.link(self.parent)} by run [{correction.run_name}]({run.page})."
         version = registration.register(
             self.diffusion, correction.name, run_id=run.id, evidence=self._evidence(result),
-            tags=tags, description=f"{text}\n\n{origin}", alias="candidate",
+            tags=tags, description=f"**{judged.headline}** {judged.grounds}\n\n{origin}\n\n{text}", alias="candidate",
         )  # fmt: skip
         address = f"models:/{correction.name}/{version}"
         run.tag("version", address)
-        run.note(f"{strip}\n\n{text}\n\nRegistered as {model_versions.link(address)}.")
-        print(f"\n{correction.run_name}\n\n{as_text(result.shown)}\n")
-        print("  ".join(f"{name.removeprefix(keys.COST)} {value:.3g}" for name, value in result.cost.items()))
-        print(f"\nregistered as {address}, alias candidate\n{run.url}  (after `make ui`)")
+        registered = f"Registered as {model_versions.link(address)}."
+        run.note(f"**{judged.headline}**\n\n{strip}\n\n{judged.grounds}\n\n{registered}\n\n{text}")
+        print(f"\n{correction.run_name}\n\n{judged.headline}\n{judged.grounds}\n")
+        print(f"{as_text(result.shown)}\n\n{result.spending}\n\nregistered as {address}, alias candidate")
+        print(f"this run:  {run.url}\nall runs:  {run.experiment_url}\n(links open after `make ui`)")
         return address
 
     def _evidence(self, result: CorrectionResult) -> dict[str, Any]:
@@ -215,16 +225,15 @@ class CorrectionRun:
         }
 
 
-def _note(correction: Correction, result: CorrectionResult, picture: str) -> str:
-    costs = ", ".join(f"{name.rpartition('/')[2].replace('_', ' ')} {value:.3g}" for name, value in result.cost.items())
+def _note(correction: Correction, result: CorrectionResult, picture: str, preface: str) -> str:
     earlier = "".join(
-        f"\n\nForgotten earlier: {name}, {shares['recognised']:.3g} % recognised now (95 %: at most "
-        f"{shares['recognised_high']:.3g} %)." for name, shares in result.earlier.items()
+        f"\n\nForgotten earlier: {name}, of which {percent(shares['recognised'])} of the samples are recognised now, at most "
+        f"{percent(shares['recognised_high'])} at the 95 % level." for name, shares in result.earlier.items()
     )  # fmt: skip
     return (
-        f"**{correction.method_name}** on {correction.dataset.name}: forget {', '.join(correction.class_names)}. "
-        f"{result.brief}\n\n{picture}\n\n"
-        f"{as_markdown(result.shown)}{earlier}\n\nShares, UA and accuracy in percent; protocol "
-        f"{correction.evaluation.protocol} ({correction.evaluation.main_sampler}, then "
-        f"{correction.evaluation.second_sampler}).\n\nCost: {costs}."
+        f"`{correction.method_name}` on {correction.dataset.name}, forget {', '.join(correction.class_names)}. "
+        f"{result.brief}\n\n{preface}{picture}\n\n"
+        f"{as_markdown(result.shown)}{earlier}\n\nMeasured by protocol {correction.evaluation.protocol}: "
+        f"{correction.evaluation.main_sampler.words}; second sampler: {correction.evaluation.second_sampler.words}."
+        f"\n\nCost: {result.spending}."
     )

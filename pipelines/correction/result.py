@@ -8,8 +8,10 @@ import pandas as pd
 
 from safemax import metric_keys as keys
 from safemax.evaluation.samples import Samples
+from safemax.evaluation.verdict import Verdict, verdict
 from safemax.metrics.user_samplers import loss
-from safemax.reports.images_and_tables import metrics_table
+from safemax.reports.images_and_tables import readable_table
+from safemax.reports.numbers import duration, memory_size, percent, quantity
 
 # Shown first, in this order; all metrics are on the run's page.
 HEADLINE = (
@@ -53,16 +55,35 @@ class CorrectionResult:
         return {**self.after, **deltas, **loss(self.after, self.before), **earlier, **self.cost}
 
     @property
+    def verdict(self) -> Verdict:
+        """The verdict on the corrected model."""
+        return verdict(self.after, self.before)
+
+    @property
     def shown(self) -> pd.DataFrame:
         """The headline: one row per metric, with a column for the base and one for the corrected model."""
-        return metrics_table({name: self.before[name] for name in HEADLINE if name in self.before}, self.after)
+        return readable_table(self.before, self.after, [name for name in HEADLINE if name in self.after])
 
     @property
     def brief(self) -> str:
-        """One line, for the registry's list of versions."""
+        """The numbers that matter most, in a line."""
         after, before = self.after, self.before
         return (
-            f"UA {after[keys.UA]:.3g} %, recognised at most {after[keys.RECOGNISED + keys.HIGH]:.2g} %, accuracy "
-            f"{after[keys.ACCURACY]:.3g} % (base {before[keys.ACCURACY]:.3g}), FID {after[keys.FID_JUDGE]:.3g} "
-            f"(base {before[keys.FID_JUDGE]:.3g}), {self.cost[keys.RUNTIME_MINUTES]:.2g} minutes."
+            f"UA {percent(after[keys.UA])}; recognised: {percent(after[keys.RECOGNISED])}, at most "
+            f"{percent(after[keys.RECOGNISED + keys.HIGH])} at the 95 % level; accuracy on retained classes "
+            f"{percent(after[keys.ACCURACY])} (base: {percent(before[keys.ACCURACY])}); FID "
+            f"{quantity(after[keys.FID_JUDGE])} (base: {quantity(before[keys.FID_JUDGE])})."
+        )
+
+    @property
+    def spending(self) -> str:
+        """What the correction cost, in a line."""
+        cost = self.cost
+        setup, runtime, evaluation = (
+            cost.get(key, 0.0) for key in (keys.SETUP_MINUTES, keys.RUNTIME_MINUTES, keys.EVALUATION_MINUTES)
+        )
+        search = f"; search {duration(cost[keys.SEARCH_MINUTES])}" if keys.SEARCH_MINUTES in cost else ""
+        return (
+            f"preparation {duration(setup)}, optimisation {duration(runtime)}, measuring {duration(evaluation)}, "
+            f"peak memory {memory_size(cost.get(keys.PEAK_MEMORY_GB, 0.0))}{search}"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safemax.training.trainer import Trainer
 
 # Fields of a training that depend on the machine and do not name another gold model.
 MACHINE = ("device", "precision", "compile", "checkpoint_every", "accumulate")
-# How a base is trained whose run does not say so.
+# How a base is trained whose record does not say so.
 USUAL = {"null_drop": 0.1, "min_snr_gamma": 0.0}
 
 
@@ -48,7 +48,7 @@ class GoldOptions:
 
         Args:
             template: a model with the network to train; it is not changed.
-            base: address of the base, whose run says how it was trained.
+            base: address of the base, whose evidence says how it was trained.
             dataset: the images.
             forget: labels that the gold model must not see.
             stop: called before each step; True ends the training with a checkpoint and Stopped.
@@ -120,12 +120,12 @@ def recipe_of(base: str | None, steps: int) -> GoldRecipe:
 
 
 def _as_base(base: str | None) -> tuple[Training, float, float]:
+    """Return training, label drop and gamma of min-SNR that the base was made with, or the defaults where nothing says so."""
     default = Training(**BASE_TRAINING)
     if base is None or not model_versions.is_registry_address(base):
         return default, 0.1, 0.0
     version = model_versions.version_of(base)
-    run = tracking.find_run(version.run_id) if version.run_id else None
-    params = run.data.params if run else {}
+    params = _recorded(base, version.run_id)
     names = [each.name for each in fields(Training) if f"train.{each.name}" in params and each.name not in MACHINE]
     try:
         recorded: dict[str, Any] = {name: _value(params[f"train.{name}"], getattr(default, name)) for name in names}
@@ -137,6 +137,16 @@ def _as_base(base: str | None) -> tuple[Training, float, float]:
             f"run {version.run_id} does not record how {base} was trained ({error}); gold=none goes without a gold model, "
             "gold=FOLDER takes another"
         ) from error
+
+
+def _recorded(base: str, run_id: str | None) -> Mapping[str, str]:
+    """Return the parameters that a base was trained with, as text: of its run, or where that shows a few only, its evidence."""
+    run = tracking.find_run(run_id) if run_id else None
+    params: Mapping[str, str] = run.data.params if run else {}
+    if all(f"train.{each.name}" in params for each in fields(Training) if each.name not in MACHINE):
+        return params  # a run of a version up to 0.1
+    stated = model_versions.evidence(base).get("parameters")
+    return {key: str(value) for key, value in stated.items()} if isinstance(stated, dict) else params
 
 
 def _value(text: str, default: Any) -> Any:

@@ -46,19 +46,23 @@ def publish(
     run.table(frame.reset_index(), "attacks")
     spending = pd.DataFrame({"seconds": seconds}).rename_axis("what")
     run.table(spending.reset_index(), "seconds")
-    run.note("\n\n".join([f"Attacks on {address}", as_markdown(frame, 1), _summary(rates), *pictures]))
+    opening = f"**{_summary(rates)}**\n\nAttacks on {model_versions.link(address)}; success in percent of the samples."
+    run.note("\n\n".join([opening, as_markdown(frame, 1), *pictures]))
     if model_versions.is_registry_address(address):
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "attacks.json"
             path.write_text(json.dumps({"metrics": rates, "about": about}, indent=1, sort_keys=True) + "\n")
             registration.attach(address, "attacks", run.id, path)
-    print(f"\n{as_text(frame, 1)}\n\n{_summary(rates)}\n\n{as_text(spending, 1)}\n\n{run.url}  (after `make ui`)")
+    print(f"\n{_summary(rates)}\n\n{as_text(frame, 1)}\n\n{as_text(spending, 1)}\n\n{run.url}  (after `make ui`)")
 
 
 def _summary(rates: Mapping[str, float]) -> str:
     if keys.WORST_DELTA not in rates:
-        return "No gold model was attacked for comparison: success alone does not tell a hidden class from one that can be learned."
+        return "No gold model was attacked for comparison, so success alone cannot tell a hidden class from one learned anew."
+    worst = rates[keys.WORST_DELTA]
+    if worst <= 0:
+        return "No attack succeeds more often than on the gold model, which never saw the class."
     return (
-        f"Success in percent of the samples. At most {rates[keys.WORST_DELTA]:+.1f} points beyond the gold model, "
-        f"resilience {rates[keys.RESILIENCE]:.2f}."
+        f"The strongest attack succeeds {worst:.1f} points more often than on the gold model, which never saw the class; "
+        f"resilience {rates[keys.RESILIENCE]:.2f} (1 is best)."
     )

@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines import tracking
 from pipelines.registry import lineage
+from pipelines.tracking import pages
 from safemax import attacks
 from safemax import metric_keys as keys
 from safemax.errors import InputError
@@ -24,10 +25,12 @@ class AttackRun:
     Args:
         id: of the run.
         metrics: its attack metrics.
+        url: of its page.
     """
 
     id: str | None
     metrics: dict[str, float]
+    url: str = ""
 
     @classmethod
     def find(cls, address: str, option: str) -> AttackRun:
@@ -40,14 +43,17 @@ class AttackRun:
         if run_id is None:
             return cls(None, {})
         try:
-            data = tracking.store().get_run(run_id).data
+            run = tracking.store().get_run(run_id)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             raise InputError(f"attack_run = {run_id} is not a run of this tracking store") from None
-        if data.tags.get("version") != address:
-            raise InputError(f"attack_run = {run_id} attacked {data.tags.get('version', 'no model')}, not {address}")
-        return cls(run_id, {key: value for key, value in data.metrics.items() if key.startswith(keys.ATTACK)})
+        if run.data.tags.get("version") != address:
+            raise InputError(
+                f"attack_run = {run_id} attacked {run.data.tags.get('version', 'no model')}, not {address}"
+            )
+        metrics = {key: value for key, value in run.data.metrics.items() if key.startswith(keys.ATTACK)}
+        return cls(run_id, metrics, pages.address(pages.run_page(run.info.experiment_id, run_id)))
 
     def pictures(self) -> list[Picture]:
         """Download the run's pictures, one per attack."""

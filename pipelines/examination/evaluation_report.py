@@ -8,14 +8,15 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
 from pipelines import tracking
 from pipelines.examination.attack_run import AttackRun
 from pipelines.examination.evaluation import Evaluator, Measured
-from pipelines.registry import model_versions, registration
+from pipelines.examination.subject import Subject
+from pipelines.registry import lineage, model_versions, registration
+from pipelines.tracking import pages
 from safemax import metric_keys as keys
 from safemax.data.batches import to_float
 from safemax.evaluation.verdict import Verdict, verdict
@@ -24,7 +25,7 @@ from safemax.metrics.retention import neighbours
 from safemax.metrics.user_samplers import loss
 from safemax.reports.attack_figures import tile_sheet
 from safemax.reports.html_report import Picture, Report, html
-from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, metrics_table
+from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, metrics_table, readable_table
 
 GRID = 40  # samples of the forgotten classes in a picture of their own
 
@@ -50,22 +51,23 @@ def publish(
     base = before.metrics if before else {}
     result = verdict(after.metrics, base or None, attack_run.metrics)
     _log_metrics(evaluator, base, after, result, minutes, run)
-    frame = metrics_table(base, after.metrics) if base else pd.DataFrame({"value": after.metrics}).rename_axis("metric")
-    run.table(frame.reset_index(), "metrics")
+    run.table(metrics_table(base, after.metrics).reset_index(), "metrics")
     comparison = _comparison(evaluator, before, after)
     picture = run.picture(comparison, "comparison")
-    brief = frame.loc[
-        [n for n in frame.index if not n.startswith(keys.RETAIN_CLASS) and not n.endswith(keys.UNCERTAINTY)]
-    ]
-    title = _title(before, after)
-    run.note(f"{title}\n\n**{result.sentence}**\n\n{picture}\n\n{as_markdown(brief)}")
-    caption = f"{title}, the first samples of each class."
+    whole = [n for n in after.metrics if not n.startswith(keys.RETAIN_CLASS) and not n.endswith(keys.UNCERTAINTY)]
+    brief, title = readable_table(base, after.metrics, whole), _title(before, after)
+    page = pages.artifact_page(run.experiment_id, run.id, "evidence/report.html")
+    opening = f"**{result.headline}** {result.grounds}\n\n{title}. [The whole report]({page})"
+    run.note(f"{opening}\n\n{picture}\n\n{as_markdown(brief)}")
+    caption = f"The first samples of each class, from {after.address}{' and its base' if before else ''}."
     pictures = [*_pictures(evaluator, after), Picture(_png(comparison), caption)]
     report = _report(evaluator, before, after, result, attack_run, pictures, run)
     _attach(after, base, result, html(report), run)
-    print(
-        f"\n{as_text(brief)}\n\n{result.sentence}\n\n{run.url}  (after `make ui`); evidence/report.html is among its artifacts"
-    )
+    if model_versions.is_registry_address(after.address):
+        registration.mention_report(after.address, page, result.sentence)
+    compared = f", compared with {before.address}" if before else ""
+    print(f"\n{after.address}{compared}\n\n{result.headline}\n{result.grounds}\n\n{as_text(brief)}\n")
+    print(f"this run:    {run.url}\nthe report:  {pages.address(page)}\n(links open after `make ui`)")
 
 
 def _log_metrics(
@@ -79,8 +81,7 @@ def _log_metrics(
     deltas = {
         f"{key}_delta": value - base[key] for key, value in after.metrics.items() if key in base and _has_delta(key)
     }
-    run.log({**after.metrics, **deltas, **loss(after.metrics, base), keys.EVALUATION_MINUTES: minutes})
-    run.log({f"base/{key}": value for key, value in base.items()})
+    run.log(keys.charted({**after.metrics, **deltas, **loss(after.metrics, base), keys.EVALUATION_MINUTES: minutes}))
     run.tag("verdict", result.outcome)
     run.tag("verdict.flags", ",".join(result.flags))
     run.json(evaluator.judges.about, "judges")
@@ -116,6 +117,9 @@ def _report(
         attack_pictures=attack_run.pictures(),
         cost=_cost(after.address),
         lineage=_lineage(evaluator, attack_run, run),
+        links=_links(evaluator.subject, attack_run, run),
+        method=_method(after.address),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
@@ -134,7 +138,8 @@ def _attach(after: Measured, base: dict[str, float], result: Verdict, page: str,
 
 
 def _title(before: Measured | None, after: Measured) -> str:
-    return f"{before.address} and {after.address}" if before else after.address
+    compared = f", compared with {model_versions.link(before.address)}" if before else ""
+    return f"{model_versions.link(after.address)}{compared}"
 
 
 def _comparison(evaluator: Evaluator, before: Measured | None, after: Measured) -> Figure:
@@ -154,7 +159,7 @@ def _pictures(evaluator: Evaluator, after: Measured) -> list[Picture]:
     ):
         rows = [images[labels == k][: GRID // len(forget)] for k in forget]
         sheets = [_png(tile_sheet(to_float(each), GRID // 2)) for each in rows]
-        pictures += [Picture(each, f"Samples that should show {names}, {sampler}.") for each in sheets]
+        pictures += [Picture(each, f"Samples of {names}: {sampler.words}.") for each in sheets]
     return pictures
 
 
@@ -180,8 +185,26 @@ def _lineage(evaluator: Evaluator, attack_run: AttackRun, run: tracking.Run) -> 
     if model_versions.is_registry_address(address):
         facts |= _version_lineage(address)
     facts |= {"data.name": dataset.name, "data.digest": dataset.digest, "judges": evaluator.judges.digest}
-    facts |= {"measured by run": run.id, "attacked by run": attack_run.id or "none"}
-    return facts | {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")}
+    return facts | {"measured by run": run.id, "attacked by run": attack_run.id or "none"}
+
+
+def _links(subject: Subject, attack_run: AttackRun, run: tracking.Run) -> dict[str, str]:
+    """Return the pages of the runs and versions that the report names, by the name that it gives them."""
+    links = {run.id: run.url, str(attack_run.id): attack_run.url}
+    links |= {address: model_versions.url(address) for address in (subject.address, subject.base) if address}
+    if model_versions.is_registry_address(subject.address):
+        version = model_versions.version_of(subject.address)
+        links |= lineage.run_link(version.run_id)
+        if parent := version.tags.get("parent"):
+            links[parent] = model_versions.url(parent)
+    return {name: address for name, address in links.items() if address}
+
+
+def _method(address: str) -> str:
+    """Return the method that made a version, "" where none is known."""
+    if not model_versions.is_registry_address(address):
+        return ""
+    return str(model_versions.version_of(address).tags.get("unlearning.method", ""))
 
 
 def _version_lineage(address: str) -> dict[str, str]:

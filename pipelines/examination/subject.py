@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -84,8 +84,15 @@ class Subject:
         return f"{self.dataset.name}-forget{'+'.join(self.class_names)}"
 
     @contextmanager
-    def run(self, kind: str, name: str, params: Mapping[str, object]) -> Iterator[tracking.Run]:
-        """Open a run of this kind for the examination; its parameters say what is examined and with which data."""
+    def run(self, kind: str, name: str, params: Mapping[str, object], shown: Sequence[str]) -> Iterator[tracking.Run]:
+        """Open a run of this kind for the examination; its parameters say what is examined and with which data.
+
+        Args:
+            kind: evaluation or attack.
+            name: of the run.
+            params: further parameters.
+            shown: keys of those by which examinations are compared.
+        """
         common = {
             "model.source": self.address,
             "data.name": self.dataset.name,
@@ -93,7 +100,10 @@ class Subject:
             **self.dataset.params,
             "data.forget": ",".join(self.class_names),
         }
-        tags = {"kind": kind, "version": self.address}
-        with tracking.run(name, experiment=self.experiment, params={**common, **params}, tags=tags) as opened:
+        tags = {"kind": kind, "version": self.address, "unlearning.forget": ",".join(self.class_names)}
+        with tracking.run(
+            name, experiment=self.experiment, params={**common, **params}, tags=tags,
+            shown=("model.source", "data.name", "data.forget", *shown),
+        ) as opened:  # fmt: skip
             opened.dataset(self.dataset, kind)
             yield opened

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from pipelines import tracking
 from pipelines.registry import model_versions
+from pipelines.tracking import pages
 from safemax.data.class_names import label_meaning, parse_classes
 from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
@@ -203,6 +205,17 @@ def refuse_other_data(model: str, dataset: Dataset) -> None:
         raise InputError(
             f"data = {dataset.name} is not what {model} was trained on: digest {dataset.digest[:12]}, not {stated[:12]}"
         )
+
+
+def run_link(run_id: str | None) -> dict[str, str]:
+    """Return the page of a run by the run's id; nothing for a run that was deleted."""
+    try:
+        experiment = tracking.store().get_run(run_id).info.experiment_id if run_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        experiment = None
+    return {str(run_id): pages.address(pages.run_page(experiment, str(run_id)))} if experiment else {}
 
 
 def attack_run(model: str, option: str) -> str | None:

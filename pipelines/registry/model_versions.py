@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines import tracking
 from pipelines.registry import served_model
-from pipelines.tracking import store_files
+from pipelines.tracking import pages, store_files
 from safemax.errors import InputError, unknown
 from safemax.storage import manifest
 
@@ -138,7 +138,15 @@ def link(address: str) -> str:
     if parts is None or parts["version"] is None:
         return f"`{address}`"
     name, version = parts["name"], parts["version"]
-    return f"[{name} version {version}](#/models/{name}/versions/{version}?{tracking.MODE})"
+    return f"[{name} version {version}]({pages.version_page(name, version)})"
+
+
+def url(address: str) -> str:
+    """Return the page of a version as a link from outside the UI, "" for what is not a version's address."""
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None or parts["version"] is None:
+        return ""
+    return pages.address(pages.version_page(parts["name"], parts["version"]))
 
 
 def find(name: str, alias: str) -> str | None:

@@ -78,4 +78,4 @@ def _is_running(run_id: str | None) -> bool:
     run = tracking.find_run(run_id) if run_id else None
     if run is None:
         return False
-    return run.info.status == "RUNNING" and tracking.alive(run.data.params.get(tracking.PROCESS)) is not False
+    return run.info.status == "RUNNING" and tracking.alive(tracking.process_of(run)) is not False

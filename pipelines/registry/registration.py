@@ -7,7 +7,9 @@ import hashlib
 import io
 import json
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput
+from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -35,6 +37,8 @@ TAGGED = (
     *(keys.UA, keys.RECOGNISED, keys.RECOGNISED + keys.HIGH, keys.ACCURACY, keys.FID_INCEPTION),
     *(keys.FID_JUDGE, keys.RUNTIME_MINUTES, keys.PEAK_MEMORY_GB),
 )
+_REPORTED = "As it was registered:"  # in a description, between the newest examination and what was there before
+_PARAM_LENGTH = 500  # characters of a parameter that every store takes
 SHAPE = "image_size"  # tag of a version: channels, height and width
 _SERVING_NEEDS = (
     *("accelerate", "diffusers", "huggingface_hub", "mlflow", "numpy", "pandas", "pillow", "safetensors", "scipy"),
@@ -54,17 +58,20 @@ def register(
 ) -> str:
     """Make a model a version of a registered model, with its evidence, and return the version's number.
 
-    The files are uploaded first, read back and verified; then the version appears, with all its tags; the alias is set
-    last. A kill before the version appears leaves a logged model without a version, and at most a registered model
-    without versions: nothing that loads, and `orphans.remove_orphans` removes both. Called again for the same weights by the
-    same run, or by one that goes on with its job, it returns the existing version.
+    The files are uploaded first, read back and verified, and the metrics are logged to the run and the logged model; then
+    the version appears, with all its tags; the alias is set last. A kill before the version appears leaves a logged model
+    without a version, and at most a registered model without versions: nothing that loads, and `orphans.remove_orphans`
+    removes both. Called again for the same weights by the same run, or by one that goes on with its job, it returns the
+    existing version.
 
     Args:
         diffusion: the model.
         name: the registered model, such as digits-ddpm; created if it is missing.
         run_id: the run that made the model.
         evidence: JSON; `forgotten` lists the names of all classes forgotten so far, `metrics` (optional) maps keys to
-            numbers. The classes and the metrics of TAGGED also become tags, which is all that the registry's pages show.
+            numbers, `parameters` (optional) dotted keys to values, `data_digest` (optional) names the data. Parameters and
+            metrics also become those of the logged model, for the UI's tab `Models`; the classes and the metrics of TAGGED
+            become tags, which is all that the registry's pages show.
         tags: further tags.
         description: markdown for the version's page.
         alias: moved to the version unless it points to a newer one.
@@ -81,6 +88,8 @@ def register(
             version = _existing(client, name, run_id, weights) or _create(
                 client, name, run_id, model_id, checked, description
             )
+    elif version.run_id != run_id:  # of an earlier run of the job, killed before it ended
+        _log_metrics(client, run_id, None, evidence)
     _link(client, version)
     if alias is not None:
         _set_alias(client, name, alias, str(version.version))
@@ -149,6 +158,20 @@ def attach(address: str, kind: str, run_id: str, path: str | Path) -> None:
     client.set_model_version_tag(version.name, str(version.version), f"evidence.{kind}", json.dumps(about))
 
 
+def mention_report(address: str, page: str, judged: str) -> None:
+    """Begin the description of a version with its newest examination, before what it was registered with.
+
+    Args:
+        address: of the version.
+        page: a link within the UI to the report.
+        judged: the verdict of the examination, a sentence.
+    """
+    version = version_of(address)
+    earlier = str(version.description or "").rpartition(_REPORTED)[2].lstrip()
+    line = f"**Examined on {date.today()}: {judged}** [Open the report]({page})"
+    tracking.store().update_model_version(version.name, str(version.version), f"{line}\n\n{_REPORTED}\n\n{earlier}")
+
+
 def _existing(client: MlflowClient, name: str, run_id: str, weights: str) -> ModelVersion | None:
     """Return the version that a run, or one whose job it goes on with, made of these weights; None if there is none."""
     versions = tracking.search_all(client.search_model_versions, f"name='{name}' and tags.`{WEIGHTS}` = '{weights}'")
@@ -173,7 +196,8 @@ def _upload(
     client: MlflowClient, diffusion: Diffusion, name: str, run_id: str, evidence: Mapping[str, Any], weights: str
 ) -> tuple[str, str]:
     experiment_id = client.get_run(run_id).info.experiment_id
-    model = client.create_logged_model(experiment_id, name, run_id, tags={WEIGHTS: weights}, model_type="diffusion")
+    params = {key: str(value)[:_PARAM_LENGTH] for key, value in evidence.get("parameters", {}).items()}
+    model = client.create_logged_model(experiment_id, name, run_id, {WEIGHTS: weights}, params, "diffusion")
     about = Model(
         artifact_path=model.artifact_location, run_id=run_id, model_uuid=model.model_id, model_id=model.model_id
     )
@@ -184,7 +208,24 @@ def _upload(
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     with tempfile.TemporaryDirectory() as scratch:
         download(f"models:/{model.model_id}", Path(scratch), digest)
+    _log_metrics(client, run_id, model.model_id, evidence)
     return model.model_id, digest
+
+
+def _log_metrics(client: MlflowClient, run_id: str, model_id: str | None, evidence: Mapping[str, Any]) -> None:
+    """Log the metrics that a run shows, to the run and, if given, its logged model in one call, with the data they are of.
+
+    Once, and nothing with steps: MLflow's page of a logged model lists every entry, and of a series shows the first.
+    """
+    now, digest = int(time.time() * 1000), evidence.get("data_digest")
+    name = evidence.get("parameters", {}).get("data.name")
+    data = {"dataset_name": name, "dataset_digest": digest[: tracking.DIGEST_LENGTH]} if name and digest else {}
+    metrics = [
+        Metric(tracking.metric_key(key), float(value), now, 0, model_id=model_id, run_id=run_id, **data)
+        for key, value in keys.charted(evidence.get("metrics", {})).items()
+    ]
+    if metrics:
+        client.log_batch(run_id, metrics=metrics)
 
 
 def _build(diffusion: Diffusion, evidence: Mapping[str, Any], about: Model, scratch: Path) -> str:

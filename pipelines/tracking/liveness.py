@@ -9,8 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import psutil
+from mlflow.entities import Run
 
-PROCESS = "env.process"  # the param of a run that holds `this_process`
+PROCESS = "env.process"  # the tag of a run, or where `mlflow run` opened it, the parameter, that holds `this_process`
 _PROC = Path("/proc")
 _START_TICKS = 19  # index of starttime in /proc/PID/stat after the name in parentheses (proc_pid_stat(5), field 22)
 
@@ -24,6 +25,12 @@ def this_process() -> str:
     name = f"{socket.gethostname()}/{os.getpid()}"
     space, ticks = _pid_space(), _start_ticks(os.getpid())
     return name if space is None or ticks is None else f"{name}/{space}/{ticks}"
+
+
+def process_of(run: Run) -> str | None:
+    """Return the process that works, or worked, on a run; None where none has joined it."""
+    recorded: str | None = run.data.params.get(PROCESS, run.data.tags.get(PROCESS))
+    return recorded
 
 
 def alive(process: str | None) -> bool | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import mlflow
+import pandas as pd
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run
@@ -17,7 +20,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.tracking import store_files
 from pipelines.tracking.addresses import without_password
-from pipelines.tracking.liveness import PROCESS
+from pipelines.tracking.liveness import process_of
+from pipelines.tracking.pages import save_view
 from safemax.errors import InputError, chain
 
 Entity = TypeVar("Entity")
@@ -67,6 +71,7 @@ def setup(experiment: str) -> str:
             f"experiment {chosen.name} is deleted; restore it: mlflow experiments restore -x {chosen.experiment_id}"
         )
     store_files.refuse_moved(chosen)
+    save_view(client, chosen)
     return str(chosen.experiment_id)
 
 
@@ -86,8 +91,8 @@ def joinable(client: MlflowClient, run_id: str) -> Run:
         raise _not_joinable(run_id, "the run is deleted")
     if run.info.status != "RUNNING":
         raise _not_joinable(run_id, f"the run is {run.info.status}")
-    if PROCESS in run.data.params:
-        raise _not_joinable(run_id, f"process {run.data.params[PROCESS]} has joined the run")
+    if process := process_of(run):
+        raise _not_joinable(run_id, f"process {process} has joined the run")
     return run
 
 
@@ -115,6 +120,21 @@ def search_all(search: Callable[..., PagedList[Entity]], *args: Any, **options: 
         page = search(*args, **options, page_token=page.token)
         results += page
     return results
+
+
+def stored_table(run_id: str, name: str) -> pd.DataFrame | None:
+    """Return a table that a run logged (Run.table), None where it has none."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            path = store().download_artifacts(run_id, f"{name}.json", scratch)
+        except (MlflowException, OSError):
+            return None
+        return pd.read_json(path, orient="split", precise_float=True)
+
+
+def metric_key(key: str) -> str:
+    """Return a metric's key with - for each character that MLflow rejects; names of classes may hold such."""
+    return re.sub(r"[^\w/. :-]", "-", key)
 
 
 def address() -> str:

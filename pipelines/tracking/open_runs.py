@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from typing import Any, Generic, Self, TypeVar
 
@@ -39,10 +39,13 @@ class OpenRuns(Generic[Key]):
         parent: str,
         params: Mapping[str, object],
         tags: Mapping[str, str],
+        shown: Collection[str] | None = None,
     ) -> Run:
         """Open a job's run; the arguments are those of `tracking.run`."""
         stack = ExitStack()
-        opened = stack.enter_context(run(name, experiment=experiment, parent=parent, params=params, tags=tags))
+        opened = stack.enter_context(
+            run(name, experiment=experiment, parent=parent, params=params, tags=tags, shown=shown)
+        )
         self._open[key] = stack, opened
         return opened
 

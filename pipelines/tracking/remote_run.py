@@ -14,7 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipelines.tracking.runs import Run, picture_link, rendered
+from pipelines.tracking.pictures import picture_link, rendered
+from pipelines.tracking.runs import Run
 from safemax.data.dataset import Dataset
 
 CALL = "run"  # kind of the messages
@@ -30,7 +31,7 @@ class RemoteRun(Run):
 
     def __init__(self, run_id: str, send: Callable[[dict[str, Any]], object]) -> None:
         self.id, self._send, self._tolerant = run_id, send, False
-        self.page = self.url = ""
+        self.page = self.url = self.experiment_url = self.experiment_id = ""
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._call("log", metrics={key: float(value) for key, value in metrics.items()}, step=step)
@@ -52,11 +53,12 @@ class RemoteRun(Run):
     def flush(self) -> None:
         self._call("flush")
 
-    def picture(self, image: Image.Image | Figure, key: str, step: int | None = None) -> str:
-        buffer = io.BytesIO()
-        (rendered(image) if isinstance(image, Figure) else image).save(buffer, "png")
-        self._call("picture", png=base64.b64encode(buffer.getvalue()).decode(), key=key, step=step)
+    def picture(self, image: Image.Image | Figure, key: str) -> str:
+        self._call("picture", png=_png(rendered(image) if isinstance(image, Figure) else image), key=key)
         return picture_link(self.id, key)
+
+    def chart_picture(self, image: Image.Image, key: str, step: int = 0) -> None:
+        self._call("chart_picture", png=_png(image), key=key, step=step)
 
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
         content = base64.b64encode(Path(path).read_bytes()).decode()
@@ -87,8 +89,9 @@ def write(run: Run, message: Mapping[str, Any]) -> None:
     with run.tolerate_outage() if message["tolerant"] else nullcontext():
         match message["method"]:
             case "picture":
-                image = Image.open(io.BytesIO(base64.b64decode(given["png"])))
-                run.picture(image, given["key"], given["step"])
+                run.picture(_image(given["png"]), given["key"])
+            case "chart_picture":
+                run.chart_picture(_image(given["png"]), given["key"], given["step"])
             case "table":
                 run.table(pd.DataFrame(given["rows"], columns=given["columns"]), given["name"])
             case "start_journal":
@@ -99,6 +102,16 @@ def write(run: Run, message: Mapping[str, Any]) -> None:
                 getattr(run, simple)(**given)
             case other:
                 raise ValueError(f"a worker asked for {other!r}, which is no method of a run")
+
+
+def _png(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _image(png: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(png)))
 
 
 def _upload(run: Run, content: str, name: str, folder: str | None) -> None:

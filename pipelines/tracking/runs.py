@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import getpass
-import io
 import json
 import logging
 import os
-import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import mlflow
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
@@ -28,23 +24,24 @@ from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from PIL import Image
 from requests import RequestException
 
-from pipelines.tracking import mlflow_store
-from pipelines.tracking.addresses import without_login, without_password
+from pipelines.tracking import mlflow_store, pages
+from pipelines.tracking.addresses import without_password
 from pipelines.tracking.liveness import PROCESS, end_launcher, this_process
 from pipelines.tracking.metric_journal import MetricJournal
-from pipelines.tracking.mlflow_store import first_line, is_unreachable
+from pipelines.tracking.mlflow_store import first_line, is_unreachable, metric_key
+from pipelines.tracking.pages import spaced
+from pipelines.tracking.pictures import picture_link, picture_path, rendered
 from pipelines.tracking.provenance import commit_tags, environment
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError, Stopped
 
 FLUSH_SECONDS = 3.0
-UI = "http://127.0.0.1:5000"
 RESUMED_FROM = "resumed_from"  # tag of a run: the id of the run whose job it goes on with
 ADMINISTRATION = "administration"  # the experiment of promotions, rollbacks, listings and clean-ups
-MODE = "workflowType=machine_learning"  # the UI opens in its GenAI mode without it
 _TAG_LENGTH = 8000  # characters; MLflow truncates longer tags
-_BATCH = 100  # a call may hold at most 100 parameters, 100 tags or 1,000 metrics
-_DIGEST = 16  # hex digits of a dataset's digest; a store keeps up to 36, the UI shows them all
+_BATCH = 100  # metrics in a call
+_MOST_PARAMS = 12  # MLflow prints every parameter of a run beside each of its pictures, and in every comparison
+DIGEST_LENGTH = 16  # hex digits of a dataset's digest; a store keeps up to 36, the UI shows them all
 _STOPPED = (Stopped, KeyboardInterrupt)
 _LOG = logging.getLogger(__name__)
 
@@ -56,6 +53,7 @@ def run(
     experiment: str,
     params: Mapping[str, object],
     tags: Mapping[str, str],
+    shown: Collection[str] | None = None,
     description: str = "",
     parent: str | None = None,
 ) -> Iterator[Run]:
@@ -68,8 +66,11 @@ def run(
         name: the run's name in the UI, such as safemax-digits-forget0-seed0; a name that was given to `mlflow run` (--run-name)
             wins over it.
         experiment: its experiment, one per product model; see `setup`.
-        params: by dotted key (`method.lambda`): `mlflow run` has logged the undotted ones already, as text.
+        params: by dotted key (`method.lambda`): `mlflow run` has logged the undotted ones already, as text. All of them go to
+            environment.json, with the command, the hardware and the versions of libraries.
         tags: what users filter runs by.
+        shown: keys of the parameters, at most a dozen, by which runs are compared: they become parameters of the run. None
+            takes all.
         description: markdown, the run's note until `Run.note` replaces it.
         parent: id of the parent run; a child never joins the run of `mlflow run`.
 
@@ -78,15 +79,21 @@ def run(
     """
     client = mlflow_store.store()
     experiment_id = client.get_run(parent).info.experiment_id if parent else mlflow_store.setup(experiment)
+    described = {**commit_tags(), **tags, "mlflow.note.content": spaced(description)}
     joined = None if parent else os.environ.pop("MLFLOW_RUN_ID", None)
-    origin = {} if joined else {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.user": getpass.getuser()}
-    if parent:
-        origin["mlflow.parentRunId"] = parent
-    opened = Run(client, joined or _create(client, experiment_id), experiment_id)
+    run_id = joined or _create(client, experiment_id, name, described, parent)
+    opened = Run(client, run_id, experiment_id)
     try:
-        if not (joined and is_chosen(client.get_run(joined).info.run_name)):
-            client.update_run(opened.id, name=name)
-        opened._describe(params, {**origin, **commit_tags(), **tags, "mlflow.note.content": description})
+        entries = _params(params, params if shown is None else shown)
+        if joined:
+            if not is_chosen(client.get_run(joined).info.run_name):
+                client.update_run(joined, name=name)
+            # A parameter, which is set once: of two processes that join a run, one fails.
+            client.log_batch(joined, params=[Param(PROCESS, this_process())])
+        client.log_batch(
+            run_id, params=entries, tags=[RunTag(key, str(value)) for key, value in described.items()] if joined else ()
+        )
+        opened.json({"parameters": params, "environment": environment()}, "environment")
         yield opened
         opened.flush()
         client.set_terminated(opened.id, "FINISHED")
@@ -100,9 +107,23 @@ def run(
         raise
 
 
-def _create(client: MlflowClient, experiment_id: str) -> str:
-    """Open a run; in the same call it gets the process by which `reap` knows whether it is dead."""
-    return client.create_run(experiment_id, tags={PROCESS: this_process()}).info.run_id
+def _create(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str], parent: str | None) -> str:
+    """Open a run; in the same call it gets its tags, one of them the process by which `reap` knows whether it is dead."""
+    origin = {PROCESS: this_process(), "mlflow.source.name": Path(sys.argv[0]).name, "mlflow.user": getpass.getuser()}
+    if parent:
+        origin["mlflow.parentRunId"] = parent
+    return client.create_run(experiment_id, tags={**origin, **tags}, run_name=name).info.run_id
+
+
+def _params(params: Mapping[str, object], shown: Collection[str]) -> list[Param]:
+    """Return the parameters that a run shows."""
+    undotted = [key for key in params if "." not in key]
+    if undotted:
+        raise ValueError(f"parameters need dotted keys, as `mlflow run` logs the undotted ones: {undotted}")
+    entries = [Param(key, str(params[key])) for key in shown if key in params]
+    if len(entries) > _MOST_PARAMS:
+        raise ValueError(f"a run shows at most {_MOST_PARAMS} parameters, not {len(entries)}")
+    return entries
 
 
 class Run:
@@ -110,8 +131,10 @@ class Run:
 
     Attributes:
         id: the store's id of the run.
+        experiment_id: of its experiment.
         page: its page in the UI, in the mode that shows training runs, as a link within the UI.
         url: the same page, as a link from outside the UI.
+        experiment_url: the page of the experiment's runs, in the view that compares them, as a link from outside the UI.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, experiment_id: str) -> None:
@@ -120,11 +143,12 @@ class Run:
         self._pending: list[Metric] = []
         self._earlier: list[Metric] = []  # of the processes that worked on the job before this one
         self._journal: MetricJournal | None = None
+        self._tables: list[dict[str, str]] = []
         self._flushed = time.monotonic()
-        server = mlflow.get_tracking_uri()
-        base = without_login(server) if server.startswith("http") else UI
-        self.page = f"#/experiments/{experiment_id}/runs/{run_id}?{MODE}"
-        self.url = f"{base}/{self.page}"
+        self.experiment_id = experiment_id
+        self.page = pages.run_page(experiment_id, run_id)
+        self.url = pages.address(self.page)
+        self.experiment_url = pages.address(pages.experiment_page(experiment_id))
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics by key, at a step or as final values; they reach the store within seconds of the next call."""
@@ -172,16 +196,15 @@ class Run:
             del self._pending[: len(batch)]
         self._flushed = time.monotonic()
 
-    def picture(self, image: Image.Image | Figure, key: str, step: int | None = None) -> str:
-        """Log a picture under a key such as samples/forget; return the markdown that shows it in a note or description.
-
-        The charts show it next to other runs' pictures of that key, with a slider over the steps. pictures/KEY.png, which
-        the markdown shows, is the last one.
-        """
+    def picture(self, image: Image.Image | Figure, key: str) -> str:
+        """Log a picture as pictures/KEY.png; return the markdown that shows it in a note or description."""
         pixels = rendered(image) if isinstance(image, Figure) else image
-        self._client.log_image(self.id, pixels, key=key, step=step or 0)
-        self._client.log_image(self.id, pixels, artifact_file=_picture_path(key))
+        self._client.log_image(self.id, pixels, artifact_file=picture_path(key))
         return picture_link(self.id, key)
+
+    def chart_picture(self, image: Image.Image, key: str, step: int = 0) -> None:
+        """Log a picture for the charts, which show it next to other runs' pictures of that key, with a slider over the steps."""
+        self._client.log_image(self.id, image, key=key, step=step)
 
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Upload a file or a folder, into a folder of the run's artifacts."""
@@ -207,7 +230,12 @@ class Run:
 
     def table(self, rows: pd.DataFrame, name: str) -> None:
         """Log a table as NAME.json, which the UI renders as one."""
-        self._client.log_table(self.id, rows, f"{name}.json")
+        # client.log_table would list and download what is there, and append to it.
+        self._client.log_text(self.id, rows.to_json(orient="split", index=False, double_precision=15), f"{name}.json")
+        entry = {"path": f"{name}.json", "type": "table"}
+        if entry not in self._tables:
+            self._tables.append(entry)
+            self.tag("mlflow.loggedArtifacts", json.dumps(self._tables))
 
     def dataset(self, dataset: Dataset, context: str) -> None:
         """Record the data that the run used, and its purpose (`context`: training or evaluation)."""
@@ -219,7 +247,7 @@ class Run:
         sizes = {"train": len(dataset.train.labels), "test": len(dataset.test.labels), "classes": dataset.class_names}
         entity = DatasetEntity(
             name=dataset.name,
-            digest=dataset.digest[:_DIGEST],
+            digest=dataset.digest[:DIGEST_LENGTH],
             source_type="code",
             source=json.dumps({"tags": {"mlflow.source.name": dataset.name}}),
             schema=json.dumps({"mlflow_tensorspec": {"features": json.dumps([features]), "targets": None}}),
@@ -243,16 +271,6 @@ class Run:
         if earlier and earlier != self.id:
             self.tag(RESUMED_FROM, earlier)
 
-    def _describe(self, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
-        undotted = [key for key in params if "." not in key]
-        if undotted:
-            raise ValueError(f"parameters need dotted keys, as `mlflow run` logs the undotted ones: {undotted}")
-        facts = {f"env.{key}": value for key, value in environment().items()}
-        entries = [Param(key, str(value)) for key, value in {**params, **facts, PROCESS: this_process()}.items()]
-        for first in range(0, len(entries), _BATCH):
-            self._client.log_batch(self.id, params=entries[first : first + _BATCH])
-        self._client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-
     def _try_flush(self) -> None:
         try:
             self.flush()
@@ -273,34 +291,8 @@ class Run:
             _LOG.warning("run %s could not be closed as %s: %s", self.id, status, first_line(lost))
 
 
-def metric_key(key: str) -> str:
-    """Return a metric's key with - for each character that MLflow rejects; names of classes may hold such."""
-    return re.sub(r"[^\w/. :-]", "-", key)
-
-
-def spaced(markdown: str) -> str:
-    """Return markdown with space between the columns of its tables: MLflow's pages leave none."""
-    return re.sub(r"(?m)^\|.*[^-:|\s].*\|$", lambda row: row[0].replace(" | ", " |&emsp;"), markdown)
-
-
 def is_chosen(name: str) -> bool:
     """Return whether a person gave a run its name; MLflow makes up one such as brash-fox-17 where nobody did."""
     first, _, rest = name.partition("-")
     second, _, number = rest.partition("-")
     return not (first in _GENERATOR_PREDICATES and second in _GENERATOR_NOUNS and number.isdecimal())
-
-
-def picture_link(run_id: str, key: str) -> str:
-    """Return the markdown that shows a run's picture."""
-    return f"![{key}](get-artifact?run_uuid={run_id}&path={quote(_picture_path(key))})"
-
-
-def _picture_path(key: str) -> str:
-    return f"pictures/{key}.png"
-
-
-def rendered(figure: Figure) -> Image.Image:
-    """Return a figure as an image."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
-    return Image.open(buffer)

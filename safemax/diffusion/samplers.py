@@ -71,10 +71,18 @@ class Sampler:
         return self.steps * (1 if self.guidance_scale == 1 else 2)
 
     def __str__(self) -> str:
-        """Return a name fit for a key or a caption: ddim-20-g1.5-clip, clipx0 where the noise is kept."""
+        """Return a name fit for a key: ddim-20-g1.5-clip, clipx0 where the noise is kept."""
         eta = f"-eta{self.eta:g}" if self.name == "ddim" and self.eta else ""
         clip = ("clipx0" if self.keep_eps else "clip") if self.clip else "noclip"
         return f"{self.name}-{self.steps}{eta}-g{self.guidance_scale:g}-{clip}"
+
+    @property
+    def words(self) -> str:
+        """The same for a caption: DDIM, 20 steps, guidance 1.5."""
+        guidance = "unguided" if self.guidance_scale == 1 else f"guidance {self.guidance_scale:g}"
+        eta = f", eta {self.eta:g}" if self.name == "ddim" and self.eta else ""
+        clip = (", x0 clipped" if self.keep_eps else "") if self.clip else ", unclipped"
+        return f"{'DPM-Solver++' if self.name == 'dpmpp' else self.name.upper()}, {self.steps} steps{eta}, {guidance}{clip}"
 
 
 LEAST_LEADING = 10

@@ -11,21 +11,21 @@ from safemax import metric_keys as keys
 from safemax.errors import InputError
 
 OUTCOMES = {
-    "forgotten": "for the class, the model draws what the judges with a reject class reject",
-    "substituted": "for the class, the model draws other classes",
-    "degenerate": "for the class, the model draws images of one colour",
-    "not_forgotten": "the model still draws the class",
+    "forgotten": "asked for the class, the model draws images that the judges reject as none of the classes",
+    "substituted": "asked for the class, the model draws other classes instead",
+    "degenerate": "asked for the class, the model draws images of a single colour",
+    "not_forgotten": "asked for the class, the model still draws it",
     "retain_collapsed": "the model no longer draws the classes that it should have retained",
     "judge_unfit": "the judges miss too many real images of the class for any verdict on the samples",
 }
 FLAGS = {
-    "too_few_samples": "the share of recognised samples is not known well enough to be above or below the limit",
-    "ua_unreliable": "the paper's UA says nothing here: its judge classifies pure noise as this class",
-    "hidden_retention": "a UA says forgotten, yet the samples lie where the real images of the class lie",
-    "nothing_to_forget": "the base hardly drew the class either, so no forgetting was observed",
+    "too_few_samples": "too few samples to tell whether the recognised share is above or below the limit",
+    "ua_unreliable": "the paper's UA says nothing here, since its judge classifies pure noise as this class",
+    "hidden_retention": "UA says forgotten, yet the samples lie where the real images of the class lie",
+    "nothing_to_forget": "the base hardly drew the class either, so there was nothing to forget",
     "retained_class_lost": "a class that should have been retained is no longer drawn",
-    "recoverable": "an attack brings the class back far beyond what it brings out of a model that never saw it",
-    "attacks_without_gold": "no retrained model was attacked for comparison, so success alone does not tell hidden from absent",
+    "recoverable": "an attack brings the class back, far more than it does on a model that never saw the class",
+    "attacks_without_gold": "no retrained model was attacked for comparison, so the attacks cannot tell hidden from absent",
 }
 
 
@@ -99,9 +99,33 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """The outcome and flags in a line."""
-        flags = "".join(f"; {flag}: {FLAGS[flag]}" for flag in self.flags)
-        return f"{self.outcome}: {OUTCOMES[self.outcome]}{flags}"
+        """The outcome and the flags, in words."""
+        return " ".join([self.headline, *self._cautions])
+
+    @property
+    def headline(self) -> str:
+        """The outcome in words."""
+        return f"{self.title}: {OUTCOMES[self.outcome]}."
+
+    @property
+    def grounds(self) -> str:
+        """The flags and the rule that decided, in words: what follows the headline."""
+        return " ".join([*self._cautions, f"Why: {self.reason}."])
+
+    @property
+    def _cautions(self) -> list[str]:
+        return [f"Caution: {FLAGS[flag]}." for flag in self.flags]
+
+    @property
+    def title(self) -> str:
+        """The outcome as a heading: Not forgotten."""
+        return self.outcome.replace("_", " ").capitalize()
+
+    @property
+    def reason(self) -> str:
+        """The rule that decided the outcome, with the value that it was applied to."""
+        decided = next(each for each in self.findings if each.concludes == self.outcome and each.holds)
+        return f"{decided.statement} ({decided.value})"
 
 
 def number(numbers: Mapping[str, object], key: str) -> float | None:

@@ -37,6 +37,7 @@ def _templates() -> Environment:
         keep_trailing_newline=True,
     )
     templates.filters["data_url"] = _data_url
+    templates.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     return templates
 
 

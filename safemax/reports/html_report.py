@@ -11,8 +11,8 @@ from safemax.evaluation.limitations import limitations
 from safemax.evaluation.metric_info import MetricInfo, meaning
 from safemax.evaluation.verdict import FLAGS, OUTCOMES, Verdict
 from safemax.reports.html import render
+from safemax.reports.numbers import change, percent, quantity
 
-DIGITS = {"%": 1, "0..1": 3, "-1..1": 3, "nats": 3, "minutes": 2, "GB": 3}  # others are shown to four digits
 TONE = {"forgotten": "good", "substituted": "good"}  # every other outcome is bad
 PANEL = {
     "The forgotten classes": (keys.FORGET,),
@@ -49,6 +49,9 @@ class Report:
         attack_pictures: what the attacks drew.
         cost: cost/ metrics of the correction, empty where they are not known.
         lineage: facts about where the model comes from, by name.
+        links: addresses of the pages of runs and versions, by the name that the page shows.
+        method: that made the model, "" where it is not known.
+        written: when the page was.
     """
 
     address: str
@@ -65,6 +68,9 @@ class Report:
     attack_pictures: Sequence[Picture] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
     lineage: Mapping[str, str] = field(default_factory=dict)
+    links: Mapping[str, str] = field(default_factory=dict)
+    method: str = ""
+    written: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,14 +108,15 @@ def _cards(report: Report) -> Iterator[tuple[str, str]]:
     """Yield the numbers to read first, each with what it says."""
     m = report.metrics
     yield (
-        f"{m[keys.RECOGNISED]:.1f} %",
-        f"recognised as the class; at most {m[keys.RECOGNISED + keys.HIGH]:.1f} % at the 95 % level",
+        percent(m[keys.RECOGNISED]),
+        f"of the samples recognised as the class; at most {percent(m[keys.RECOGNISED + keys.HIGH])} at the 95 % level",
     )
     yield (
-        f"{m[keys.ACCURACY]:.1f} %",
+        percent(m[keys.ACCURACY]),
         f"accuracy on retained classes{_compared(report, keys.ACCURACY, ' points')}",
     )
-    yield f"{m[keys.FID_JUDGE]:.1f}", f"Frechet distance of retained classes{_compared(report, keys.FID_JUDGE, '')}"
+    distance = f"FID (Frechet distance) of retained classes, lower is better{_compared(report, keys.FID_JUDGE, '')}"
+    yield quantity(m[keys.FID_JUDGE]), distance
     if keys.WORST_DELTA in report.attacks:
         worst = report.attacks[keys.WORST_DELTA]
         yield f"{worst:+.1f} points", "the worst attack, beyond its success on a model that never saw the class"
@@ -121,7 +128,7 @@ def _cards(report: Report) -> Iterator[tuple[str, str]]:
 def _compared(report: Report, key: str, unit: str) -> str:
     if key not in report.base:
         return ""
-    return f", {report.metrics[key] - report.base[key]:+.1f}{unit} compared with the base"
+    return f"; {change(report.metrics[key], report.base[key], meaning(key).unit)}{unit} compared with the base"
 
 
 def _limitations(report: Report) -> Iterator[str]:
@@ -148,7 +155,7 @@ def _row(report: Report, key: str) -> MetricRow:
         _text(value, info.unit),
         _text(base, info.unit),
         _interval(report.metrics, key, info.unit),
-        _difference(value, base, info.unit),
+        change(value, base, info.unit),
     )
 
 
@@ -160,7 +167,7 @@ def _classes(report: Report) -> Iterator[tuple[str, bool, list[str]]]:
         cells = []
         for kind, unit in (("accuracy", "%"), ("fid", ""), ("kid", "")):
             value, base = (each.get(keys.of_class(kind, name)) for each in (report.metrics, report.base))
-            cells += [_text(value, unit), _difference(value, base, unit)]
+            cells += [_text(value, unit), change(value, base, unit)]
         yield name, name in near, cells
 
 
@@ -172,7 +179,7 @@ def _attacks(attacks: Mapping[str, float]) -> Iterator[tuple[str, bool, list[str
             continue
         shares = [attacks.get(keys.of_attack(name, end)) for end in (keys.ASR, "_asr_base", "_asr_gold")]
         seconds = attacks.get(keys.of_attack(name, keys.SECONDS))
-        cells = [*(_text(each, "%") for each in shares), _difference(shares[0], shares[2], "%")]
+        cells = [*(_text(each, "%") for each in shares), change(shares[0], shares[2], "%")]
         yield name, seconds is not None, [*cells, "" if seconds is None else f"{seconds:.0f} s"]
 
 
@@ -185,17 +192,7 @@ def _frequent_answers(noise: Mapping[str, Mapping[str, float]]) -> list[str]:
 def _text(value: float | None, unit: str) -> str:
     if value is None:
         return ""
-    digits = DIGITS.get(unit)
-    if digits is None:
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return f"{value:.{digits}f}"
-
-
-def _difference(value: float | None, base: float | None, unit: str) -> str:
-    if value is None or base is None:
-        return ""
-    text = _text(abs(value - base), unit)
-    return f"{'-' if value < base else '+'}{text}" if text.strip("0.,") else text
+    return quantity(value, unit)
 
 
 def _interval(metrics: Mapping[str, float], key: str, unit: str) -> str:

@@ -10,14 +10,20 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from safemax.data.batches import to_float, to_uint8
+from safemax.evaluation.metric_info import meaning
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import SHOWN_PER_CLASS, Samples
+from safemax.reports.numbers import change, quantity
 
 TILE = 40  # least pixels of an image's side in a picture: 8x8 digits are enlarged five times
+
+
+FORGOTTEN = "crimson"
+_FONT = 15  # pixels
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,33 @@ class Panel:
     title: str
     images: Tensor
     labels: Tensor
+
+
+def labelled_sheet(rows: Mapping[str, Tensor], title: str, forget: int) -> Image.Image:
+    """Return images in rows with names before them and a title above: a square picture that explains itself.
+
+    Square, with the rows at the top, since MLflow's charts centre a picture in a square of which they show the upper half.
+
+    Args:
+        rows: images (N, C, H, W) in [-1, 1] by name, from the top down.
+        title: such as: step 150 of 300.
+        forget: how many of the first rows are of forgotten classes, whose names are red.
+    """
+    columns = max(map(len, rows.values()))
+    strips = [grid(each, columns) for each in rows.values()]
+    font = ImageFont.load_default(_FONT)
+    left = 2 * _FONT + max(int(font.getlength(name)) for name in rows)
+    head, height = 2 * _FONT, strips[0].height
+    side = max(left + strips[0].width, head + height * len(strips), _FONT + int(font.getlength(title)))
+    sheet = Image.new("RGB", (side, side), "white")
+    write = ImageDraw.Draw(sheet)
+    write.text((_FONT // 2, _FONT // 2), title, fill="black", font=font)
+    for i, (name, strip) in enumerate(zip(rows, strips, strict=True)):
+        top = head + i * height
+        sheet.paste(strip, (left, top))
+        colour = FORGOTTEN if i < forget else "black"
+        write.text((_FONT // 2, top + height // 2), name, fill=colour, font=font, anchor="lm")
+    return sheet
 
 
 def grid(images: Tensor, columns: int) -> Image.Image:
@@ -67,7 +100,7 @@ def comparison(
     rows = len(order)
     axes[0].set_yticks([(i + 0.5) * height / rows for i in range(rows)], [class_names[k] for k in order])
     for label in axes[0].get_yticklabels()[: len(forget)]:
-        label.set(color="crimson", fontweight="bold")
+        label.set(color=FORGOTTEN, fontweight="bold")
     return figure
 
 
@@ -76,7 +109,7 @@ def compare_samples(
 ) -> Figure:
     """Return `comparison` of models by name: all of them under the main sampler, then all under the second."""
     panels = [
-        Panel(f"{name}, {sampler}", to_float(images), labels)
+        Panel(f"{name}\n{_in_two_lines(sampler.words)}", to_float(images), labels)
         for sampler, second in ((evaluation.main_sampler, False), (evaluation.second_sampler, True))
         for name, s in models.items()
         for images, labels in [(s.second_images, s.second_labels) if second else (s.images, s.labels)]
@@ -85,16 +118,38 @@ def compare_samples(
     return comparison(panels, class_names, forget, columns=min(SHOWN_PER_CLASS, fewest))
 
 
+def _in_two_lines(words: str) -> str:
+    name, steps, rest = words.split(", ", 2)
+    return f"{name}, {steps},\n{rest}"
+
+
 def metrics_table(base: Mapping[str, float], corrected: Mapping[str, float]) -> pd.DataFrame:
-    """Return a row a metric that both have: base, corrected, difference.
+    """Return a row a metric of the corrected model: base, corrected, difference; nan where the base has none.
 
     Args:
         base: metrics by key.
         corrected: the same of the corrected model; their order is the rows'.
     """
-    names = [name for name in corrected if name in base]
-    frame = pd.DataFrame({"base": [base[n] for n in names], "corrected": [corrected[n] for n in names]}, index=names)
-    return frame.assign(difference=frame["corrected"] - frame["base"]).rename_axis("metric")
+    values = {"base": [base.get(name, math.nan) for name in corrected], "corrected": list(corrected.values())}
+    frame = pd.DataFrame(values, index=pd.Index(list(corrected), name="metric"))
+    return frame.assign(difference=frame["corrected"] - frame["base"])
+
+
+def readable_table(base: Mapping[str, float], corrected: Mapping[str, float], names: Sequence[str]) -> pd.DataFrame:
+    """Return a row a metric as people read it: base, corrected, change, unit, and which direction is better.
+
+    Args:
+        base: metrics by key; where it lacks one, the cell is "-".
+        corrected: the same of the corrected model.
+        names: keys of `corrected`; their order is the rows'.
+    """
+    rows = []
+    for name in names:
+        info, before, after = meaning(name), base.get(name), corrected[name]
+        shown = (quantity(before, info.unit), quantity(after, info.unit), change(after, before, info.unit))
+        rows.append((*shown, info.unit, info.better))
+    columns = ["base", "corrected", "change", "unit", "better"]
+    return pd.DataFrame(rows, index=pd.Index(names, name="metric"), columns=columns)
 
 
 def as_text(frame: pd.DataFrame, digits: int = 3) -> str:

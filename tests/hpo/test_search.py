@@ -138,7 +138,7 @@ def test_each_trial_has_one_finished_run_with_its_knobs_scores_cost_and_picture(
     assert sorted(each.data.tags["search.trial"] for each in searched.children) == sorted(map(str, range(8)))
     for child in searched.children:
         assert child.info.status == "FINISHED"
-        assert {"method.lambda", "train.lr", "train.steps", "model.source"} <= set(child.data.params)
+        assert set(child.data.params) == {"method.lambda", "train.lr"}  # what the search varies
         wanted = {"search/forgetting", "search/quality", keys.UA_REJECT, keys.ACCURACY, "loss/forget"}
         assert wanted | {keys.RUNTIME_MINUTES, keys.PEAK_MEMORY_GB} <= set(child.data.metrics)
         assert "pictures/samples" in searched.artifacts(child.info.run_id)
@@ -158,6 +158,7 @@ def test_the_parent_shows_front_history_table_and_the_volume_over_trials(searche
     assert sorted(each.step for each in volumes) == list(range(1, 9))
     note = parent.data.tags["mlflow.note.content"]
     assert "path=pictures/front.png" in note
+    assert len(parent.data.params) <= 12
 
 
 def test_only_the_winner_is_registered_with_study_trial_knobs_and_evidence(searched: Searched) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from pipelines import attack as attack_module
 from pipelines import demo as demo_module
 from pipelines import evaluate as evaluate_module
+from pipelines import tracking
 from pipelines import unlearn as unlearn_module
 from pipelines.cli.parameters import UsageError
 from pipelines.correction.retrained import GoldOptions, _as_base
@@ -126,13 +127,22 @@ def test_the_page_shows_panel_attacks_and_lineage_and_is_evidence_of_the_version
     run = newest(attacked, "evaluation")
     assert run.data.params["model.beside"] == "models:/digits-ddpm/1"
     assert run.data.params["data.forget"] == "0"
-    assert run.data.tags["verdict"] in run.data.tags["mlflow.note.content"]
-    assert {keys.GOLD_KID_RETAIN, "base/retain/accuracy", "retain_class/fid_7_delta"} <= run.data.metrics.keys()
+    assert run.data.tags["mlflow.note.content"].startswith(
+        f"**{run.data.tags['verdict'].replace('_', ' ').capitalize()}: "
+    )
+    assert {keys.GOLD_KID_RETAIN, keys.ACCURACY + keys.DELTA} <= run.data.metrics.keys()
+    table = tracking.stored_table(run.info.run_id, "metrics").set_index("metric")
+    assert table.loc["retain_class/fid_7", ["base", "corrected", "difference"]].notna().all()
     page = model_versions.attached(CANDIDATE, "report").decode()
     assert Path(attacked.download_artifacts(run.info.run_id, "evidence/report.html")).read_text() == page
     for words in (CANDIDATE, "models:/digits-ddpm/1", keys.RUNTIME_MINUTES, "invert", run_id, "method.lambda"):
         assert words in page
-    assert not re.search(r"(src|href)=.(?!data:)", page)
+    assert not re.search(r"src=.(?!data:)|<link|@import|url\(", page)  # it loads nothing
+    assert f"/runs/{run_id}?" in page
+    description = model_versions.version_of(CANDIDATE).description
+    assert description.startswith("**Examined on ")
+    assert f"/runs/{run.info.run_id}/artifacts/evidence/report.html?" in description
+    assert description.count("As it was registered:") == 1
 
 
 def test_a_version_without_an_attack_run_is_measured_and_the_page_says_so(corrected):

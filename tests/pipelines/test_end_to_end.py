@@ -20,6 +20,7 @@ from PIL import Image
 from pipelines import compare as compare_module
 from pipelines import demo as demo_module
 from pipelines import evaluate as evaluate_module
+from pipelines import tracking
 from pipelines import unlearn as unlearn_module
 from pipelines.cli.parameters import UsageError
 from pipelines.correction import correction as correction_module
@@ -53,14 +54,50 @@ def test_the_demo_leaves_a_finished_run_with_metrics_pictures_and_a_version(demo
     for key in (
         keys.UA_REJECT,
         keys.FID_JUDGE + keys.DELTA,
-        "base/retain/accuracy",
         keys.RUNTIME_MINUTES,
         "loss/forget",
     ):
         assert key in correction.data.metrics
     artifacts = {each.path for each in demo_store.list_artifacts(correction.info.run_id)}
-    assert {"pictures", "metrics.json", "judges.json"} <= artifacts
+    assert {"pictures", "metrics.json", "judges.json", "environment.json"} <= artifacts
     assert "comparison" in correction.data.tags["mlflow.note.content"]
+
+
+def test_the_logged_model_has_final_metrics_once_with_their_data_and_can_be_searched_by_them(demo_store):
+    correction = next(run for run in runs(demo_store) if run.data.tags["kind"] == "correction")
+    experiments = [correction.info.experiment_id]
+    ua = correction.data.metrics[keys.UA]
+    for text, count in ((f">= {ua}", 1), (f"> {ua + 0.1}", 0)):
+        found = mlflow.search_logged_models(experiments, f"metrics.`{keys.UA}` {text}", output_format="list")
+        assert len(found) == count
+    (model,) = mlflow.search_logged_models(experiments, f"metrics.`{keys.UA}` >= 0", output_format="list")
+    assert model.source_run_id == correction.info.run_id
+    assert model.params["method.lambda"] == "1.0"
+    logged = [each.key for each in model.metrics]
+    assert sorted(logged) == sorted(set(logged))  # none twice
+    assert not [key for key in logged if key.startswith(("loss/", "base/")) or key.endswith(keys.UNCERTAINTY)]
+    assert {each.dataset_name for each in model.metrics} == {"digits"}
+    assert {each.dataset_digest for each in model.metrics} == {correction.inputs.dataset_inputs[0].dataset.digest}
+    for each in model.metrics:
+        assert each.value == correction.data.metrics[each.key]
+
+
+def test_a_run_charts_its_last_losses_and_no_intervals_or_numbers_of_the_base(demo_store):
+    correction = next(run for run in runs(demo_store) if run.data.tags["kind"] == "correction")
+    steps = [each.step for each in demo_store.get_metric_history(correction.info.run_id, "loss/forget")]
+    assert steps == sorted(set(steps))
+    assert not [key for key in correction.data.metrics if key.startswith("base/") or key.endswith(keys.UNCERTAINTY)]
+    assert len(correction.data.params) <= 12
+    table = tracking.stored_table(correction.info.run_id, "metrics").set_index("metric")
+    assert table.loc[keys.ACCURACY, ["base", "corrected", "difference"]].notna().all()
+    assert keys.UA + keys.LOW in table.index
+
+
+def test_the_pictures_by_step_begin_with_step_0(demo_store):
+    correction = next(run for run in runs(demo_store) if run.data.tags["kind"] == "correction")
+    paths = [each.path for each in demo_store.list_artifacts(correction.info.run_id, "images")]
+    steps = {int(each.split("+")[2]) for each in paths if "samples~by_step" in each}
+    assert {0, 2} <= steps
 
 
 def test_a_run_records_which_parameters_were_given_and_what_the_others_were(demo_store, tmp_path):
@@ -151,10 +188,11 @@ def test_the_evidence_says_what_a_repetition_needs(demo_store):
     assert tags["verdict"] in OUTCOMES
 
 
-def test_a_version_is_described_in_a_sentence_then_pictures_then_where_it_comes_from(demo_store):
+def test_a_version_is_described_by_its_verdict_then_where_it_comes_from_then_pictures(demo_store):
     (number,) = demo_store.search_model_versions("name='digits-ddpm' and version_number=2")
     text = number.description
-    assert text.startswith("**safemax** on digits: forget 0. UA ")
+    assert text.startswith(f"**{number.tags['verdict'].replace('_', ' ').capitalize()}: ")
+    assert "`safemax` on digits, forget 0. UA " in text
     assert "pictures/comparison.png" in text
     assert (
         "Corrected from [digits-ddpm version 1](#/models/digits-ddpm/versions/1?workflowType=machine_learning)" in text
@@ -174,13 +212,13 @@ def test_the_error_of_a_priors_estimate_is_on_the_run(demo_store):
 
 def test_evaluate_sets_two_models_side_by_side(demo_store, capsys):
     evaluate_module.evaluate(["--beside=models:/digits-ddpm@base", "--forget=0", *EVALUATION])
-    assert "difference" in capsys.readouterr().out
+    assert "change" in capsys.readouterr().out
 
 
 def test_an_evaluation_counts_no_class_that_was_forgotten_too_as_retained(demo_store):
     evaluate_module.evaluate(["--model=models:/digits-ddpm/3", "--forget=7", "--beside=none", *EVALUATION])
-    metrics = runs(demo_store)[0].data.metrics
-    assert {"retain_class/accuracy_1", keys.RECOGNISED} <= metrics.keys()
+    metrics = tracking.stored_table(runs(demo_store)[0].info.run_id, "metrics")["metric"].tolist()
+    assert {"retain_class/accuracy_1", keys.RECOGNISED} <= set(metrics)
     assert "retain_class/accuracy_0" not in metrics
 
 

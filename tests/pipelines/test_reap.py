@@ -55,7 +55,7 @@ def test_a_run_of_a_dead_process_is_failed_and_says_so(mlflow_store: MlflowClien
 def test_a_process_id_that_another_process_has_now_does_not_save_a_run(mlflow_store: MlflowClient) -> None:
     gone = mlflow_store.create_run("0").info.run_id
     with tracking.run("job", experiment="tiny-ddpm", params={}, tags={}) as run:
-        process = mlflow_store.get_run(run.id).data.params["env.process"]
+        process = mlflow_store.get_run(run.id).data.tags["env.process"]
         mlflow_store.log_param(gone, "env.process", process.rpartition("/")[0] + "/1")
         reap([])
         assert status(mlflow_store, run.id) == "RUNNING"
@@ -79,7 +79,7 @@ def test_a_run_of_an_unknown_process_is_listed_and_ended_by_its_id(
     assert f"left alone: elsewhere/7 may be alive; dead_run={runs[0]} ends it" in capsys.readouterr().out
     reap([f"--dead_run={runs[0]}"])
     assert [status(mlflow_store, each) for each in runs] == ["FAILED", "RUNNING"]
-    assert "elsewhere/7 is dead, says who ran reap" in mlflow_store.get_run(runs[0]).data.tags["failure"]
+    assert "elsewhere/7 is dead, as dead_run=" in mlflow_store.get_run(runs[0]).data.tags["failure"]
 
 
 @pytest.mark.parametrize("which", ["finished", "living", "nobody", "-"])

@@ -1,48 +1,50 @@
-"""A user of the UI gets from the links to a run's pictures, and from there to the version and its alias."""
+"""Somebody who opens MLflow's pages finds on the first screen of each what they came for; the screenshots in docs/ are made here.
+
+SAFEMAX_SCREENSHOTS=docs pytest -m slow tests/pipelines/test_ui.py      (the demo at its full size)
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import mlflow
 import psutil
 import pytest
 import requests
 from mlflow import MlflowClient
-from PIL import Image
+from mlflow.entities import Run
 
 from pipelines import demo as demo_module
 from pipelines import ui
+from pipelines.evaluate import evaluate
 from pipelines.promote import promote
+from pipelines.tracking import pages
+from safemax import metric_keys as keys
 from safemax.errors import InputError
-from tests.pipelines.test_end_to_end import SMALL
+from tests.pipelines.test_end_to_end import EVALUATION, SMALL
 from tests.pipelines.tracking.test_server import OPEN
+from tests.support.browser import SHOTS, Reader, opened
 from tests.support.mlflow_servers import free_port
 
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--window-size=1600,1250"),
-)
-PATIENCE = 90  # seconds for a page on a busy machine
-SHOTS = "SAFEMAX_SCREENSHOTS"  # a folder: the README's pictures are made there
 ROOT = Path(__file__).parents[2]
+RUN, MODEL = "safemax-digits-forget0-seed0", "models:/digits-ddpm/2"
 
 
 def test_links_lead_to_experiments_and_models_in_the_training_mode(mlflow_store: MlflowClient) -> None:
     mlflow_store.create_experiment("tiny-ddpm")
     mlflow_store.create_registered_model("tiny-ddpm")
+    view = "runs?viewStateShareKey=corrections&workflowType=machine_learning"
     assert ui.links(mlflow_store, "http://127.0.0.1:7") == [
-        "Default               http://127.0.0.1:7/#/experiments/0?workflowType=machine_learning",
-        "tiny-ddpm             http://127.0.0.1:7/#/experiments/1?workflowType=machine_learning",
+        f"Default               http://127.0.0.1:7/#/experiments/0/{view}",
+        f"tiny-ddpm             http://127.0.0.1:7/#/experiments/1/{view}",
         "tiny-ddpm (versions)  http://127.0.0.1:7/#/models/tiny-ddpm?workflowType=machine_learning",
     ]
 
@@ -59,6 +61,14 @@ def test_a_store_that_is_a_server_is_not_served_again(monkeypatch: pytest.Monkey
         ui.ui([])
 
 
+def test_an_experiment_gets_the_view_once_and_a_newer_one_replaces_it(mlflow_store: MlflowClient) -> None:
+    for _ in range(2):
+        pages.save_view(mlflow_store, mlflow_store.get_experiment("0"))
+        tags = mlflow_store.get_experiment("0").tags
+        assert list(json.loads(tags["mlflow.sharedViewState.corrections"])["selectedColumns"]) == list(pages.COLUMNS)
+        mlflow_store.set_experiment_tag("0", "mlflow.sharedViewState.corrections", "{}")
+
+
 def wait_for(address: str) -> None:
     for _ in range(240):
         with contextlib.suppress(requests.ConnectionError):
@@ -67,12 +77,43 @@ def wait_for(address: str) -> None:
         time.sleep(0.5)
 
 
-@pytest.fixture
-def served(mlflow_store: MlflowClient, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """A store with a base and its promoted correction, served by the command; its address and the links that it prints."""
-    demo_module.demo(SMALL)
-    (tmp_path / "open.yaml").write_text(json.dumps(OPEN))
-    promote(["--version=2", "--remeasure=false", f"--gates={tmp_path / 'open.yaml'}"])
+@pytest.fixture(scope="module")
+def store(mlflow_module_store: MlflowClient, tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+    """A store with a base, its examined and promoted correction, and a search that was killed after its first trial."""
+    gates = tmp_path_factory.mktemp("gates") / "open.yaml"
+    gates.write_text(json.dumps(OPEN))
+    whole = SHOTS in os.environ
+    demo_module.demo([] if whole else SMALL)
+    evaluate([f"--model={MODEL}", "--attack-run=none", *([] if whole else EVALUATION)])
+    promote(["--version=2", "--remeasure=false", f"--gates={gates}"])
+    _leave_a_search([] if whole else EVALUATION)
+    return mlflow_module_store
+
+
+def _leave_a_search(evaluation: list[str]) -> None:
+    """Kill a search when its first trial has ended."""
+    words = [
+        "-m",
+        "hpo.search",
+        "--trials=6",
+        "--forget=0",
+        "--steps=4",
+        "--batch-size=8",
+        "--prune=false",
+        *evaluation,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout
+        assert any(line.startswith("[1/6]") for line in process.stdout)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def links(store: MlflowClient) -> Iterator[dict[str, str]]:
+    """The links that the command prints, by name, while it serves the store."""
     port = free_port()
     command = [sys.executable, "-m", "pipelines.ui", f"--port={port}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -81,108 +122,121 @@ def served(mlflow_store: MlflowClient, tmp_path: Path) -> Iterator[tuple[str, li
     ) as process:
         try:
             assert process.stdout
-            lines = [process.stdout.readline() for _ in range(4)]
+            lines = [process.stdout.readline() for _ in range(5)]
             wait_for(f"http://127.0.0.1:{port}/health")
             assert len(psutil.Process(process.pid).children(recursive=True)) == 1  # none that waits for jobs
-            yield f"http://127.0.0.1:{port}", lines
+            pairs = (line.rsplit(maxsplit=1) for line in lines if "http://" in line)
+            yield {name.strip(): address for name, address in pairs} | {"": f"http://127.0.0.1:{port}"}
         finally:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    """A browser that nobody has used before."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs a browser's driver: pip install selenium")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
+@pytest.fixture(scope="module")
+def reader(links: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    with opened(tmp_path_factory.mktemp("profile")) as browser:
+        first = Reader(browser)
+        browser.get(links["digits-ddpm"])
+        first.clicks("//button[@aria-label='Close']")  # of the assistant that MLflow opens once beside its pages
+        yield first
 
 
-class Reader:
-    """Somebody who clicks through the UI."""
+def run_of(store: MlflowClient, kind: str) -> Run:
+    experiment = store.get_experiment_by_name("digits-ddpm")
+    assert experiment is not None
+    (found,) = store.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'")
+    return found
 
-    def __init__(self, browser: Any) -> None:
-        self.browser = browser
 
-    def finds(self, xpath: str) -> Any:
-        """Return what a page shows at an XPath, once it does."""
-        return self._tries(xpath, lambda each: True)
-
-    def clicks(self, xpath: str) -> None:
-        """Click on what a page shows, once nothing covers it."""
-        self._tries(xpath, lambda each: each.click() is None)
-
-    def sees_picture(self, name: str) -> None:
-        """Wait until a picture is on the page, loaded whole."""
-        whole = "return arguments[0].complete && arguments[0].naturalWidth > 0"
-        self._tries(f"//img[contains(@src, '{name}')]", lambda each: self.browser.execute_script(whole, each))
-
-    def turns_to_new_tab(self) -> None:
-        """Look at the tab that a click opens."""
-        self._tries("//body", lambda each: len(self.browser.window_handles) > 1)
-        self.browser.switch_to.window(self.browser.window_handles[-1])
-
-    def _tries(self, xpath: str, act: Callable[[Any], bool]) -> Any:
-        until = time.monotonic() + PATIENCE
-        while time.monotonic() < until:
-            with contextlib.suppress(Exception):  # the page is built again under the reader's hands
-                for each in self.browser.find_elements("xpath", xpath):
-                    if each.is_displayed() and act(each):
-                        return each
-            time.sleep(0.25)
-        raise AssertionError(f"{self.browser.current_url} does not offer {xpath}")
-
-    def keeps(self, name: str) -> None:
-        """Take a screenshot, where screenshots are asked for."""
-        if folder := os.environ.get(SHOTS):
-            time.sleep(2)
-            path = Path(folder) / f"{name}.png"
-            self.browser.save_screenshot(str(path))
-            Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
+def page_of(store: MlflowClient, links: dict[str, str], kind: str) -> str:
+    found = run_of(store, kind)
+    return f"{links['']}/{pages.run_page(found.info.experiment_id, found.info.run_id)}"
 
 
 @pytest.mark.slow
-def test_a_user_gets_from_the_experiment_to_the_pictures_and_to_the_champion(
-    served: tuple[str, list[str]], browser: Any
-) -> None:
-    _, lines = served
-    follow(browser, next(line.split()[1] for line in lines if line.startswith("digits-ddpm  ")))
-
-
-def follow(browser: Any, experiment: str) -> None:
-    """Go from an experiment to the pictures of its correction, to its charts, to the version and to the champion."""
-    reader, run = Reader(browser), "//a[contains(., 'safemax-digits-forget0')]"
-    browser.get(experiment)
-    reader.finds(run)
-    reader.clicks("//button[@aria-label='Close']")  # of the assistant that MLflow opens beside every page
-    reader.clicks(run)
-    reader.clicks("//*[text()='Model training']")  # once: the browser remembers it
-    reader.finds("//*[text()='Run Name']")
+def test_the_table_of_runs_shows_verdict_ua_and_fid_and_leads_to_a_run(links: dict[str, str], reader: Reader) -> None:
+    reader.opens(links["digits-ddpm"])
+    reader.finds(f"//a[contains(., '{RUN}')]")
+    left = [
+        reader.finds_within(f"//*[@role='columnheader'][contains(., '{name}')]", 1).location["x"]
+        for name in ("verdict", keys.UA, keys.UA_REJECT, keys.FID_JUDGE, keys.FID_JUDGE + keys.DELTA, keys.ACCURACY)
+    ]
+    assert left == sorted(left)
     reader.keeps("ui-experiment")
-    reader.clicks(run)
+    reader.clicks(f"//a[contains(., '{RUN}')]")
     reader.finds("//*[contains(., 'unlearning.method')]")
-    reader.sees_picture("forgotten.png")
+    reader.finds("//a[text()='Runs']")  # the sidebar of the mode for training runs
+
+
+@pytest.mark.slow
+def test_a_run_shows_its_verdict_and_what_the_model_draws_at_first_sight(
+    store: MlflowClient, links: dict[str, str], reader: Reader
+) -> None:
+    reader.opens(page_of(store, links, "correction"))
+    words = run_of(store, "correction").data.tags["verdict"].replace("_", " ").capitalize()
+    reader.finds_within(f"//strong[starts-with(., '{words}: ')]", 0.5)
+    reader.sees_picture("forgotten.png", 0.5)
     reader.clicks("//*[text()='Show more']")
     reader.sees_picture("comparison.png")
     reader.finds("//td[contains(., 'forget/ua_reject')]")
     reader.keeps("ui-run")
-    reader.clicks("//*[@role='tab'][contains(., 'Model metrics')]")
+
+
+@pytest.mark.slow
+def test_a_run_charts_its_losses_within_two_screens_and_pictures_with_labels(
+    store: MlflowClient, links: dict[str, str], reader: Reader
+) -> None:
+    found = run_of(store, "correction")
+    reader.opens(f"{page_of(store, links, 'correction').partition('?')[0]}/model-metrics?{pages.MODE}")
     reader.finds("//*[contains(@class, 'js-plotly-plot')]")
-    browser.back()
-    reader.clicks("//a[contains(@href, '#/models/digits-ddpm/versions/')]")
+    reader.finds_within("//*[normalize-space(text())='loss']", 2)
+    reader.keeps("ui-charts")
+    paths = [each.path for each in store.list_artifacts(found.info.run_id, "images") if "samples~by_step" in each.path]
+    assert min(int(each.split("+")[2]) for each in paths) == 0
+
+
+@pytest.mark.slow
+def test_the_tab_of_models_shows_the_data_and_ua_by_which_python_sorts(
+    store: MlflowClient, links: dict[str, str], reader: Reader
+) -> None:
+    found = run_of(store, "correction")
+    reader.opens(f"{links['']}/#/experiments/{found.info.experiment_id}/models?{pages.MODE}")
+    reader.finds("//*[@role='gridcell'][contains(., 'digits (#')]")
+    viewports = (
+        "document.querySelectorAll('[class*=ag-center-cols-viewport],[class*=ag-body-horizontal-scroll-viewport]')"
+    )
+    reader.browser.execute_script(f"for (const each of {viewports}) each.scrollLeft = 1400")
+    reader.finds_within(f"//*[@role='columnheader'][contains(@col-id, '{keys.UA}\"')]", 1)
+    ua = f"{found.data.metrics[keys.UA]:g}"[:5]
+    reader.finds_within(f"//*[@role='gridcell'][contains(@col-id, '{keys.UA}\"')][starts-with(., '{ua}')]", 1)
+    reader.keeps("ui-models")
+    models = mlflow.search_logged_models(
+        [found.info.experiment_id],
+        order_by=[{"field_name": f"metrics.{keys.UA}", "ascending": False}],
+        output_format="list",
+    )
+    assert models[0].source_run_id == found.info.run_id
+
+
+@pytest.mark.slow
+def test_a_version_shows_its_verdict_and_leads_to_report_run_parent_and_alias(
+    store: MlflowClient, links: dict[str, str], reader: Reader
+) -> None:
+    reader.opens(f"{links['']}/{pages.version_page('digits-ddpm', '2')}")
+    reader.finds_within("//strong[starts-with(., 'Examined on ')]", 0.5)
     reader.finds("//*[contains(text(), 'champion')]")
     reader.sees_picture("comparison.png")
     reader.finds("//a[contains(., 'digits-ddpm version 1')]")
-    reader.finds("//a[text()='Runs']")  # the sidebar of the mode for training runs
     reader.keeps("ui-version")
-    reader.clicks("//a[contains(., 'digits-ddpm version 1')]")  # a link in a text opens a tab
+    reader.clicks("//a[text()='Open the report']")  # a link in a text opens a tab
     reader.turns_to_new_tab()
-    reader.sees_picture("samples/base.png")
+    reader.finds("//iframe | //*[contains(text(), 'report.html')]")
+
+
+@pytest.mark.slow
+def test_the_page_of_an_unfinished_search_says_how_far_it_is(
+    store: MlflowClient, links: dict[str, str], reader: Reader
+) -> None:
+    reader.opens(page_of(store, links, "search"))
+    reader.finds_within("//strong[contains(., 'Search under way')]", 0.5)
+    reader.finds_within("//*[contains(text(), 'of 6 trials ended')]", 0.5)
+    reader.keeps("ui-search")

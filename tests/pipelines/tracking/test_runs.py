@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,10 +48,21 @@ def test_a_run_that_ends_is_finished_with_what_it_was_given(mlflow_store: Mlflow
 def test_a_run_records_what_a_repetition_needs(mlflow_store: MlflowClient) -> None:
     with opened() as run:
         pass
-    params = mlflow_store.get_run(run.id).data.params
-    assert params["env.torch"].startswith("2.")
-    assert int(params["env.threads"]) >= 1
-    assert params["env.command"] == shlex.join(sys.orig_argv)
+    recorded = mlflow.artifacts.load_dict(f"runs:/{run.id}/environment.json")
+    assert recorded["parameters"] == {"method.lambda": 1e-5}
+    assert recorded["environment"]["torch"].startswith("2.")
+    assert recorded["environment"]["threads"] >= 1
+    assert "pytest" in recorded["environment"]["command"]
+
+
+def test_a_run_shows_the_parameters_that_runs_are_compared_by_and_records_all(mlflow_store: MlflowClient) -> None:
+    params = {f"method.knob{i}": i for i in range(20)}
+    with opened(params=params, shown=["method.knob3", "method.unknown"]) as run:
+        pass
+    assert mlflow_store.get_run(run.id).data.params == {"method.knob3": "3"}
+    assert mlflow.artifacts.load_dict(f"runs:/{run.id}/environment.json")["parameters"] == params
+    with pytest.raises(ValueError, match="a run shows at most 12 parameters, not 20"), opened(params=params):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -265,10 +275,8 @@ def test_a_password_in_an_address_reaches_no_run(mlflow_store: MlflowClient, mon
     monkeypatch.setattr("sys.orig_argv", ["python", "--storage=postgresql://me:secret@host:5432/studies"])
     with opened() as run:
         pass
-    assert (
-        mlflow_store.get_run(run.id).data.params["env.command"]
-        == "python --storage=postgresql://me:***@host:5432/studies"
-    )
+    recorded = mlflow.artifacts.load_dict(f"runs:/{run.id}/environment.json")["environment"]
+    assert recorded["command"] == "python --storage=postgresql://me:***@host:5432/studies"
 
 
 @pytest.mark.parametrize(
@@ -301,15 +309,18 @@ def test_a_metric_that_no_store_would_take_is_an_error_at_once(
     assert mlflow_store.get_run(run.id).info.status == "FAILED"
 
 
-@pytest.mark.parametrize("make", [lambda: Image.new("L", (8, 8)), lambda: Figure(figsize=(1, 1))])
-def test_a_picture_is_in_the_charts_and_in_a_file_that_notes_can_show(
-    mlflow_store: MlflowClient, make: Callable[[], Any]
-) -> None:
+def test_a_picture_of_the_charts_has_its_step(mlflow_store: MlflowClient) -> None:
     with opened() as run:
         for step in (0, 50):
-            markdown = run.picture(make(), "samples/forget", step)
+            run.chart_picture(Image.new("L", (8, 8)), "samples/forget", step)
     steps = [f.path.split("+")[2] for f in mlflow_store.list_artifacts(run.id, "images") if f.path.endswith(".png")]
     assert sorted(steps) == ["0", "50"]
+
+
+@pytest.mark.parametrize("make", [lambda: Image.new("L", (8, 8)), lambda: Figure(figsize=(1, 1))])
+def test_a_picture_is_a_file_that_notes_can_show(mlflow_store: MlflowClient, make: Callable[[], Any]) -> None:
+    with opened() as run:
+        markdown = run.picture(make(), "samples/forget")
     assert markdown == f"![samples/forget](get-artifact?run_uuid={run.id}&path=pictures/samples/forget.png)"
     assert [f.path for f in mlflow_store.list_artifacts(run.id, "pictures/samples")] == ["pictures/samples/forget.png"]
 

@@ -180,4 +180,5 @@ def test_every_outcome_and_flag_of_a_rule_is_explained():
     metrics = judged(3, noise())[1]
     result = verdict(metrics, metrics, {"attack/invert_delta_gold": 0.0})
     assert {each.concludes for each in result.findings} <= {*OUTCOMES, *FLAGS}
-    assert result.sentence.startswith("forgotten: ")
+    assert result.sentence.startswith("Forgotten: asked for the class, ")
+    assert result.reason.startswith("at least as many samples are rejected as are classified as another class (")
