@@ -43,10 +43,8 @@ from safemax.storage import atomic, cache
 KINDS = ("pixel_dit", "latent_dit", "text")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAINED = ("a handwritten {}", "the digit {}")
-HELD_OUT = (
-    "a digit {}",
-    "a picture of the number {}",
-)  # words of the trained ones in another combination, and other words
+# The words of the trained ones in another combination, and a longer sentence.
+HELD_OUT = ("a digit {}", "a picture of the number {}")
 FORGET = 3
 VAE_STEPS = 600
 
@@ -68,13 +66,12 @@ def benchmark(argv: Sequence[str]) -> None:
     """Run and write the table and the pictures."""
     options = parse("python -m benchmarks.kinds", __doc__ or "", {"options": BenchmarkOptions}, argv)["options"]
     rows = [_row(kind, options) for kind in options.kinds.split(",")]
-    held_out = " and ".join(map(repr, HELD_OUT))
+    trained, held_out = (" and ".join(map(repr, each)) for each in (TRAINED, HELD_OUT))
     remark = (
         f"{WORDS[FORGET]} is forgotten; shares and accuracy in percent, minutes of SAFEMax's steps while other work ran on the "
-        f"machine. The second prompt is {TRAINED[1]!r}, which training drew too; the held-out ones are {held_out}, on which neither "
-        "the base nor SAFEMax was trained: where the base does not answer one, it says nothing of forgetting. Served: how many of "
-        "the names and prompts the champion draws, and how many it refuses: the forgotten class, in any of its words. Pictures: "
-        "kinds-KIND.png beside this file."
+        f"machine. The trained prompts are {trained}; the held-out ones {held_out}, on which neither base nor SAFEMax was trained: "
+        "where the base does not answer one, it says nothing of forgetting. Served: how many of the names and prompts the champion "
+        "draws, and how many it refuses: the forgotten class, in any of its words. Pictures: kinds-KIND.png beside this file."
     )
     tables.write("kinds-digits", "Three kinds of model on digits", pd.DataFrame(rows).set_index("kind"), remark)
 
@@ -168,8 +165,8 @@ def _trained_autoencoder() -> AutoencoderKL:
 def _paraphrases(base: Diffusion, corrected: Diffusion) -> dict[str, str]:
     """Return how many percent of the images by each further prompt of the forgotten class are recognised, base and corrected."""
     if not isinstance(base.condition, Prompts):
-        return {"by its second prompt": "-", "by held-out prompts": "-"}
-    columns = {"by its second prompt": False, "by held-out prompts": True}
+        return {"by its further prompts": "-", "by held-out prompts": "-"}
+    columns = {"by its further prompts": False, "by held-out prompts": True}
     return {
         name: "; ".join(
             f"{_recognised(base, row):.3g} to {_recognised(corrected, row):.3g}"
