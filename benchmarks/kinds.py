@@ -42,7 +42,7 @@ from safemax.storage import atomic, cache
 
 KINDS = ("pixel_dit", "latent_dit", "text")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TRAINED = ("a handwritten {}", "the digit {}")
+TRAINED = ("a handwritten {}", "the handwritten {}", "the digit {}", "a number {}", "the number {}")
 # The words of the trained ones in another combination, and a longer sentence.
 HELD_OUT = ("a digit {}", "a picture of the number {}")
 FORGET = 3
