@@ -120,6 +120,8 @@ def _move(
     name: str, number: str, current: str | None, options: AliasOptions, passed: Sequence[gates.Gate], run: tracking.Run
 ) -> None:
     if current == number:
+        for record in aliases.recorded_moves(name, options.alias)[-1:]:  # of a run that died after moving the alias
+            run.json({"model": name, "alias": options.alias, **record}, "move")
         print(f"{options.alias} of {name} already points to version {number}")
         return
     line = "; ".join(f"{gate.name} {gate.value}, {gate.threshold}: {gate.verdict}" for gate in passed)

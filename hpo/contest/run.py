@@ -70,7 +70,8 @@ def run(argv: Sequence[str]) -> None:
     tracking.setup(product)
     params = {f"contest.{key}": value for key, value in contest.describe().items()} | {"data.name": dataset.name}
     title = f"contest-{dataset.name}-{len(entered)}-methods"
-    with tracking.run(title, experiment=product, params=params, tags={"kind": "contest"}) as opened:
+    shown = [key for key in params if key not in ("contest.digest", "contest.data")]  # the run's data set says both
+    with tracking.run(title, experiment=product, params=params, tags={"kind": "contest"}, shown=shown) as opened:
         opened.dataset(dataset, "training")
         opened.parameters(chosen.record())
         failures = list(_work(contest, stop))

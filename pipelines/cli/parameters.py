@@ -122,8 +122,9 @@ def to_text(value: Value) -> str:
 
 
 def excerpt(text: str) -> str:
-    """Return the start of text from outside as an error message may quote it: short, and on one line."""
-    return text[:_EXCERPT] if text.isprintable() else ascii(text[:_EXCERPT])
+    """Return text from outside as an error message may quote it: on one line, its middle left out where it is long."""
+    shown = text if len(text) <= _EXCERPT else f"{text[: _EXCERPT // 2]}...{text[-_EXCERPT // 2 :]}"
+    return shown if shown.isprintable() else ascii(shown)
 
 
 def plain_prose(text: str) -> str | None:

@@ -15,6 +15,7 @@ from safemax.storage import atomic, cache
 DATA = "data"  # its files lie in the cache itself
 PURPOSES = {
     "attacks": "results of attacks on a model",
+    "bases": "base models that machines of a cluster share",
     "checkpoints": "trainings under way: they resume from these",
     "concepts": "sets of prompts, written as data",
     "contest": "bases, gold models and results of contests",

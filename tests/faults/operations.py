@@ -80,9 +80,9 @@ def _aliases(client: MlflowClient) -> list[str]:
         lines += [
             f"{alias} points to no version" for alias, number in model.aliases.items() if str(number) not in numbers
         ]
-        champion = model.aliases.get("champion")
+        champion = model_versions.aliased_number(model.name, "champion")
         history = aliases.promotion_history(aliases.recorded_moves(model.name, "champion"), champion)
-        if champion is not None and history[-1:] != [str(champion)]:
+        if champion is not None and history[-1:] != [champion]:
             lines.append(f"champion is {champion}, but the records say {history}")
     return lines
 

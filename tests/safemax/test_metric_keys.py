@@ -35,6 +35,7 @@ STORED = {
     "SECOND_OTHER": "forget/second_other",
     "SECOND_PRECISION": "forget/second_precision",
     "SAMPLERS": "samplers/",
+    "LOSS": "loss/",
     "WORST_SAMPLER_ACCURACY": "samplers/worst_accuracy",
     "WORST_SAMPLER_RECOGNISED": "samplers/worst_recognised",
     "WORST_SAMPLER_LOSS": "samplers/worst_loss",

@@ -39,8 +39,10 @@ NAME = "digits-ddpm"
 # The models here have learned nothing; what the gates refuse is tested where it is cheaper.
 OPEN = {
     "verdict": None,
+    "judge_recall": None,
     "base_recognised": None,
     "recognised_high": None,
+    "retained_accuracy": None,
     "class_accuracy_loss": None,
     **dict.fromkeys(
         ("accuracy_loss_to_base", "accuracy_loss_to_champion", "fid_ratio_to_base", "fid_ratio_to_champion")
