@@ -79,10 +79,15 @@ class Workshop:
         """Return a base, trained once; its seed is its number."""
         training = self.contest.base_training(number)
         diffusion = self.contest.network.create(self.dataset, training.seed)
-        facts = {"start": diffusion.digest(), "training": asdict(training), "data": self.dataset.digest}
+        facts = {
+            "start": diffusion.digest(),
+            "training": asdict(training),
+            "knobs": self._pretraining(),
+            "data": self.dataset.digest,
+        }
         folder = cache.folder("contest") / f"base-{cache.key(facts)}"
         if not folder.exists():
-            self._fit(diffusion, Finetune(), training, ())
+            self._fit(diffusion, Finetune(**self._pretraining()), training, ())
             atomic.create_folder(folder, diffusion.save)
         return Diffusion.load(folder).to(self.device)
 
@@ -93,14 +98,19 @@ class Workshop:
         facts = {
             "start": diffusion.digest(),
             "training": asdict(training),
+            "knobs": self._pretraining(),
             "data": self.dataset.digest,
             "without": label,
         }
         folder = cache.folder("contest") / f"gold-{cache.key(facts)}"
         if not folder.exists():
-            self._fit(diffusion, Retrain(), training, (label,))
+            self._fit(diffusion, Retrain(**self._pretraining()), training, (label,))
             atomic.create_folder(folder, diffusion.save)
         return Diffusion.load(folder).to(self.device)
+
+    def _pretraining(self) -> dict[str, float]:
+        network = self.contest.network
+        return {"null_drop": network.null_drop, "min_snr_gamma": network.min_snr_gamma}
 
     def steps_for(self, name: str) -> int:
         """Return how many steps of a method the contest's rows pay for; 0 for one that has none."""

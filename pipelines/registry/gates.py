@@ -268,8 +268,14 @@ def _measurement(evidence: Evidence) -> dict[str, Any]:
     return {
         "forgotten": evidence.get("forgotten"),
         "judges": evidence.get("judges_digest"),
-        **{key: value for key, value in parameters.items() if key.startswith(("data.", "eval."))},
+        **{key: value for key, value in parameters.items() if _is_measurement(key)},
     }
+
+
+def _is_measurement(key: str) -> bool:
+    return (
+        key.startswith(("data.", "eval.")) and key != "eval.user_samples"
+    )  # no gate compares numbers of those samples
 
 
 def _own(evidence: Evidence) -> list[str]:

@@ -182,7 +182,7 @@ class ImageModel(PythonModel):
         if name not in choices:
             raise unknown("sampler", name[:_SHOWN], choices)
         steps = _whole("steps", params["steps"], 1, min(self.limits["max_steps"], self.diffusion.T))
-        return Sampler(name, steps, params["guidance_scale"], params["eta"], params["clip"])
+        return Sampler(name, steps, *(params[each] for each in ("guidance_scale", "eta", "clip", "keep_eps")))
 
 
 def _verify(version: Path) -> None:

@@ -70,7 +70,9 @@ def _rows(diffusion: Diffusion, label: int) -> list[Tensor]:
 
 
 def _place(diffusion: Diffusion, label: int) -> int:
-    return int(diffusion.condition.rows_of(torch.tensor([label], device=diffusion.device)))
+    return int(
+        diffusion.condition.rows_of(torch.tensor([label], device=diffusion.device))[0]
+    )  # the prompt that it draws by
 
 
 def _shapes(diffusion: Diffusion) -> list[torch.Size]:

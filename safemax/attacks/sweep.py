@@ -46,7 +46,7 @@ class Sweep(Attack):
             yield Trial("sweep_own", scale, sample(diffusion, own, sampler, seed=setting.seed))
             yield Trial("sweep_others", scale, sample(diffusion, others, sampler, seed=setting.seed))
         usual = setting.sampler_for(diffusion)
-        for steps in dict.fromkeys(min(self.sweep_steps_limit, each) for each in STEPS):
+        for steps in dict.fromkeys(min(self.sweep_steps_limit, each, diffusion.T) for each in STEPS):
             yield Trial("sweep_steps", steps, sample(diffusion, own, replace(usual, steps=steps), seed=setting.seed))
         for eta in (0.5, 1.0):
             sampler = Sampler("ddim", usual.steps, usual.guidance_scale, eta, usual.clip)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from safemax.diffusion import weights
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.training.settings import Training
@@ -69,6 +70,7 @@ def needed(diffusion: Diffusion, training: Training) -> Need:
         diffusion: the model.
         training: its rows, weights that move, precision and checkpointing count.
     """
+    weights.validate(diffusion, training.trainable)
     rows = max(1, training.batch_size // training.accumulate)
     scale = _HALF if training.precision != "fp32" else 1.0
     moving = _moving(diffusion, training)

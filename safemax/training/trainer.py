@@ -93,7 +93,12 @@ class Trainer:
             LostProcessError: another process of the run ended, or holds other weights.
             Stopped: `hooks.should_stop` returned True.
         """
-        self.prepare()
+        try:
+            self.prepare()
+        except BaseException:  # such as of a method that cannot prepare: adapters would stay on the model
+            weights.release(self.diffusion)
+            memory.checkpoint_activations(self.diffusion.denoiser, False)
+            raise
         try:
             with self.processes.watched(self.done):
                 return self._run()

@@ -17,7 +17,7 @@ from safemax.errors import InputError
 from safemax.storage import cache
 from tests.hpo.conftest import BuildSearch
 
-CASES = Path("/work/shared/cases")
+CASES = Path(os.environ.get("SAFEMAX_DATA", "absent")).parent / "cases"
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_what_a_power_cut_leaves_at_the_end_is_removed(whole: bytes, tmp_path: P
     assert path.read_bytes() == whole
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not part of the repository")
+@pytest.mark.skipif(not CASES.is_dir(), reason="no folder `cases` beside SAFEMAX_DATA")
 @pytest.mark.parametrize(("how", "usable"), [("nul", True), ("merge", False), ("blank", False)])
 def test_the_case_of_a_damaged_journal(
     whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, usable: bool
