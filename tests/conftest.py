@@ -17,6 +17,12 @@ for name, value in {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_
     os.environ.setdefault(name, value)
 
 
+@pytest.fixture(autouse=True)
+def own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no store that a test chose outlive it: MLflow prefers it to MLFLOW_TRACKING_URI, and it may be the checkout's."""
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+
+
 @pytest.fixture(scope="session")
 def schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store's file with the tables and nothing in them; it is to be copied."""
