@@ -77,40 +77,27 @@ class Workshop:
 
     def base(self, number: int) -> Diffusion:
         """Return a base, trained once; its seed is its number."""
-        training = self.contest.base_training(number)
-        diffusion = self.contest.network.create(self.dataset, training.seed)
-        facts = {
-            "start": diffusion.digest(),
-            "training": asdict(training),
-            "knobs": self._pretraining(),
-            "data": self.dataset.digest,
-        }
-        folder = cache.folder("contest") / f"base-{cache.key(facts)}"
-        if not folder.exists():
-            self._fit(diffusion, Finetune(**self._pretraining()), training, ())
-            atomic.create_folder(folder, diffusion.save)
-        return Diffusion.load(folder).to(self.device)
+        return self._pretrained("base", Finetune, number, ())
 
     def gold(self, number: int, label: int) -> Diffusion:
         """Return a model that was trained as a base was, without a class."""
-        training = self.contest.base_training(number)
-        diffusion = self.contest.network.create(self.dataset, training.seed)
+        return self._pretrained("gold", Retrain, number, (label,))
+
+    def _pretrained(
+        self, kind: str, method: type[Finetune] | type[Retrain], number: int, without: tuple[int, ...]
+    ) -> Diffusion:
+        network, training = self.contest.network, self.contest.base_training(number)
+        knobs = {"null_drop": network.null_drop, "min_snr_gamma": network.min_snr_gamma}
+        diffusion = network.create(self.dataset, training.seed)
         facts = {
-            "start": diffusion.digest(),
-            "training": asdict(training),
-            "knobs": self._pretraining(),
-            "data": self.dataset.digest,
-            "without": label,
-        }
-        folder = cache.folder("contest") / f"gold-{cache.key(facts)}"
+            "start": diffusion.digest(), "training": asdict(training), "knobs": knobs,
+            "data": self.dataset.digest, "without": without,
+        }  # fmt: skip
+        folder = cache.folder("contest") / f"{kind}-{cache.key(facts)}"
         if not folder.exists():
-            self._fit(diffusion, Retrain(**self._pretraining()), training, (label,))
+            self._fit(diffusion, method(**knobs), training, without)
             atomic.create_folder(folder, diffusion.save)
         return Diffusion.load(folder).to(self.device)
-
-    def _pretraining(self) -> dict[str, float]:
-        network = self.contest.network
-        return {"null_drop": network.null_drop, "min_snr_gamma": network.min_snr_gamma}
 
     def steps_for(self, name: str) -> int:
         """Return how many steps of a method the contest's rows pay for; 0 for one that has none."""

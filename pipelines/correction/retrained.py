@@ -123,7 +123,7 @@ def _as_base(base: str | None) -> tuple[Training, float, float]:
     """Return training, label drop and gamma of min-SNR that the base was made with, or the defaults where nothing says so."""
     default = Training(**BASE_TRAINING)
     if base is None or not model_versions.is_registry_address(base):
-        return default, 0.1, 0.0
+        return default, USUAL["null_drop"], USUAL["min_snr_gamma"]
     version = model_versions.version_of(base)
     params = _recorded(base, version.run_id)
     names = [each.name for each in fields(Training) if f"train.{each.name}" in params and each.name not in MACHINE]

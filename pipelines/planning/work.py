@@ -79,10 +79,10 @@ def _data(dataset: Dataset, forget: tuple[int, ...]) -> dict[str, object]:
 def _count_method(
     method: Method, training: Training, dataset: Dataset, forget: tuple[int, ...], has_null: bool
 ) -> dict[str, float]:
-    plain = replace(training, minutes=0.0, device="cpu", precision="fp32", compile="none", checkpoint_every=0)
     plain = replace(
-        plain, trainable="all", gradient_checkpointing=False
-    )  # neither changes rows, and the twin may lack them
+        training, minutes=0.0, device="cpu", precision="fp32", compile="none", checkpoint_every=0,
+        trainable="all", gradient_checkpointing=False,  # neither changes rows, and the twin may lack them
+    )  # fmt: skip
     twin, hooks, small = _counted(dataset, has_null), Hooks(progress=False), _small(dataset)
     trainer = Trainer(twin, copy.deepcopy(method), small.train, forget, plain, hooks=hooks)
     trainer.prepare()

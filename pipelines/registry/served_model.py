@@ -169,10 +169,7 @@ class ImageModel(PythonModel):
         return count
 
     def _afford(self, images: int, sampler: Sampler) -> None:
-        cost, most = (
-            images * sampler.steps * (1 if sampler.guidance_scale == 1 else 2),
-            self.limits["max_denoiser_steps"],
-        )
+        cost, most = images * sampler.passes, self.limits["max_denoiser_steps"]
         if cost > most:
             what = f"{images} images of {sampler} take {cost} denoiser steps (images x steps, twice if guided)"
             raise InputError(f"{what}; a request has at most {most}")
