@@ -171,8 +171,10 @@ class Contest:
 
     def describe(self) -> dict[str, Any]:
         """Return what files must share to stand in one table."""
-        options = self.options
+        options, network = self.options, asdict(self.network)
+        del network["name"]  # of the registered model: it decides no number
         return {
             "data": self.data.data, "digest": self.digest, "classes": [self.class_names[k] for k in self.classes],
-            "rows": options.rows, "base_steps": options.base_steps, **self.evaluation.describe(),
+            "rows": options.rows, "base_steps": options.base_steps, "network": network,
+            "judging": asdict(self.judging), **self.evaluation.describe(),
         }  # fmt: skip

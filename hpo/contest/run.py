@@ -70,7 +70,8 @@ def run(argv: Sequence[str]) -> None:
     tracking.setup(product)
     params = {f"contest.{key}": value for key, value in contest.describe().items()} | {"data.name": dataset.name}
     title = f"contest-{dataset.name}-{len(entered)}-methods"
-    shown = [key for key in params if key not in ("contest.digest", "contest.data")]  # the run's data set says both
+    elsewhere = ("contest.digest", "contest.data", "contest.network", "contest.judging")  # data set, parameters.json
+    shown = [key for key in params if key not in elsewhere]
     with tracking.run(title, experiment=product, params=params, tags={"kind": "contest"}, shown=shown) as opened:
         opened.dataset(dataset, "training")
         opened.parameters(chosen.record())

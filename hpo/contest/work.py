@@ -118,7 +118,7 @@ class Workshop:
         attacks = [source_digest.digest(find_attack(name).__module__) for name in correction.attacks]
         return {
             **asdict(correction), "steps": self.steps_for(correction.method) if is_method else 0,
-            "contest": contest.describe() | {"rows": 0, "classes": []}, "network": asdict(contest.network),
+            "contest": contest.describe() | {"rows": 0, "classes": []},
             "judges": self.judges.digest, "code": [source_digest.digest(*modules), code_digest(), *attacks],
         }  # fmt: skip
 

@@ -40,6 +40,24 @@ def contest(shared_folder: Path, hpo_cache: Path) -> Callable[..., Contest]:
 
 
 @pytest.mark.parametrize(
+    "other",
+    [
+        {"network": NetworkOptions(architecture="dit")},
+        {"network": NetworkOptions(null_drop=0.2)},
+        {"judging": JudgeConfig(judge_steps=6, reject_judges=1)},
+        {"evaluation": replace(EVALUATION, sampler_steps=3)},
+    ],
+)
+def test_results_of_another_network_judge_or_protocol_do_not_stand_in_one_table(contest, other):
+    assert replace(contest(), **other).describe() != contest().describe()
+
+
+def test_the_name_of_the_registered_model_keeps_results_together(contest):
+    named = replace(contest(), network=NetworkOptions(name="mine"))
+    assert named.describe() == contest().describe()
+
+
+@pytest.mark.parametrize(
     ("better", "worse"),
     [
         ((2.0, 50.0), (2.1, 1.0)),  # to have forgotten comes first
