@@ -67,7 +67,8 @@ from safemax.knobs import knobs
 from safemax.storage import manifest
 
 # Of a request: images, steps of each, and denoiser steps in all (one an image and step, two if guided): 64 images by default.
-LIMITS = {"max_images": 64, "max_steps": 100, "max_denoiser_steps": 2560}
+# Once a class is forgotten, a guidance scale below 1 is refused: there the null label decides too, and it still draws that class.
+LIMITS = {"max_images": 64, "max_steps": 100, "max_denoiser_steps": 2560, "min_guidance_scale": 1.0}
 MAX_BYTES = 100_000  # of a request; the largest valid one has a few thousand
 MAX_REQUESTS = 8  # under way or waiting at once; one more is answered with 429
 LEFT_BY_LOADERS = ("registered_model_meta", "__pycache__")
@@ -179,7 +180,12 @@ class ImageModel(PythonModel):
         if name not in choices:
             raise unknown("sampler", name[:_SHOWN], choices)
         steps = _whole("steps", params["steps"], 1, min(self.limits["max_steps"], self.diffusion.T))
-        return Sampler(name, steps, *(params[each] for each in ("guidance_scale", "eta", "clip", "keep_eps")))
+        sampler = Sampler(name, steps, *(params[each] for each in ("guidance_scale", "eta", "clip", "keep_eps")))
+        least = self.limits["min_guidance_scale"]
+        if self.forgotten and sampler.guidance_scale < least:
+            what = f"guidance_scale = {sampler.guidance_scale:g} is not allowed; of a model that forgot a class it is at least"
+            raise InputError(f"{what} {least:g}, as below 1 its null label, which may still draw that class, has a say")
+        return sampler
 
 
 def _verify(version: Path) -> None:

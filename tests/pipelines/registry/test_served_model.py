@@ -150,9 +150,28 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
         {"guidance_scale": float("nan")},
         "guidance_scale = nan is not allowed; guidance_scale is a number from -20 to 20",
     ),
+    *(
+        (
+            "b",
+            {"guidance_scale": scale},
+            f"guidance_scale = {scale:g} is not allowed; of a model that forgot a class it is at least 1, "
+            "as below 1 its null label, which may still draw that class, has a say",
+        )
+        for scale in (-2.0, 0.0, 0.5)
+    ),
     ("b", {"eta": 2.0}, "eta = 2.0 is not allowed; eta is a number from 0 to 1"),
     ("b", {"sampler": "euler"}, "unknown sampler 'euler'; known: ddim, ddpm, dpmpp"),
 ]
+
+
+@pytest.mark.parametrize(("forgotten", "limits"), [([], {}), (["a"], {"min_guidance_scale": -20.0})])
+def test_a_base_and_a_server_that_says_so_draw_at_every_guidance_scale(
+    forgotten: list[str], limits: dict[str, float]
+) -> None:
+    unbound = served_model.ImageModel()
+    unbound.diffusion, unbound.forgotten = tiny_models.diffusion(), forgotten
+    unbound.limits = served_model.LIMITS | limits
+    assert len(unbound.predict(None, ask("b"), params={**FAST, "guidance_scale": -2.0})) == 1
 
 
 @pytest.mark.parametrize(("label", "params", "line"), BAD)
