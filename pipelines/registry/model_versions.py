@@ -17,7 +17,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipelines import tracking
-from pipelines.registry import served_model
+from pipelines.registry import parts, served_model
 from pipelines.tracking import pages, store_files
 from safemax.errors import InputError, unknown
 from safemax.storage import manifest
@@ -40,17 +40,17 @@ def is_registry_address(address: str) -> bool:
 
 
 def resolve(uri: str) -> Path:
-    """Return the diffusers folder of a version: a private, verified copy, deleted when the process ends.
+    """Return the diffusers folder of a version: a private, verified, whole copy, deleted when the process ends.
 
     Args:
         uri: models:/NAME/3 or models:/NAME@alias; a path or a hub id is returned unchanged.
 
     Raises:
-        InputError: no such version, or one of its files is missing, changed or added.
+        InputError: no such version, one of its files is missing, changed or added, or a part that it shares is gone.
     """
     if not is_registry_address(uri):
         return Path(uri)
-    return verified_copy(uri) / "artifacts" / "pipeline"
+    return parts.complete(verified_copy(uri) / "artifacts" / "pipeline")
 
 
 def verified_copy(uri: str, *, refuse_compiled: bool = False) -> Path:
@@ -71,8 +71,8 @@ def verified_copy(uri: str, *, refuse_compiled: bool = False) -> Path:
 
 
 def evidence(uri: str) -> dict[str, Any]:
-    """Return the evidence that a version was registered with; InputError as in `resolve`, or where it is no JSON object."""
-    return evidence_beside(resolve(uri))
+    """Return the evidence that a version was registered with; InputError as of `verified_copy`, or where it is no JSON object."""
+    return evidence_beside(verified_copy(uri) / "artifacts" / "pipeline")
 
 
 def evidence_beside(pipeline: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
@@ -11,6 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipelines import tracking
+from pipelines.registry import parts
 from pipelines.registry.locks import lock
 from pipelines.registry.model_versions import WEIGHTS
 
@@ -18,8 +19,8 @@ from pipelines.registry.model_versions import WEIGHTS
 def remove_orphans(name: str) -> list[str]:
     """Remove what killed registrations left under a name, except those of running runs; return a line for each.
 
-    That is: logged models of ours whose files no version of any registered model uses (deleted as in the UI; `mlflow gc`
-    frees the disk), and the registered model itself if it has no version, description or tag.
+    That is: logged models of ours whose files no version of any registered model uses, nor needs for parts that it shares
+    (deleted as in the UI; `mlflow gc` frees the disk), and the registered model itself if it has no version, description or tag.
     """
     client = tracking.store()
     with lock(name):
@@ -44,10 +45,13 @@ def _unused(client: MlflowClient, name: str) -> Iterator[LoggedModel]:
     ours = [each for each in logged if WEIGHTS in each.tags]
     versions = tracking.search_all(client.search_model_versions, "") if ours else []
     sources = [_sources(client, each) for each in versions]
-    for model in ours:
-        used = any(model.model_id in source or _is_of_run(model, source) for source in sources)
-        if not used and not _is_running(model.source_run_id):
-            yield model
+    unused = [each for each in ours if not _is_used(each, sources) and not _is_running(each.source_run_id)]
+    needed = set().union(*(parts.needed_by(each) for each in ours if each not in unused))
+    yield from (each for each in unused if each.model_id not in needed)
+
+
+def _is_used(model: LoggedModel, sources: Iterable[str]) -> bool:
+    return any(model.model_id in source or _is_of_run(model, source) for source in sources)
 
 
 def _sources(client: MlflowClient, version: ModelVersion) -> str:

@@ -24,10 +24,12 @@ from mlflow.models import Model
 
 import safemax
 from pipelines import tracking
-from pipelines.registry import lineage, model_versions, served_model
+from pipelines.registry import lineage, model_versions, parts, served_model
 from pipelines.registry.locks import lock
 from pipelines.registry.model_versions import MANIFEST, WEIGHTS, download, version_of
 from safemax import metric_keys as keys
+from safemax.diffusion import changes
+from safemax.diffusion.changes import Place
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.storage import manifest
@@ -202,12 +204,14 @@ def _upload(
         artifact_path=model.artifact_location, run_id=run_id, model_uuid=model.model_id, model_id=model.model_id
     )
     with tempfile.TemporaryDirectory() as scratch:
-        digest = _build(diffusion, evidence, about, Path(scratch))
+        known = parts.known(client, name)
+        digest, shared = _build(diffusion, evidence, about, Path(scratch), known)
         client.log_model_artifacts(model.model_id, f"{scratch}/version")
+        client.set_logged_model_tags(model.model_id, shared)
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     with tempfile.TemporaryDirectory() as scratch:
-        download(f"models:/{model.model_id}", Path(scratch), digest)
+        parts.complete(download(f"models:/{model.model_id}", Path(scratch), digest) / "artifacts" / "pipeline")
     _log_metrics(client, run_id, model.model_id, evidence)
     return model.model_id, digest
 
@@ -228,8 +232,12 @@ def _log_metrics(client: MlflowClient, run_id: str, model_id: str | None, eviden
         client.log_batch(run_id, metrics=metrics)
 
 
-def _build(diffusion: Diffusion, evidence: Mapping[str, Any], about: Model, scratch: Path) -> str:
+def _build(
+    diffusion: Diffusion, evidence: Mapping[str, Any], about: Model, scratch: Path, known: Mapping[str, Place]
+) -> tuple[str, dict[str, str]]:
+    """Write a version's files; return their manifest's digest, and the tags of parts that versions share."""
     diffusion.save(scratch / "pipeline")
+    shared = parts.tags(changes.thin(scratch / "pipeline", diffusion, known), scratch / "pipeline")
     (scratch / "evidence.json").write_text(json.dumps(evidence, indent=1, sort_keys=True) + "\n")
     mlflow.pyfunc.save_model(
         scratch / "version",
@@ -242,7 +250,7 @@ def _build(diffusion: Diffusion, evidence: Mapping[str, Any], about: Model, scra
         input_example=_example(diffusion, evidence["forgotten"]),
         mlflow_model=about,
     )
-    return manifest.write(scratch / "version")
+    return manifest.write(scratch / "version"), shared
 
 
 def _example(diffusion: Diffusion, forgotten: Sequence[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -253,6 +261,7 @@ def _example(diffusion: Diffusion, forgotten: Sequence[str]) -> tuple[pd.DataFra
 def _create(
     client: MlflowClient, name: str, run_id: str, model_id: str, tags: Mapping[str, str], description: str
 ) -> ModelVersion:
+    parts.refuse_absent(client, parts.needed_by(client.get_logged_model(model_id)))
     try:
         client.create_registered_model(name)
     except MlflowException as error:

@@ -37,7 +37,10 @@ import base64
 import io
 import json
 import logging
+import os
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
@@ -60,6 +63,8 @@ from mlflow.types.schema import AnyType
 from PIL import Image
 
 from safemax.data.batches import to_uint8
+from safemax.diffusion import changes
+from safemax.diffusion.changes import Place
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.errors import InputError, unknown
@@ -102,11 +107,12 @@ class ImageModel(PythonModel):
         """Verify every file of the version, then load the model; in a server, also guard it against requests that overload it.
 
         Raises:
-            InputError: a file is missing, changed, compiled or not in the manifest, or the manifest is not the registry's.
+            InputError: a file is missing, changed, compiled or not in the manifest, or the manifest is not the registry's; or
+                a part that the version shares with another is gone or changed.
         """
         pipeline = Path(context.artifacts["pipeline"])
         _verify(pipeline.parents[1])
-        diffusion = Diffusion.load(pipeline)
+        diffusion = _load(pipeline)
         self.diffusion = diffusion.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.forgotten = json.loads(Path(context.artifacts["evidence"]).read_text())["forgotten"]
         self.limits = LIMITS | (context.model_config or {})
@@ -186,6 +192,31 @@ class ImageModel(PythonModel):
             what = f"guidance_scale = {sampler.guidance_scale:g} is not allowed; of a model that forgot a class it is at least"
             raise InputError(f"{what} {least:g}, as below 1 its null label, which may still draw that class, has a say")
         return sampler
+
+
+def _load(pipeline: Path) -> Diffusion:
+    """Load a version's model; what it shares with other versions is fetched from the store, but for the text encoder."""
+    if not (pipeline / changes.STATED).exists():
+        return Diffusion.load(pipeline)
+    with tempfile.TemporaryDirectory(prefix="safemax-") as scratch:
+        whole = Path(scratch, "pipeline")
+        shutil.copytree(pipeline.absolute(), whole, copy_function=os.symlink)
+        changes.complete(whole, fetch, leave=changes.FOR_NEW_PROMPTS)
+        return Diffusion.load(whole)
+
+
+def fetch(place: Place, folder: Path) -> None:
+    """Put a part that a logged model holds into a folder; InputError where the store no longer has it."""
+    try:
+        location = str(mlflow.MlflowClient().get_logged_model(place.model).artifact_location)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetched-") as scratch:
+            uri = f"{location}/{place.path}"
+            shutil.move(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch), folder)
+    except (MlflowException, OSError) as error:
+        raise InputError(
+            f"{folder.name} of this version is missing: the logged model {place.model} holds it, which cannot be read at "
+            f"{mlflow.get_tracking_uri()}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _verify(version: Path) -> None:

@@ -67,6 +67,7 @@ class Diffusion(nn.Module):
         self.denoiser, self.schedule, self.codec, self.home = denoiser, schedule, codec, home
         self.class_names, self.names_are_stated = tuple(class_names), True
         self.moving: tuple[str, ...] = ("",)  # parts of the names of the weights that may move
+        self.adapters: dict[str, tuple[Tensor, Tensor]] = {}  # that the last training added to weights, by their names
         self.has_null = kinds.has_null(self.denoiser, self.condition, self.num_classes)
         channels, side = denoiser.config.in_channels, denoiser.config.sample_size
         self.x0_shape: tuple[int, int, int] = (channels, side, side)
@@ -201,6 +202,13 @@ class Diffusion(nn.Module):
     def label_tables(self) -> list[Parameter]:
         """Return the tables whose rows tell the network a class: of label embeddings, in each block, or of prompts."""
         return [self.condition.table] if isinstance(self.condition, Prompts) else self.kind.label_tables(self.denoiser)
+
+    def class_embeddings(self) -> Tensor:
+        """Return what tells the network each class, (K, D): a class's rows of all tables, side by side; its first prompt's."""
+        rows = torch.arange(self.num_classes, device=self.device)
+        if isinstance(self.condition, Labels):
+            rows = self.condition.rows_of(rows)
+        return torch.cat([table.detach()[rows].flatten(1) for table in self.label_tables()], dim=1)
 
     def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, Parameter]]:
         """Yield the weights that may move, with their names: the denoiser's, or those chosen by safemax.diffusion.weights."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
+from torch import Tensor
 from torch.nn import Parameter
 
+from safemax.diffusion.changes import add_adapter
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 
@@ -38,10 +42,10 @@ def limit(diffusion: Diffusion, choice: str, *, rank: int) -> None:
 
 
 def release(diffusion: Diffusion) -> None:
-    """Let all weights move again; adapters become part of the weights beside which they were."""
+    """Let all weights move again; adapters become part of the weights beside which they were, and `diffusion.adapters`."""
     if diffusion.moving == (_ADAPTER,):
         with torch.no_grad():
-            _merge(diffusion.denoiser)
+            diffusion.adapters = _merge(diffusion.denoiser)
     diffusion.moving = ("",)
     diffusion.denoiser.requires_grad_(True)
 
@@ -75,14 +79,19 @@ def _parts(diffusion: Diffusion, choice: str, knob: str = "trainable") -> tuple[
     return known[choice]
 
 
-def _merge(denoiser: torch.nn.Module) -> None:
-    """Add the adapters to the weights and take them off the network."""
+def _merge(denoiser: torch.nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Add the adapters to the weights and take them off the network; return b and a of each weight's."""
     from diffusers.utils.peft_utils import recurse_remove_peft_layers
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for layer in denoiser.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer.merge()
+    adapters = {}
+    layers: dict[str, Any] = {name: each for name, each in denoiser.named_modules() if isinstance(each, BaseTunerLayer)}
+    for name, layer in layers.items():
+        b, a = (each["default"].weight.detach() for each in (layer.lora_B, layer.lora_A))
+        weight = layer.get_base_layer().weight
+        weight.copy_(add_adapter(weight, b, a))  # lora_alpha is the rank, so that their scale is 1
+        adapters[f"{name}.weight"] = b, a
     recurse_remove_peft_layers(denoiser)
     if hasattr(denoiser, "peft_config"):
         del denoiser.peft_config
+    return adapters
