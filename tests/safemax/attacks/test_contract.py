@@ -12,7 +12,7 @@ from safemax import attacks
 from safemax.attacks import base as base_module
 from safemax.errors import InputError
 from safemax.knobs import knobs
-from tests.support import tiny_models
+from tests.support import tiny_kinds, tiny_models
 from tests.support.attack_settings import quick, setting
 from tests.support.examples import example_of
 
@@ -50,6 +50,22 @@ def test_it_leaves_model_and_base_as_they_were(name, attack, null):
     assert diffusion.training
     assert all(p.requires_grad and p.grad is None for p in diffusion.parameters())
     assert all(0 <= cell.low <= cell.recognised <= cell.high <= 100 for cell in outcome.cells)
+
+
+@every
+@pytest.mark.parametrize("kind", [each for each in tiny_kinds.KINDS if each != "unet"])
+def test_it_attacks_every_kind_of_network_and_leaves_it_as_it_was(name, attack, kind):
+    make = tiny_kinds.KINDS[kind]
+    diffusion, base = make(), make(1)
+    before = diffusion.identity(), base.identity()
+    outcome, again = (quick(name, attack).run(each, setting(base=base)) for each in (diffusion, make()))
+    assert (diffusion.identity(), base.identity()) == before
+    assert diffusion.training
+    assert all(p.requires_grad and p.grad is None for p in diffusion.parameters())
+    assert outcome.cells == again.cells
+    assert torch.equal(outcome.pictures, again.pictures)
+    assert all(0 <= cell.low <= cell.recognised <= cell.high <= 100 for cell in outcome.cells)
+    assert outcome.pictures.shape == (len(outcome.cells), 10, *diffusion.image_shape)
 
 
 @every
