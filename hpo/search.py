@@ -175,7 +175,7 @@ def read_config(argv: Sequence[str]) -> SearchConfig:
     check_enough_images(dataset, forget)
     source = find_base(product, chosen["data"].data) if source == "base" else source
     prompts = concepts.prompts_of(chosen["model"], dataset.class_names)
-    source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"], prompts)
+    source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"], prompts, forget)
     parameters = chosen.record()
     parameters["storage"]["value"] = tracking.without_password(chosen["search"].storage)
     return SearchConfig(

@@ -82,9 +82,9 @@ def compare(argv: Sequence[str]) -> None:
         tracking.setup(product)
     source = find_base(product, chosen["data"].data) if source == "base" else model_versions.resolve_alias(source)
     prompts = concepts.prompts_of(chosen["model"], dataset.class_names)
-    source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"], prompts)
     every = range(dataset.num_classes)
     classes = tuple(every) if options.classes == "all" else parse_classes(options.classes, dataset.class_names)
+    source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"], prompts, classes)
     for label in classes:
         check_enough_images(dataset, (label,))
     comparison = Comparison(

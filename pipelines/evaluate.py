@@ -13,7 +13,7 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.cli.options import DataOptions, PlanOptions
 from pipelines.cli.parameters import with_defaults
@@ -28,9 +28,10 @@ from pipelines.examination.evaluation_report import publish
 from pipelines.examination.subject import Subject
 from pipelines.planning.plan import Plan, show
 from pipelines.planning.stages import Planner
-from pipelines.registry import lineage
+from pipelines.registry import lineage, model_versions
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
+from safemax.evaluation.panel_classes import AUTO
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
@@ -85,7 +86,7 @@ def evaluate(argv: Sequence[str]) -> None:
     options = chosen["model"]
     subject = Subject.of(options, options.beside, chosen["data"], plans=chosen["plan"].plan)
     diffusion = lineage.load(subject.address, subject.dataset)
-    evaluation = chosen["evaluation"].fitted(diffusion)
+    evaluation = as_recorded(chosen["evaluation"], subject.address).fitted(diffusion, subject.classes.forget)
     if chosen["plan"].plan:
         show(_plan(subject, diffusion, evaluation, chosen["judging"]))
         return
@@ -100,6 +101,14 @@ def evaluate(argv: Sequence[str]) -> None:
             started = time.perf_counter()
             before, after = evaluator.measure_base(), evaluator.measure(subject.address, diffusion)
             publish(evaluator, before, after, attack_run, (time.perf_counter() - started) / 60, run)
+
+
+def as_recorded(evaluation: Evaluation, address: str) -> Evaluation:
+    """Return an evaluation that asks, by default, for the retained classes that a version was measured with."""
+    if evaluation.retain_classes != AUTO or not model_versions.is_registry_address(address):
+        return evaluation
+    recorded = model_versions.evidence(address).get("parameters", {}).get("eval.retain_classes", AUTO)
+    return replace(evaluation, retain_classes=str(recorded))
 
 
 def _plan(subject: Subject, diffusion: Diffusion, evaluation: Evaluation, judging: JudgeConfig) -> Plan:

@@ -12,8 +12,9 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 
     console.run("promote")
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,6 +25,8 @@ from pipelines.examination.remeasurement import RemeasureOptions, differs_from_p
 from pipelines.registry import aliases, gates, model_versions, registration, thresholds
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
+from safemax.evaluation import panel_classes
+from safemax.evaluation.panel_classes import AUTO
 from safemax.knobs import check, knob
 from safemax.reports.images_and_tables import as_markdown, as_text
 
@@ -83,14 +86,22 @@ def case(address: str, champion: str | None) -> tuple[gates.Case, Diffusion]:
     pipeline = model_versions.resolve(address)
     attacks = model_versions.attached(address, "attacks")
     diffusion = Diffusion.load(pipeline)
+    evidence = model_versions.evidence_beside(pipeline)
     facts = gates.Case(
-        evidence=model_versions.evidence_beside(pipeline),
+        evidence=evidence,
         weights=diffusion.digest(),
         champion=model_versions.evidence(champion) if champion else None,
         attacks=model_versions.json_object(attacks, f"the attacks of {address}") if attacks else None,
-        classes=diffusion.class_names,
+        classes=_asked(diffusion, evidence),
     )
     return facts, diffusion.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _asked(diffusion: Diffusion, evidence: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the classes that a version was asked for: all, unless its evidence names those that were drawn."""
+    parameters = evidence.get("parameters")
+    chosen = parameters.get("eval.retain_classes", AUTO) if isinstance(parameters, Mapping) else AUTO
+    return tuple(diffusion.class_names[k] for k in panel_classes.labels(str(chosen), diffusion.class_names, ()))
 
 
 def _apply_gates(

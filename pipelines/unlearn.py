@@ -80,7 +80,7 @@ def unlearn(argv: Sequence[str]) -> None:
     address = find_base(name, arguments["data"].data) if options.model == "base" else options.model
     record = arguments.record(model=model_versions.resolve_alias(address), data=data.data)
     prompts = concepts.prompts_of(options, dataset.class_names)
-    source = ready(address, options.schedule, dataset, arguments["evaluation"], prompts)
+    source = ready(address, options.schedule, dataset, arguments["evaluation"], prompts, forget)
     correction = Correction(
         dataset, forget, source.address, name, method_name, arguments[method_name], arguments["training"],
         source.evaluation, arguments["judging"], arguments["method"].previews, record,

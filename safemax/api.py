@@ -272,7 +272,8 @@ def evaluate(
         >>> 0 <= metrics["forget/ua_reject"] <= 100
         True
     """
-    protocol, labels = _settings(Evaluation, {}, evaluation).fitted(diffusion), _labels(forget, data)
+    labels = _labels(forget, data)
+    protocol = _settings(Evaluation, {}, evaluation).fitted(diffusion, labels)
     classifiers = judges(data, judging or JudgeConfig(), device=str(diffusion.device), progress=progress)
     samples = cached_samples(diffusion, labels, protocol, progress=progress)
     return measure(samples, classifiers, reference(data, classifiers), labels)

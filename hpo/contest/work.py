@@ -145,7 +145,7 @@ class Workshop:
         return diffusion, self._fit(diffusion, method, training, (correction.forget,))
 
     def _draw(self, diffusion: Diffusion, label: int, seed: int) -> Samples:
-        evaluation = replace(self.contest.evaluation, evaluation_seed=seed).fitted(diffusion)
+        evaluation = replace(self.contest.evaluation, evaluation_seed=seed).fitted(diffusion, (label,))
         return draw(diffusion, (label,), evaluation, shown=1, progress=False)
 
     def _measured(self, samples: Samples, label: int) -> dict[str, float]:

@@ -22,7 +22,8 @@ from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.errors import InputError
 from safemax.evaluation.measure import measure, recognised
-from safemax.evaluation.samples import SHOWN_PER_CLASS, Samples, cached_samples
+from safemax.evaluation.protocol import Evaluation
+from safemax.evaluation.samples import SHORT_DRAW, SHOWN_PER_CLASS, Samples, announce, cached_samples
 from safemax.judges.load import judges, reference
 from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, grid, labelled_sheet, metrics_table
 from safemax.reports.numbers import percent
@@ -82,6 +83,7 @@ class CorrectionRun:
         self.parent_digest = self.diffusion.digest()
         if need := memory.check(self.diffusion, self.correction.training, self.diffusion.device):
             print(need)
+        announce(self.diffusion, self.classes.all_forgotten, self._enough(), least=SHORT_DRAW)
         self.load_judges(stop)
         self.run.start_journal(self.correction.checkpoints(self.parent_digest))
         self._preview(0)
@@ -123,14 +125,18 @@ class CorrectionRun:
 
     def _evaluate(self, diffusion: Diffusion) -> tuple[Samples, dict[str, float]]:
         """Draw from a model and measure the samples; a class forgotten earlier is drawn as often as one forgotten now."""
-        started, evaluation, classes = time.perf_counter(), self.correction.evaluation, self.classes
-        forget_count, second_count = (classes.scaled(n) for n in (evaluation.counts[0], evaluation.second_samples))
-        enough = replace(evaluation, forget_samples=forget_count, second_samples=second_count)
-        samples = cached_samples(diffusion, classes.all_forgotten, enough)
+        started, classes = time.perf_counter(), self.classes
+        samples = cached_samples(diffusion, classes.all_forgotten, self._enough())
         real = classes.counted(reference(self.correction.dataset, self.judges))
         metrics = measure(classes.counted(samples), self.judges, real, classes.forget)
         self._seconds += time.perf_counter() - started
         return samples, metrics
+
+    def _enough(self) -> Evaluation:
+        """Return the evaluation with as many images of a class that was forgotten earlier as of one forgotten now."""
+        evaluation = self.correction.evaluation
+        forget, second = (self.classes.scaled(n) for n in (evaluation.counts[0], evaluation.second_samples))
+        return replace(evaluation, forget_samples=forget, second_samples=second)
 
     def _preview(self, step: int) -> None:
         previews, training = self.correction.previews, self.correction.training

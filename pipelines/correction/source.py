@@ -28,7 +28,12 @@ class Source(NamedTuple):
 
 
 def ready(
-    address: str, schedule: str, dataset: Dataset, evaluation: Evaluation, prompts: Sequence[Prompt] = ()
+    address: str,
+    schedule: str,
+    dataset: Dataset,
+    evaluation: Evaluation,
+    prompts: Sequence[Prompt] = (),
+    forget: Sequence[int] = (),
 ) -> Source:
     """Return the model at an address as every later step can load it, and the evaluation that its sampling allows.
 
@@ -42,6 +47,7 @@ def ready(
         dataset: the real images, whose class names a model without names takes.
         evaluation: how the model is to be measured.
         prompts: of a text model, in the order of the data's classes.
+        forget: the labels to forget.
 
     Raises:
         InputError: the model does not fit the data, or has fewer diffusion steps than a sampler takes.
@@ -59,7 +65,7 @@ def ready(
     if schedule != "auto" or prompts or diffusion is not whole or diffusion.has_null != had_null:
         address = str(_completed(diffusion))
         print(f"the model was completed in {address}")
-    return Source(address, evaluation.fitted(diffusion))
+    return Source(address, evaluation.fitted(diffusion, forget))
 
 
 def seen_by_workers(folder: Path, digest: str, options: WorkerOptions) -> Path:

@@ -26,6 +26,7 @@ from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.errors import InputError
+from safemax.evaluation import panel_classes
 from safemax.evaluation.verdict import number
 from safemax.judges.classifier import predict
 from safemax.judges.fitness import recall
@@ -41,7 +42,7 @@ _SAMPLER = re.compile(r"(ddim|ddpm|dpmpp)-(\d{1,4})(?:-eta([\d.e+-]{1,12}))?-g([
 _BUILT_IN = ("digits", "cifar10", "fashion_mnist", "mnist")
 TRUSTED = (
     "Not measured again, but taken from the evidence: the base's numbers, FID, precision, the second sampler, attacks, and "
-    "which sampler and judges were chosen."
+    "which sampler, judges and retained classes were chosen."
 )
 _WITHOUT = "remeasure=false promotes on the evidence alone, and the record says so"
 
@@ -109,7 +110,9 @@ class Draw:
             raise InputError(f"the evidence names the class {unknown[0]!r}; the model has {', '.join(names)}")
         groups = {",".join(own): tuple(map(names.index, own))}
         groups |= {f"{name} (earlier)": (names.index(name),) for name in forgotten if name not in own}
-        retained = tuple(k for k, name in enumerate(names) if name not in (*forgotten, *own))
+        gone = [names.index(name) for name in (*forgotten, *own)]
+        asked = evidence["parameters"].get("eval.retain_classes", panel_classes.AUTO)
+        retained = panel_classes.labels(str(asked), names, gone)
         counts = _counts(len(groups), len(retained), sampler.steps * (2 if sampler.guidance_scale != 1 else 1))
         return cls(sampler, groups, retained, counts, secrets.randbelow(2**31))
 

@@ -12,6 +12,7 @@ from pipelines.planning.work import attack_rows, work_of
 from safemax.attacks.base import Attack
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
+from safemax.evaluation import panel_classes
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import cached_path, workload
 from safemax.judges.load import JudgeConfig, own_judges
@@ -101,7 +102,10 @@ class Planner:
         samplers = f"{evaluation.main_sampler} and {evaluation.second_sampler}"
         channels, side, _ = self.dataset.image_shape
         megabytes = images * channels * side * side / 1e6
-        does = f"draw and measure {images:,} images by {samplers}"
+        some = evaluation.retain_classes not in (panel_classes.AUTO, panel_classes.ALL)
+        retained = panel_classes.labels(evaluation.retain_classes, self.dataset.class_names, self.forget)
+        of_some = f" of {len(self.forget) + len(retained)} classes" if some else ""
+        does = f"draw and measure {images:,} images{of_some} by {samplers}"
         return Stage(f"measure {whose}", does, self.rates.minutes(rows), megabytes, path.is_file())
 
     def gold(self, training: Training) -> Stage:

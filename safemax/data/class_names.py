@@ -18,6 +18,11 @@ def as_number(name: str) -> int | None:
     return int(name) if name.isascii() and name.isdigit() else None
 
 
+def plain(name: str) -> str:
+    """Return a class name as it is compared: without case, underscores and surrounding blanks."""
+    return " ".join(name.replace("_", " ").split()).lower()
+
+
 def sort_names(names: Iterable[str]) -> list[str]:
     """Sort names: by value where all of them are numbers, else as text.
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -21,6 +20,7 @@ from safemax.diffusion.condition import Labels, Prompt, Prompts
 from safemax.diffusion.home import CLASSES, PROMPTS, Home
 from safemax.diffusion.kinds import Kind
 from safemax.errors import InputError
+from safemax.storage import hub
 
 _WEIGHTS = "diffusion_pytorch_model"
 # Of a hub's repository: no single-file checkpoint of the whole pipeline, such as lies beside the folders of Stable Diffusion.
@@ -139,16 +139,11 @@ def _locate(source: str) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder
-    if folder.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if not hub.is_id(source):
         raise InputError(
             f"model = {source} is not a folder; give a diffusers directory, a hub id (owner/name) or a models:/ address"
         )
-    try:
-        return Path(snapshot_download(source, allow_patterns=_DOWNLOADED))
-    except Exception as error:  # the hub client raises by transport: network, missing repository, gated, offline
-        raise InputError(
-            f"model = {source} is neither a folder nor a model that the hub gives: {str(error).splitlines()[0]}"
-        ) from error
+    return hub.fetch("model", source, _DOWNLOADED)
 
 
 def _schedule_file(folder: Path) -> Path:

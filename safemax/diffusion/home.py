@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler
 from diffusers import __version__ as diffusers_version
 from safetensors.torch import save_file
 
+from safemax.data.class_names import plain
 from safemax.diffusion import kinds
 from safemax.diffusion.codec import Codec
 from safemax.diffusion.condition import Labels, Prompts
@@ -71,11 +72,6 @@ def labels_of(class_names: Sequence[str], home: Home | None, own: Sequence[str])
             raise InputError(f"{name!r} is the name of {reason} of the model; its names are in its model_index.json")
         labels.append((exact or found)[0])
     return labels
-
-
-def plain(name: str) -> str:
-    """Return a class name as it is compared: without case, underscores and surrounding blanks."""
-    return " ".join(name.replace("_", " ").split()).lower()
 
 
 def write(

@@ -33,11 +33,13 @@ def measure(
     Args:
         samples: of the model that is measured.
         judges: of the data set.
-        reference: features of its real images.
+        reference: features of its real images; those of classes that were not drawn are left out.
         forget: the forgotten labels.
         gold: samples of a model retrained without them, by the same protocol; they add the gap to it.
     """
-    panel = of_this_process(metrics.panel(PanelSetting(judges, reference, forget)))
+    absent = set(reference.labels.tolist()) - set(samples.labels.tolist())
+    drawn = reference.without(tuple(sorted(absent))) if absent else reference
+    panel = of_this_process(metrics.panel(PanelSetting(judges, drawn, forget)))
     for batch in judged(samples, judges, forget):
         panel.update(batch)
     if gold is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, PAPER, SECOND, USERS, Sampler
 from safemax.errors import InputError
+from safemax.evaluation import panel_classes
 from safemax.knobs import check, knob
 from safemax.metrics.kid import FEWEST
 
@@ -39,6 +41,18 @@ class Evaluation:
     sampler_eta: float = knob(0.0, "noise of custom's ddim steps, 0 to 1", bounds=(0, 1))
     clip_x0: bool = knob(True, "whether custom clips the predicted x0")
     evaluation_seed: int = knob(0, "fixes the samples", bounds=(0, 2**62))
+    retain_classes: str = knob(
+        "auto",
+        "retained classes that are drawn and judged: auto (all up to 100, else 20), all, a number, of which half are those nearest "
+        "to the forgotten ones by the model's own embeddings, or names",
+        added=True,
+    )
+    panel_hours: float = knob(
+        72.0,
+        "hours that drawing one model's images may take, by a pass measured here; more is refused before any work; 0 allows any",
+        bounds=(0, 1e6),
+        added=True,
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -79,18 +93,25 @@ class Evaluation:
         forget, retain = (500, 5000) if self.protocol == "paper" else (500, 100)
         return self.forget_samples or forget, self.retain_samples or retain
 
-    def fitted(self, diffusion: Diffusion) -> Evaluation:
-        """Return this evaluation, unguided (as protocol = custom) and with a warning where the model has no null label.
+    def fitted(self, diffusion: Diffusion, forget: Sequence[int] = ()) -> Evaluation:
+        """Return this evaluation with the retained classes by name where they are not all (`panel_classes.choose`).
+
+        Where the model has no null label, it is unguided (as protocol = custom), with a warning.
+
+        Args:
+            diffusion: the model before its correction.
+            forget: the labels to forget.
 
         Raises:
-            InputError: a sampler takes more steps than the model has.
+            InputError: a sampler takes more steps than the model has, or there is no such class to retain.
         """
-        fitted, main = self, self.main_sampler
+        chosen = panel_classes.choose(self.retain_classes, diffusion, forget, self.evaluation_seed)
+        fitted, main = replace(self, retain_classes=chosen), self.main_sampler
         if not diffusion.has_null and main.guidance_scale != 1:
-            forget, retain = self.counts
+            forget_samples, retain_samples = self.counts
             fitted = replace(
-                self, protocol="custom", sampler=main.name, sampler_steps=main.steps, guidance_scale=1.0,
-                sampler_eta=main.eta, clip_x0=main.clip, forget_samples=forget, retain_samples=retain,
+                fitted, protocol="custom", sampler=main.name, sampler_steps=main.steps, guidance_scale=1.0,
+                sampler_eta=main.eta, clip_x0=main.clip, forget_samples=forget_samples, retain_samples=retain_samples,
             )  # fmt: skip
             warnings.warn(
                 f"the model has no null label, so protocol = {self.protocol} is sampled unguided (guidance_scale = 1) and "
@@ -104,6 +125,7 @@ class Evaluation:
     def describe(self) -> dict[str, Any]:
         """Return what makes two numbers comparable, for params and evidence."""
         forget, retain = self.counts
+        some = {} if self.retain_classes == panel_classes.AUTO else {"retain_classes": self.retain_classes}
         return {
             "protocol": self.protocol,
             "sampler": str(self.main_sampler),
@@ -112,4 +134,5 @@ class Evaluation:
             "retain_samples": retain,
             "user_samples": self.user_samples,
             "seed": self.evaluation_seed,
+            **some,
         }

@@ -17,6 +17,8 @@ from safemax import metric_keys as keys
 from safemax.data.batches import to_uint8
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Request
+from safemax.errors import InputError
+from safemax.evaluation import panel_classes
 from safemax.evaluation.protocol import Evaluation
 from safemax.metrics.measurement import MAIN, SECOND
 from safemax.storage import cache, source_digest
@@ -24,6 +26,7 @@ from safemax.storage import cache, source_digest
 DRAWING = 2  # part of the key of cached samples: a change of what `draw` draws must change it
 SHOWN_PER_CLASS = 5  # images of a class in the comparison picture
 BATCH = 500  # images denoised together, and kept together until the draw is whole
+SHORT_DRAW = 50_000  # passes from which a correction says beforehand what its panel will cost
 LONG_DRAW = 1_000_000  # passes of the network from which the cost is said beforehand; the fast panel takes 70,500
 
 
@@ -100,7 +103,8 @@ def draw(
 def _requests(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation, shown: int) -> dict[str, Request]:
     """Return what is to be drawn, by what it is for."""
     (forget_count, retain_count), seed = evaluation.counts, evaluation.evaluation_seed
-    labels = partial(_labels, diffusion.num_classes, forget)
+    retained = panel_classes.labels(evaluation.retain_classes, diffusion.class_names, forget)
+    labels = partial(_labels, retained, forget)
     main, second = labels(forget_count, retain_count), labels(evaluation.second_samples, min(shown, retain_count))
     requests = {
         MAIN: Request(diffusion, main, evaluation.main_sampler, seed, BATCH),
@@ -164,28 +168,56 @@ def workload(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluati
     return sum(len(each.labels) for each in requests), sum(len(each.labels) * each.sampler.passes for each in requests)
 
 
-def announce(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation) -> None:
-    """Print what a draw costs on this device, measured on one pass of a batch, where it takes long."""
+def announce(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluation, least: int = LONG_DRAW) -> None:
+    """Print what a draw costs on this device, measured on one pass of a batch, where it takes long; refuse what takes too long.
+
+    Args:
+        diffusion: the model, on its device.
+        forget: the forgotten labels.
+        evaluation: how much is drawn, and how long it may take.
+        least: passes of the network from which the cost is said.
+
+    Raises:
+        InputError: it takes more than evaluation.panel_hours.
+    """
     images, passes = workload(diffusion, forget, evaluation)
-    if passes < LONG_DRAW:
+    if passes < least:
         return
-    rows = min(BATCH, images)
-    x_t = torch.zeros(rows, *diffusion.x0_shape, device=diffusion.device)
-    t = torch.zeros(rows, dtype=torch.int64, device=diffusion.device)
-    with torch.no_grad(), diffusion.without_dropout():
-        diffusion(x_t, t, t).sum().item()  # the first pass chooses kernels
-        started = time.perf_counter()
-        diffusion(x_t, t, t).sum().item()
-    hours = (time.perf_counter() - started) / rows * passes / 3600
+    hours = _seconds_a_row(diffusion, min(BATCH, images)) * passes / 3600
+    cost = f"sampling {images:,} images takes {passes:,} passes of the network, about {_time(hours)} of one {diffusion.device.type}"
+    if evaluation.panel_hours and hours > evaluation.panel_hours:
+        raise InputError(
+            f"{cost}: more than panel_hours = {evaluation.panel_hours:g}; fewer retain_samples or retain_classes, or protocol = "
+            "fast, take less, and panel_hours = 0 allows any"
+        )
     print(
-        f"sampling {images:,} images takes {passes:,} passes of the network, about {hours:.2g} hours of one "
-        f"{diffusion.device.type}; "
-        f"the processes of torchrun share them, and a draw that is ended goes on after its last whole batch of {BATCH}",
+        f"{cost}; the processes of torchrun share them, and a draw that is ended goes on after its last whole batch of {BATCH}",
         flush=True,
     )
 
 
-def _labels(num_classes: int, forget: tuple[int, ...], forget_count: int, retain_count: int) -> Tensor:
+@torch.no_grad()
+def _seconds_a_row(diffusion: Diffusion, rows: int) -> float:
+    """Return the seconds that a pass takes for one of so many rows, or of fewer where the memory is not enough."""
+    x_t = torch.zeros(rows, *diffusion.x0_shape, device=diffusion.device)
+    t = torch.zeros(rows, dtype=torch.int64, device=diffusion.device)
+    try:
+        with diffusion.without_dropout():
+            diffusion(x_t, t, t).sum().item()  # the first pass chooses kernels
+            started = time.perf_counter()
+            diffusion(x_t, t, t).sum().item()
+    except torch.cuda.OutOfMemoryError:
+        if rows == 1:
+            raise
+        return _seconds_a_row(diffusion, max(1, rows // 4))
+    return (time.perf_counter() - started) / rows
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.2g} hours" if hours >= 1.5 else f"{60 * hours:.2g} minutes"
+
+
+def _labels(retained: tuple[int, ...], forget: tuple[int, ...], forget_count: int, retain_count: int) -> Tensor:
     share = [forget_count // len(forget) + (i < forget_count % len(forget)) for i in range(len(forget))]
-    counts = {k: retain_count for k in range(num_classes)} | dict(zip(forget, share, strict=True))
-    return torch.cat([torch.full((max(n, 1),), k, dtype=torch.int64) for k, n in counts.items()])
+    counts = dict.fromkeys(retained, retain_count) | dict(zip(forget, share, strict=True))
+    return torch.cat([torch.full((max(counts[k], 1),), k, dtype=torch.int64) for k in sorted(counts)])

@@ -22,6 +22,7 @@ from safemax.judges.negatives import diffused
 
 REJECT = "reject"
 WEIGHTS, CARD = "judge.safetensors", "judge.json"
+PROMPT = "a photo of a {}"  # that CLIP compares images with
 
 # ImageNet's mean and deviation of [0, 1] pixels, which the third-party CIFAR judges expect, moved to our [-1, 1]: 2m - 1 and 2s
 IMAGENET_MEAN = tuple(2 * m - 1 for m in (0.485, 0.456, 0.406))
@@ -37,7 +38,7 @@ class Judge(nn.Module):
         image_shape: (C, H, W) of the images it judges.
         reject: whether index K stands for "none of these".
         pixel_mean, pixel_std: per channel, before the network, x in [-1, 1] becomes (x - mean) / std; (0,), (1,) leaves it.
-        config: of a hub classifier's architecture (safemax.judges.hub_classifier); None for all others.
+        config: of the architecture of a hub classifier or of CLIP (safemax.judges.hub_classifier, zero_shot); None for others.
     """
 
     mean: Tensor
@@ -223,22 +224,26 @@ def load_judge(
     *,
     class_names: Sequence[str] | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    prompt: str = PROMPT,
+    reject: bool = False,
 ) -> Judge:
     """Load a judge, on the CPU in eval mode.
 
     Args:
         path: a folder written by save; the safetensors file of a CIFAR ResNet (20, 32, 44, 56 or 110) whose input is [0, 1]
             RGB, normalised by ImageNet's mean and deviation; or a folder of transformers or timm with config.json and
-            safetensors.
+            safetensors: of an image classifier, or of CLIP.
         class_names: the classes of a bare file, which does not name them; a folder's must equal them where they are given.
         image_shape: (C, H, W) of the images to judge; None takes 32x32 RGB. What save wrote knows it.
+        prompt: that CLIP compares images with, {} being the class; others need none.
+        reject: whether CLIP may answer "none of these"; others are as they are.
 
     Raises:
         InputError: nothing is at path, its bytes are not those that were saved, or it is another network.
     """
     path, shape = Path(path), image_shape or (3, 32, 32)
     try:
-        judge = _load(path, class_names, shape)
+        judge = _load(path, class_names, shape, prompt, reject)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__} {error}".split()).removeprefix("InputError ")
         raise InputError(f"judge = {str(path)!r} is not a judge: {reason[:300]}") from error
@@ -247,18 +252,23 @@ def load_judge(
     return judge.eval()
 
 
-def _load(path: Path, class_names: Sequence[str] | None, image_shape: tuple[int, int, int]) -> Judge:
-    from safemax.judges import hub_classifier  # imports transformers where it is used
+def _load(
+    path: Path, class_names: Sequence[str] | None, image_shape: tuple[int, int, int], prompt: str, reject: bool
+) -> Judge:
+    from safemax.judges import hub_classifier, zero_shot  # import transformers where it is used
 
-    if hub_classifier.is_folder(path):
-        found = hub_classifier.load(path, class_names)
-        judge = Judge(
-            hub_classifier.ARCH, class_names or (), image_shape,
-            pixel_mean=found.pixel_mean, pixel_std=found.pixel_std, config=found.config,
-        )  # fmt: skip
-        judge.network = found.network
-        return judge
-    return _load_folder(path) if path.is_dir() else _load_bare(path, class_names, image_shape)
+    if zero_shot.is_folder(path):
+        found, arch = zero_shot.load(path, class_names, prompt=prompt, reject=reject), zero_shot.ARCH
+    elif hub_classifier.is_folder(path):
+        found, arch, reject = hub_classifier.load(path, class_names), hub_classifier.ARCH, False
+    else:
+        return _load_folder(path) if path.is_dir() else _load_bare(path, class_names, image_shape)
+    judge = Judge(
+        arch, class_names or (), image_shape, reject=reject,
+        pixel_mean=found.pixel_mean, pixel_std=found.pixel_std, config=found.config,
+    )  # fmt: skip
+    judge.network = found.network
+    return judge
 
 
 def _load_folder(folder: Path) -> Judge:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from safemax.data.class_names import plain
 from safemax.errors import InputError
 from safemax.judges.networks import Network
 
@@ -62,8 +63,13 @@ class HubClassifier(Network):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         output = self.body(x.expand(-1, self.channels, -1, -1), output_hidden_states=True)
         states = [each.transpose(1, 2) if each.ndim == 3 else each for each in output.hidden_states or ()]
-        chosen = torch.linspace(0, len(states) - 1, min(LEVELS, len(states))).round().int().tolist()
-        return output.logits, [states[i] for i in chosen]
+        return output.logits, chosen_levels(states)
+
+
+def chosen_levels(states: Sequence[Tensor]) -> list[Tensor]:
+    """Return up to LEVELS of a network's hidden states, evenly, the first and the last one among them."""
+    chosen = torch.linspace(0, len(states) - 1, min(LEVELS, len(states))).round().int().tolist()
+    return [states[i] for i in chosen]
 
 
 @dataclass(frozen=True)
@@ -72,11 +78,11 @@ class Found:
 
     Args:
         network: the classifier with its weights, its outputs in the order of the class names.
-        config: what `HubClassifier.untrained` needs to build it again.
+        config: what the network's `untrained` needs to build it again.
         pixel_mean, pixel_std: per channel, of pixels in [-1, 1].
     """
 
-    network: HubClassifier
+    network: Network
     config: dict[str, Any]
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
@@ -92,7 +98,8 @@ def load(folder: Path, class_names: Sequence[str] | None) -> Found:
 
     Args:
         folder: with config.json, weights, and preprocessor_config.json (of transformers) or pretrained_cfg (of timm).
-        class_names: of the data; the classifier's own must be the same, in any order, or LABEL_0, LABEL_1, ...
+        class_names: of the data; each is found among the classifier's own by name or synonym, whose further classes are left
+            out; or they are LABEL_0, LABEL_1, ... of as many.
 
     Raises:
         InputError: other classes, no word on how pixels are normalised, or a library that is not installed.
@@ -108,29 +115,38 @@ def load(folder: Path, class_names: Sequence[str] | None) -> Found:
         raise InputError(f"{len(report['missing_keys'])} tensors of its architecture are missing")
     names = [model.config.id2label[k] for k in range(model.config.num_labels)]
     order = _order(names, class_names)
-    size, mean, std = _preprocessing(folder, getattr(model.config, "image_size", 0))
+    size, mean, std = preprocessing(folder, getattr(model.config, "image_size", 0))
     config = {"model": json.loads(model.config.to_json_string(use_diff=False)), "size": size}
     network = HubClassifier(model, size)
-    with torch.no_grad():
-        for parameter in network.linear.parameters():
-            parameter.copy_(parameter[order].clone())
+    network.linear = _rows_of(network.linear, order)
     return Found(network, config, tuple(2 * m - 1 for m in mean), tuple(2 * s for s in std))
 
 
+def _rows_of(linear: nn.Linear, order: Sequence[int]) -> nn.Linear:
+    """Return a layer with some of the outputs of another, in this order."""
+    chosen = nn.Linear(linear.in_features, len(order), bias=linear.bias is not None)
+    chosen.load_state_dict({name: value[order] for name, value in linear.state_dict().items()})
+    return chosen
+
+
 def _order(names: Sequence[str], class_names: Sequence[str] | None) -> list[int]:
-    """Return the output that stands for each class."""
-    if class_names is None or len(names) != len(class_names):
-        given = "no" if class_names is None else len(class_names)
-        raise InputError(f"it has {len(names)} classes, but {given} class names were given")
+    """Return the output that stands for each class: by its name or one of its synonyms, which commas separate."""
+    if class_names is None:
+        raise InputError(f"it has {len(names)} classes, but no class names were given")
     if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        if len(names) != len(class_names):
+            raise InputError(f"it has {len(names)} classes without names, the data have {len(class_names)}")
         return list(range(len(names)))
-    places = {name.lower(): i for i, name in enumerate(names)}
-    if places.keys() != {name.lower() for name in class_names}:
-        raise InputError(f"it has the classes {', '.join(names)[:100]}, not {', '.join(class_names)[:100]}")
-    return [places[name.lower()] for name in class_names]
+    synonyms = [{plain(each) for each in (name, *name.split(","))} for name in names]
+    found = [[k for k, own in enumerate(synonyms) if plain(name) in own] for name in class_names]
+    for name, places in zip(class_names, found, strict=True):
+        if len(places) != 1:
+            reason = f"{len(places)} classes are called {name!r}" if places else f"no class is called {name!r}"
+            raise InputError(f"{reason}; it has {', '.join(names)[:100]}")
+    return [places[0] for places in found]
 
 
-def _preprocessing(folder: Path, image_size: Any) -> tuple[int, Sequence[float], Sequence[float]]:
+def preprocessing(folder: Path, image_size: Any) -> tuple[int, Sequence[float], Sequence[float]]:
     """Return side, mean and deviation of the [0, 1] pixels that the classifier expects."""
     timm = json.loads((folder / CONFIG).read_text()).get("pretrained_cfg")
     if timm:

@@ -14,18 +14,20 @@ from torch import Tensor
 from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError
-from safemax.judges import none_head
-from safemax.judges.classifier import Ensemble, Judge, is_path, load_judge, predict, save
+from safemax.judges import none_head, zero_shot
+from safemax.judges.classifier import PROMPT, Ensemble, Judge, is_path, load_judge, predict, save
 from safemax.judges.fitness import examine
 from safemax.judges.inception import Inception, Moments, by_class, find_inception
 from safemax.judges.recipes import planned_steps, recipe_of
 from safemax.judges.train import train_judge
 from safemax.knobs import check, knob
-from safemax.storage import atomic, cache, checkpoint
+from safemax.storage import atomic, cache, checkpoint, hub
 
 NOISE = 500  # images of pure noise, the far end of the normalised KID
 # Part of every cached judge's key, by Dataset.natural: a change of how judges are trained must change it.
 RECIPE = {False: 2, True: 3}
+# Of a hub's repository of transformers, timm or CLIP.
+_DOWNLOADED = ("*.json", "model*.safetensors", "merges.txt", "vocab.txt")
 EXAMINED = 2  # part of the key of what a judge was examined for: a change of `examine` must change it
 
 
@@ -35,8 +37,8 @@ class JudgeConfig:
 
     judge: str = knob(
         "auto",
-        "small, whitened, whitened_wide, resnet20 (32, 44, 56, 110), resnet34, or a path: weights of a CIFAR ResNet, or a folder "
-        "of transformers or timm; auto fits the image size, and takes the wide one on a GPU",
+        "small, whitened, whitened_wide, resnet20 (32, 44, 56, 110), resnet34, a path (weights of a CIFAR ResNet, or a folder of "
+        "transformers, timm or CLIP) or such a hub id; auto fits the image size, and takes the wide one on a GPU",
     )
     judge_steps: int = knob(
         0, "training steps of a judge; 0 takes as many as its architecture needs", bounds=(0, 1_000_000)
@@ -48,8 +50,10 @@ class JudgeConfig:
     reject_judge: str = knob(
         "auto",
         "none_head (small heads on the plain judge), none_head:PATH,PATH (on other judges, which vote more independently), an "
-        "architecture of the ensemble, or a path to a saved one; auto is none_head above 16 pixels, else small",
+        "architecture of the ensemble, a path to a saved one, or CLIP by path or hub id, which is asked for none of these by "
+        "prompts; auto is none_head above 16 pixels, else small",
     )
+    judge_prompt: str = knob(PROMPT, "what CLIP compares an image with, where {} is a class", added=True)
     judge_seed: int = knob(0, "fixes the judges' training", bounds=(0, 2**31))
     inception: str = knob(
         "auto",
@@ -59,6 +63,8 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if "{}" not in self.judge_prompt:
+            raise InputError(f"judge_prompt = {self.judge_prompt!r} is not allowed; {{}} in it stands for a class")
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ def plain_judge(dataset: Dataset, config: JudgeConfig, *, device: str = "cpu", p
     """Return the plain judge alone; arguments and errors as of `judges`."""
     config = _resolved(config, dataset)
     if is_path(config.judge):
-        return load_judge(config.judge, class_names=dataset.class_names, image_shape=dataset.image_shape)
+        return _loaded(config.judge, dataset, config, reject=False)
     return _cached(dataset, config, reject=False, seed=config.judge_seed, device=device, progress=progress)
 
 
@@ -162,7 +168,7 @@ def identity(dataset: Dataset, config: JudgeConfig) -> str:
             files = [_file_digest(str(path)) for path in none_head.backbones(name)]
             facts[role] = [none_head.RECIPE, torch.__version__, dataset.digest, files, list(seeds), config.judge_steps]
         elif is_path(name):
-            facts[role] = _file_digest(name)
+            facts[role] = [_file_digest(name), config.judge_prompt] if _is_clip(name) else _file_digest(name)
         else:
             facts[role] = [_facts(dataset, name, config, role == "reject", seed) for seed in seeds]
     return cache.key(facts)
@@ -217,10 +223,24 @@ def _reject(dataset: Dataset, config: JudgeConfig, plain: Judge, device: str, pr
             config.reject_judge, plain, dataset, seeds, draws=config.judge_steps, device=device, progress=progress
         )
     if is_path(config.reject_judge):
-        if (judge := load_judge(config.reject_judge, class_names=dataset.class_names)).reject:
+        if (judge := _loaded(config.reject_judge, dataset, config, reject=True)).reject:
             return judge
         raise InputError(f"reject_judge = {config.reject_judge} has no reject class")
     return Ensemble([_cached(dataset, config, reject=True, seed=s, device=device, progress=progress) for s in seeds])
+
+
+def _loaded(path: str, dataset: Dataset, config: JudgeConfig, *, reject: bool) -> Judge:
+    return load_judge(
+        path,
+        class_names=dataset.class_names,
+        image_shape=dataset.image_shape,
+        prompt=config.judge_prompt,
+        reject=reject,
+    )
+
+
+def _is_clip(path: str) -> bool:
+    return zero_shot.is_folder(Path(path))
 
 
 def _untrained(dataset: Dataset, config: JudgeConfig) -> list[str]:
@@ -289,7 +309,14 @@ def _resolved(config: JudgeConfig, dataset: Dataset) -> JudgeConfig:
     wide = "whitened_wide" if torch.cuda.is_available() else "whitened"
     judge = config.judge if config.judge != "auto" else wide if large else "small"
     reject = config.reject_judge if config.reject_judge != "auto" else none_head.NAME if large else "small"
-    return replace(config, judge=judge, reject_judge=reject)
+    return replace(config, judge=_local("judge", judge), reject_judge=_local("reject_judge", reject))
+
+
+def _local(role: str, name: str) -> str:
+    """Return a judge's name with the hub ids in it as folders of the hub's cache, downloaded where they are not there."""
+    head, mark, listed = name.partition(":") if none_head.is_named(name) else ("", "", name)
+    places = [str(hub.fetch(role, each, _DOWNLOADED)) if hub.is_id(each) else each for each in listed.split(",")]
+    return head + mark + ",".join(places)
 
 
 def _folder(dataset: Dataset, config: JudgeConfig, reject: bool, seed: int) -> Path:

@@ -221,15 +221,15 @@ def build(
     """Return an untrained network by name.
 
     Args:
-        arch: one of ARCHITECTURES, a hub classifier's, or one of these with -none and a number of heads.
+        arch: one of ARCHITECTURES, a hub classifier's, CLIP's, or one of these with -none and a number of heads.
         image_shape: (C, H, W) of the images.
         outputs: classes, with "none of these" where the network can answer it.
-        config: of a hub classifier.
+        config: of a hub classifier or of CLIP.
 
     Raises:
         InputError: the architecture is unknown.
     """
-    from safemax.judges import hub_classifier, none_head  # which import this module
+    from safemax.judges import hub_classifier, none_head, zero_shot  # which import this module
 
     channels, size, _ = image_shape
     if headed := none_head.ARCH.fullmatch(arch):
@@ -238,6 +238,8 @@ def build(
         )
     if arch == hub_classifier.ARCH:
         return hub_classifier.HubClassifier.untrained(config or {}, outputs)
+    if arch == zero_shot.ARCH:
+        return zero_shot.ZeroShot.untrained(config or {}, outputs)
     if arch == "small":
         return Small(channels, size, outputs)
     if arch == "resnet34":

@@ -77,15 +77,16 @@ def grid(images: Tensor, columns: int) -> Image.Image:
 def comparison(
     panels: Sequence[Panel], class_names: Sequence[str], forget: Sequence[int], *, columns: int = 5
 ) -> Figure:
-    """Return a figure with a row a class and a block a panel; the forgotten classes come first, in red.
+    """Return a figure with a row a class that was drawn and a block a panel; the forgotten classes come first, in red.
 
     Args:
         panels: base and corrected in turn, from identical starting noise, for each sampler.
         class_names: the name of each label.
         forget: forgotten labels.
-        columns: images of a class in a block; every class of every panel has at least as many.
+        columns: images of a class in a block; every class that was drawn has at least as many in every panel.
     """
-    order = [*forget, *(k for k in range(len(class_names)) if k not in forget)]
+    drawn = set(panels[0].labels.tolist())
+    order = [*forget, *(k for k in range(len(class_names)) if k not in forget and k in drawn)]
     sheets = [grid(torch.cat([p.images[p.labels == k][:columns] for k in order]), columns) for p in panels]
     width, height = sheets[0].size
     figure = Figure(
@@ -114,7 +115,7 @@ def compare_samples(
         for name, s in models.items()
         for images, labels in [(s.second_images, s.second_labels) if second else (s.images, s.labels)]
     ]
-    fewest = min(int(p.labels.bincount().min()) for p in panels)
+    fewest = min(int(p.labels.unique(return_counts=True)[1].min()) for p in panels)
     return comparison(panels, class_names, forget, columns=min(SHOWN_PER_CLASS, fewest))
 
 

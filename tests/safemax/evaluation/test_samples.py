@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from safemax.errors import Stopped
+from safemax.errors import InputError, Stopped
 from safemax.evaluation import samples
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import announce, cached_samples, draw
@@ -91,12 +91,18 @@ def test_the_samplers_that_people_use_draw_a_few_images_of_each_class():
     assert list(unguided.draws()) == ["main", "second", "unguided"]
 
 
-def test_a_long_draw_says_its_cost_beforehand_and_a_short_one_nothing(capsys, monkeypatch):
+def test_a_long_draw_says_its_cost_beforehand_and_a_short_one_nothing(capsys):
     announce(tiny_models.diffusion(), (0,), QUICK)
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr(samples, "LONG_DRAW", 10)
-    announce(tiny_models.diffusion(), (0,), QUICK)
+    announce(tiny_models.diffusion(), (0,), QUICK, least=10)
     # 18 rows of 2 guided steps, 15 of 2
     assert "sampling 33 images takes 132 passes of the network, about" in capsys.readouterr().out
-    announce(tiny_kinds.latent_dit(), (0,), QUICK)
+    announce(tiny_kinds.latent_dit(), (0,), QUICK, least=10)
     assert "takes 132 passes" in capsys.readouterr().out
+
+
+def test_a_draw_that_takes_absurdly_long_is_refused_with_what_takes_less():
+    brief = replace(QUICK, panel_hours=1e-9)
+    with pytest.raises(InputError, match=r"132 passes.*more than panel_hours = 1e-09; fewer retain_samples"):
+        announce(tiny_models.diffusion(), (0,), brief, least=10)
+    announce(tiny_models.diffusion(), (0,), replace(brief, panel_hours=0), least=10)

@@ -82,6 +82,15 @@ def test_its_classes_are_matched_by_name_in_any_order(tmp_path: Path) -> None:
     )
 
 
+def test_a_classifier_of_more_classes_judges_by_those_of_the_data_alone(tmp_path: Path) -> None:
+    model = written(tmp_path / "theirs", "resnet", ("dog, hound", "c, letter_c", "tench", "B", "the a, a"))
+    judge = load_judge(tmp_path / "theirs", class_names=NAMES, image_shape=SHAPE)
+    expected = theirs(model)[:, [4, 3, 1]].softmax(1)
+    torch.testing.assert_close(predict(judge, images())[0], expected, atol=1e-4, rtol=1e-4)
+    save(judge, tmp_path / "ours")
+    assert torch.equal(predict(load_judge(tmp_path / "ours"), images())[0], predict(judge, images())[0])
+
+
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_none_heads_are_built_on_it(tmp_path: Path, kind: str) -> None:
     written(tmp_path / "theirs", kind)
@@ -101,8 +110,12 @@ def of_other_classes(folder: Path) -> None:
     written(folder, "resnet", ("a", "b", "dog"))
 
 
-def of_more_classes(folder: Path) -> None:
-    written(folder, "resnet", ("a", "b", "c", "d"))
+def of_two_classes_of_a_name(folder: Path) -> None:
+    written(folder, "resnet", ("a", "b", "c, crane", "C, machine"))
+
+
+def of_unnamed_classes(folder: Path) -> None:
+    written(folder, "resnet", ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"))
 
 
 def without_safetensors(folder: Path) -> None:
@@ -118,8 +131,9 @@ def of_timm(folder: Path) -> None:
     ("damage", "words"),
     [
         (without_preprocessing, "preprocessor_config.json is missing"),
-        (of_other_classes, "it has the classes a, b, dog, not a, b, c"),
-        (of_more_classes, "it has 4 classes, but 3 class names"),
+        (of_other_classes, "no class is called 'c'; it has a, b, dog"),
+        (of_two_classes_of_a_name, "2 classes are called 'c'"),
+        (of_unnamed_classes, "it has 4 classes without names, the data have 3"),
         (without_safetensors, "model.safetensors"),
         (of_timm, "pip install timm"),
     ],
