@@ -3,9 +3,10 @@
 python -m benchmarks.scale                      the table in benchmarks/results/scale.md
 python -m benchmarks.scale --tflops=300         with a rate that you measured
 
-Operations are counted on the networks themselves (safemax.diffusion.architectures.Cost). The rate of a GPU is an assumption until
-one was measured: 120 TFLOP/s is an H100 in eager TF32, 300 compiled in bf16. The simulation knows what does not scale: loading a
-worker, jobs of unequal length, stages that wait for each other, and the driver, which writes the runs of all jobs by itself.
+Operations are counted on the networks themselves (`Cost` of safemax.diffusion.networks.architectures). The rate of a GPU is an
+assumption until one was measured: 120 TFLOP/s is an H100 in eager TF32, 300 compiled in bf16. The simulation knows what does not
+scale: loading a worker, jobs of unequal length, stages that wait for each other, and the driver, which writes the runs of all
+jobs by itself.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 
 from benchmarks import tables
 from pipelines.cli.parser import main, parse
-from safemax.diffusion.architectures import DIT, Cost, build
 from safemax.diffusion.model import Diffusion
+from safemax.diffusion.networks.architectures import DIT, Cost, build
 from safemax.knobs import check, knob
 from safemax.methods import available
 from safemax.training.settings import Training

@@ -92,9 +92,10 @@ def rooms(floor: str) -> str:
     """Return the folders of a floor: what each holds, and which others of the floor it may import."""
     may_import = _layering()
     rows = []
-    for room in _rooms(floor):
-        below = ", ".join(f"`{each}`" for each in sorted(may_import[f"{floor}/{room.name}"])) or "nothing"
-        rows.append((f"`{floor}/{room.name}/`", _first_line(room / "__init__.py"), below))
+    for room in [inner for outer in _rooms(floor) for inner in (outer, *_rooms(str(outer.relative_to(ROOT))))]:
+        name = str(room.relative_to(ROOT))
+        below = ", ".join(f"`{each}`" for each in sorted(may_import[name])) or "nothing"
+        rows.append((f"`{name}/`", _first_line(room / "__init__.py"), below))
     return _table(("folder", "what is in it", "may import"), rows)
 
 
@@ -174,8 +175,8 @@ def _default(parameter: Parameter) -> str:
 
 def _api_page(room: Path) -> str:
     title = f"# safemax.{room.name}\n\n{_first_line(room / '__init__.py')}"
-    modules = sorted(each.stem for each in room.glob("*.py") if each.stem != "__init__")
-    return "\n\n".join([title, *(f"::: safemax.{room.name}.{module}" for module in modules)]) + "\n"
+    files = sorted(each.relative_to(ROOT) for each in room.rglob("*.py") if each.stem != "__init__")
+    return "\n\n".join([title, *(f"::: {'.'.join(each.with_suffix('').parts)}" for each in files)]) + "\n"
 
 
 def _rooms(floor: str) -> list[Path]:

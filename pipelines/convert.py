@@ -41,7 +41,7 @@ from pipelines.engine.signals import die_with_parent, stop_on_signals
 from pipelines.registry import registration
 from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
-from safemax.diffusion.convert_official import from_official
+from safemax.diffusion.convert.unet import from_official
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, sample
 from safemax.errors import InputError

@@ -20,6 +20,8 @@ MAY_IMPORT = {
     "safemax/storage": set(),
     "safemax/data": {"storage"},
     "safemax/diffusion": {"data", "storage"},
+    "safemax/diffusion/networks": {"diffusion"},
+    "safemax/diffusion/convert": {"diffusion", "storage"},
     "safemax/training": {"diffusion", "data", "storage"},
     "safemax/method_tools": {"diffusion", "data"},
     "safemax/methods": {"method_tools", "training", "diffusion", "data"},
@@ -101,6 +103,11 @@ def test_a_folder_imports_only_what_it_may(folder: str) -> None:
     assert len(files) > 1
     found = [f"{path.relative_to(ROOT)}: {what}" for path in files for what in sideways(path.read_text(), folder)]
     assert found == []
+
+
+def test_a_folder_within_a_folder_that_imports_it_is_not_imported_back() -> None:
+    files = [path for path in (ROOT / "safemax/diffusion").rglob("*.py") if path.parent.name != "convert"]
+    assert not [path for path in files if "safemax.diffusion.convert" in path.read_text()]
 
 
 def test_every_folder_of_code_has_its_rule() -> None:

@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from safemax.diffusion import kinds
 from safemax.diffusion.condition import Prompts
 from safemax.diffusion.model import Diffusion
+from safemax.diffusion.networks import kinds
 from safemax.errors import InputError
 from safemax.storage import cache, manifest
 

@@ -14,11 +14,12 @@ from diffusers import DDPMScheduler
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from safemax.diffusion import condition, kinds, schedules
+from safemax.diffusion import condition, schedules
 from safemax.diffusion.codec import Codec
 from safemax.diffusion.condition import Labels, Prompt, Prompts
 from safemax.diffusion.home import CLASSES, PROMPTS, Home
-from safemax.diffusion.kinds import Kind
+from safemax.diffusion.networks import kinds
+from safemax.diffusion.networks.kinds import Kind
 from safemax.errors import InputError
 from safemax.storage import hub
 

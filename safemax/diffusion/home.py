@@ -14,9 +14,9 @@ from diffusers import __version__ as diffusers_version
 from safetensors.torch import save_file
 
 from safemax.data.class_names import plain
-from safemax.diffusion import kinds
 from safemax.diffusion.codec import Codec
 from safemax.diffusion.condition import Labels, Prompts
+from safemax.diffusion.networks import kinds
 from safemax.errors import InputError
 
 CLASSES = "classes.json"  # beside model_index.json, where a pipeline that opens the folder would warn of further keys

@@ -14,11 +14,12 @@ from torch.nn import Parameter
 from torch.nn.functional import pad
 
 from safemax.data.batches import to_uint8
-from safemax.diffusion import architectures, folder, home, kinds, schedules
-from safemax.diffusion.architectures import Cost
+from safemax.diffusion import folder, home, schedules
 from safemax.diffusion.codec import Codec
 from safemax.diffusion.condition import Labels, Prompt, Prompts
 from safemax.diffusion.home import Home
+from safemax.diffusion.networks import architectures, kinds
+from safemax.diffusion.networks.architectures import Cost
 from safemax.errors import InputError
 from safemax.storage import cache
 

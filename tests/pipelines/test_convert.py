@@ -1,4 +1,4 @@
-"""The entry point that registers an official checkpoint as a base; safemax.diffusion.convert_official has its own tests."""
+"""The entry point that registers an official checkpoint as a base; safemax.diffusion.convert.unet has its own tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.convert import convert
 from pipelines.registry import model_versions
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
-from tests.safemax.diffusion.test_convert_official import CLASSES, SIZE, Official
+from tests.safemax.diffusion.test_convert_unet import CLASSES, SIZE, Official
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from unittest import mock
 import pytest
 import torch
 
-from safemax.diffusion import architectures
 from safemax.diffusion.model import Diffusion
+from safemax.diffusion.networks import architectures
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.errors import InputError
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from safemax.diffusion.architectures import DDPM
 from safemax.diffusion.model import Diffusion
+from safemax.diffusion.networks.architectures import DDPM
 from safemax.errors import InputError
 
 Tensors = dict[str, Tensor]

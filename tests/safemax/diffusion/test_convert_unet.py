@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safemax.diffusion.convert_official import from_official
+from safemax.diffusion.convert.unet import from_official
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 
