@@ -1,9 +1,12 @@
-"""Convert the state dict of the official SA/SalUn network and register it as the base that corrections start from.
+"""Convert the state dict of an official network (SA's and SalUn's UNet, DiT, EDM) into the base that corrections start from.
 
     mlflow run . -e convert -P state_dict=ckpt.safetensors -P data=cifar10
+    mlflow run . -e convert -P state_dict=dit.pt -P open_pickle=true -P vae=FOLDER -P data=FOLDER -P size=256
     python -m pipelines.convert --bin=FOLDER --output=NEW_FOLDER        (a diffusers folder whose weights are .bin files)
 
-The official checkpoints are pickles, which can run code, so this program does not read them. On a machine that trusts one:
+Which network it is, the names of the tensors tell. DiT's .pt files hold tensors alone; `open_pickle` asks for torch's loader that
+builds nothing else (weights_only=True) and refuses a file with anything else. Other official checkpoints are pickles that can run
+code, so this program does not read them. On a machine that trusts one of SA or SalUn:
 states = torch.load("ckpt.pth", map_location="cpu"); safetensors.torch.save_file(states[-1], "ckpt.safetensors")
 (the last entry is the moving average; states[0] are the raw weights, where "module." before each name may stay).
 
@@ -22,6 +25,7 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
     console.run("convert")
 
 import hashlib
+import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -41,7 +45,8 @@ from pipelines.engine.signals import die_with_parent, stop_on_signals
 from pipelines.registry import registration
 from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
-from safemax.diffusion.convert.unet import from_official
+from safemax.diffusion.convert import checkpoint
+from safemax.diffusion.folder import numbered
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, sample
 from safemax.errors import InputError
@@ -61,6 +66,15 @@ class ConvertOptions:
     """What to convert."""
 
     state_dict: str = knob("", "safetensors file of the official network's state dict")
+    open_pickle: bool = knob(
+        False, "state_dict is a pickle of tensors alone, as DiT's .pt, to be opened by torch.load(weights_only=True)"
+    )
+    vae: str = knob("none", "folder of the AutoencoderKL of a DiT's latents; none for a DiT of images")
+    heads: int = knob(0, "attention heads of a DiT, which its tensors do not show; 0 is as published", bounds=(0, 1024))
+    labels: str = knob(
+        "none",
+        "JSON of all class names of the network, in label order or as id2label, where the data are of some of them; needs output",
+    )
     reference: str = knob(
         "none", "safetensors file of x_t, t, c (K is the null label) and the official network's eps on them"
     )
@@ -81,6 +95,10 @@ class ConvertOptions:
             raise InputError(f"bin = {self.bin} is not a folder")
         if self.bin == "none" and not self.state_dict:
             raise InputError("state_dict has no value; it is a safetensors file of the official network's state dict")
+        if self.labels != "none" and self.output == "none":
+            raise InputError(
+                f"labels = {self.labels} is given with output, a new folder: the data are of some classes alone"
+            )
         if self.output != "none" and Path(self.output).exists():
             raise InputError(f"output = {self.output} already exists; name a new folder")
 
@@ -131,7 +149,7 @@ def _check_tensors(diffusion: Diffusion, tensors: dict[str, torch.Tensor], refer
 def denoising_loss(diffusion: Diffusion, dataset: Dataset) -> float:
     """Return the mean denoising loss on CHECKED test images under fixed noise: a few hundredths if trained, else about 1."""
     rows = slice(None, None, max(1, len(dataset.test.labels) // CHECKED))
-    x0, c = to_float(dataset.test.images[rows]), dataset.test.labels[rows]
+    x0, c = diffusion.encode(to_float(dataset.test.images[rows])), dataset.test.labels[rows]
     generator = torch.Generator().manual_seed(0)
     t = ((torch.arange(len(c)) + 0.5) * diffusion.T / len(c)).long()[torch.randperm(len(c), generator=generator)]
     eps = torch.randn(x0.shape, generator=generator)
@@ -150,7 +168,8 @@ def convert(argv: Sequence[str]) -> None:
     stop = stop_on_signals()
     die_with_parent()
     dataset = arguments["data"].load()
-    diffusion = from_official(options.state_dict, dataset.class_names, size=dataset.image_shape[-1])
+    whole = _read(options, dataset)
+    diffusion = whole if options.labels == "none" else whole.for_classes(dataset.class_names).eval()
     if diffusion.image_shape != dataset.image_shape:
         raise InputError(
             f"state_dict = {options.state_dict} makes {diffusion.image_shape} images, the data are {dataset.image_shape}"
@@ -163,11 +182,34 @@ def convert(argv: Sequence[str]) -> None:
             f"{key.removeprefix('convert/').replace('_', ' ')} {value:.3g}" for key, value in checks.items()
         )
         if options.output != "none":
-            diffusion.save(Path(options.output))
+            whole.save(Path(options.output))
             print(f"wrote {options.output}; {summary}")
             return
         address = _register(diffusion, dataset, options, checks, summary, arguments.record())
     print(f"registered {address} with the alias base; {summary}")
+
+
+def _read(options: ConvertOptions, dataset: Dataset) -> Diffusion:
+    """Return the whole network as a model; a line says where a pickle was opened."""
+    names = dataset.class_names if options.labels == "none" else _names(Path(options.labels))
+    vae = None if options.vae == "none" else Path(options.vae)
+    diffusion = checkpoint.convert(
+        Path(options.state_dict), names, size=dataset.image_shape[-1],
+        open_pickle=options.open_pickle, heads=options.heads, vae=vae,
+    )  # fmt: skip
+    if options.open_pickle:
+        print(f"opened by torch.load(weights_only=True), which builds tensors alone: {options.state_dict}")
+    return diffusion
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    """Return class names from a JSON list or id2label, each by its first synonym."""
+    try:
+        content = json.loads(path.read_text())
+        listed = [content[str(k)] for k in range(len(content))] if isinstance(content, dict) else list(content)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"labels = {path} is no JSON list of names and no id2label of labels from 0") from error
+    return numbered([str(each).split(",")[0].strip() for each in listed])
 
 
 def _convert_pickles(source: Path, target: Path) -> None:

@@ -126,9 +126,13 @@ def _class_names(source: str, home: Home) -> tuple[str, ...] | None:
     if not home.synonyms():
         return None
     labels = home.index["id2label"]
-    first = [str(labels[str(k)]).split(",")[0].strip() for k in range(len(labels))]
-    counts = Counter(first)
-    return tuple(name if counts[name] == 1 else f"{name} ({k})" for k, name in enumerate(first))
+    return numbered([str(labels[str(k)]).split(",")[0].strip() for k in range(len(labels))])
+
+
+def numbered(names: Sequence[str]) -> tuple[str, ...]:
+    """Return class names, those that come twice with their label, such as crane (134)."""
+    counts = Counter(names)
+    return tuple(name if counts[name] == 1 else f"{name} ({k})" for k, name in enumerate(names))
 
 
 def has_schedule(source: str) -> bool:

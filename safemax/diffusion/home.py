@@ -106,7 +106,7 @@ def write(
     index = {
         "_class_name": kind.pipeline,
         "_diffusers_version": diffusers_version,
-        kind.part: ["diffusers", kind.network.__name__],
+        kind.part: [kind.library, kind.network.__name__],
         "scheduler": ["diffusers", "DDPMScheduler"],
     }
     if home is not None and home.index and home.scheduler and kind.pipeline != "DDPMPipeline":

@@ -64,7 +64,7 @@ class Diffusion(nn.Module):
         self.kind, self.condition = kinds.of(denoiser), condition or Labels()
         kinds.validate(denoiser, tuple(class_names), self.condition)
         schedules.validate(schedule)
-        self.kind.prepare(denoiser)
+        self.kind.prepare(denoiser, schedule)
         self.denoiser, self.schedule, self.codec, self.home = denoiser, schedule, codec, home
         self.class_names, self.names_are_stated = tuple(class_names), True
         self.moving: tuple[str, ...] = ("",)  # parts of the names of the weights that may move

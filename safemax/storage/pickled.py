@@ -41,11 +41,16 @@ def with_safetensors(source: Path, target: Path) -> list[str]:
             _place(target, path.relative_to(source)).write_bytes(path.read_bytes())
     for path in pickles:
         relative = path.relative_to(source)
-        save_file(_tensors(path), _place(target, _renamed(relative)), {"format": "pt"})
+        save_file(tensors(path), _place(target, _renamed(relative)), {"format": "pt"})
     return [str(path.relative_to(source)) for path in pickles]
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a pickle by name; InputError where it holds anything else, or is damaged.
+
+    Args:
+        path: a state dict as torch.save writes it.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -11,6 +11,7 @@ from benchmarks.tiny_pipelines import autoencoder
 from safemax.diffusion.codec import Codec
 from safemax.diffusion.condition import Prompt, Prompts
 from safemax.diffusion.model import Diffusion
+from safemax.diffusion.networks.edm import EDMUNet
 from tests.support import tiny_models
 
 NAMES = ("a", "b", "c")
@@ -33,6 +34,16 @@ def latent_dit(seed: int = 0) -> Diffusion:
     return Diffusion(transformer, DDPMScheduler(1000, clip_sample=False), NAMES, codec=Codec(autoencoder(8, width=8)))
 
 
+def edm(seed: int = 0) -> Diffusion:
+    """Return EDM's network for 8x8 grey images, with a null label."""
+    torch.manual_seed(seed)
+    denoiser = EDMUNet(
+        sample_size=8, in_channels=1, out_channels=1, num_class_embeds=len(NAMES) + 1, model_channels=8,
+        block_out_channels=(8, 8), layers_per_block=1, attention_sizes=(4,), dropout=0.0,
+    )  # fmt: skip
+    return Diffusion(denoiser, DDPMScheduler(1000, clip_sample=False), NAMES)
+
+
 def text(seed: int = 0, prediction: str = "v_prediction") -> Diffusion:
     """Return a UNet of 4x4 latents that is told its classes by prompts, a class by two, and predicts v."""
     torch.manual_seed(seed)
@@ -48,6 +59,7 @@ def text(seed: int = 0, prediction: str = "v_prediction") -> Diffusion:
 
 KINDS: dict[str, Callable[..., Diffusion]] = {
     "unet": tiny_models.diffusion, "dit": dit, "latent_dit": latent_dit, "text": text,
+    "edm": edm,
 }  # fmt: skip
 
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from safemax.diffusion.convert.tensors import Source, Tensors
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.networks.architectures import DDPM
 from safemax.errors import InputError
-
-Tensors = dict[str, Tensor]
 
 GROUPS = 32  # of every group normalisation
 
@@ -33,7 +27,7 @@ RESIDUAL = {
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
-def from_official(state_dict: Path | str, class_names: tuple[str, ...], *, size: int = 32) -> Diffusion:
+def from_tensors(source: Source, class_names: tuple[str, ...], *, size: int = 32) -> Diffusion:
     """Return a model with the outputs of the official network (measured: they differ by 3e-6), null label included.
 
     That network concatenates the embeddings of step and class, which diffusers adds. Twice as wide an embedding holds both:
@@ -42,81 +36,38 @@ def from_official(state_dict: Path | str, class_names: tuple[str, ...], *, size:
     Training may fill the zeros; the outputs before training are the same.
 
     Args:
-        state_dict: a safetensors file of the official state dict, as it is or with DataParallel's "module." prefixes; the
-            widths, depths and attention levels are read off its shapes.
+        source: the official state dict; the widths, depths and attention levels are read off its shapes.
         class_names: the K names, in label order; the null label is added.
         size: side of the images in pixels, which the tensors do not contain.
 
     Raises:
-        InputError: the file is unreadable, or a tensor is missing, unexpected or of a wrong shape, by name.
+        InputError: a tensor is missing, unexpected or of a wrong shape, by name.
     """
-    source = _read(Path(state_dict))
     halvings = 2 ** max(source.count(r"down\.(\d+)\.") - 1, 0)
     if size % halvings:
-        raise InputError(f"size = {size} is not divisible by {halvings}, as the levels of {state_dict} need")
+        raise InputError(f"size = {size} is not divisible by {halvings}, as the levels of {source.path} need")
     try:
         denoiser = UNet2DModel(**_config(source, len(class_names), size))
         denoiser.load_state_dict(_translated(source, denoiser))
     except InputError as error:
-        raise InputError(f"{state_dict} is not the official U-Net: {error}") from None
+        raise InputError(f"{source.path} is not the official U-Net: {error}") from None
     schedule = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, clip_sample=False)
     return Diffusion(denoiser, schedule, class_names).eval()
 
 
-class _Source:
-    """The official tensors, read by name and shape; a tensor that is never read is unexpected."""
-
-    def __init__(self, tensors: Tensors) -> None:
-        self.tensors = tensors
-        self.read: set[str] = set()
-
-    def __call__(self, name: str, shape: Iterable[int]) -> Tensor:
-        tensor, expected = self._find(name), tuple(shape)
-        if tuple(tensor.shape) != expected:
-            raise InputError(f"{name} has the shape {tuple(tensor.shape)}, not {expected}")
-        return tensor.float()
-
-    def channels(self, name: str) -> tuple[int, int]:
-        """Return a convolution's numbers of output and input channels."""
-        shape = self._find(name).shape
-        if len(shape) != 4 or shape[0] % GROUPS:
-            raise InputError(
-                f"{name} has the shape {tuple(shape)}, not that of a convolution to a multiple of {GROUPS}"
-            )
-        return shape[0], shape[1]
-
-    def count(self, pattern: str) -> int:
-        """Return how many different numbers the pattern's group takes over all names."""
-        return len({match[1] for name in self.tensors if (match := re.match(pattern, name))})
-
-    def reject_unread(self) -> None:
-        """Raise InputError, naming the first, where tensors were not read."""
-        rest = sorted(set(self.tensors) - self.read)
-        if rest:
-            raise InputError(f"{rest[0]} is unexpected" + (f", and {len(rest) - 1} more" if len(rest) > 1 else ""))
-
-    def _find(self, name: str) -> Tensor:
-        if name not in self.tensors:
-            raise InputError(f"{name} is missing")
-        self.read.add(name)
-        return self.tensors[name]
+def _channels(source: Source, name: str) -> tuple[int, int]:
+    """Return a convolution's numbers of output and input channels."""
+    shape = source.find(name).shape
+    if len(shape) != 4 or shape[0] % GROUPS:
+        raise InputError(f"{name} has the shape {tuple(shape)}, not that of a convolution to a multiple of {GROUPS}")
+    return shape[0], shape[1]
 
 
-def _read(path: Path) -> _Source:
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"state_dict = {path} is not a readable safetensors file: {str(error).splitlines()[0]}"
-        ) from error
-    return _Source({name.removeprefix("module."): value for name, value in tensors.items()})
-
-
-def _config(source: _Source, num_classes: int, size: int) -> dict[str, object]:
+def _config(source: Source, num_classes: int, size: int) -> dict[str, object]:
     """Read the architecture off the shapes; what differs from DDPM is the width of the embedding."""
-    width, channels = source.channels("conv_in.weight")
+    width, channels = _channels(source, "conv_in.weight")
     levels = range(source.count(r"down\.(\d+)\."))
-    blocks = tuple(source.channels(f"down.{i}.block.0.conv1.weight")[0] for i in levels)
+    blocks = tuple(_channels(source, f"down.{i}.block.0.conv1.weight")[0] for i in levels)
     attends = [source.count(rf"down\.{i}\.attn\.(\d+)\.") > 0 for i in levels]
     if blocks[:1] != (width,):
         raise InputError(
@@ -135,7 +86,7 @@ def _config(source: _Source, num_classes: int, size: int) -> dict[str, object]:
     }
 
 
-def _translated(source: _Source, denoiser: UNet2DModel) -> Tensors:
+def _translated(source: Source, denoiser: UNet2DModel) -> Tensors:
     """Return the state dict of the denoiser."""
     target = denoiser.state_dict()
     embedding = _embeddings(source, target["conv_in.weight"].shape[0], denoiser.config.num_class_embeds - 1)
@@ -174,7 +125,7 @@ def _parts(ours: str, theirs: str, names: Mapping[str, str]) -> Iterator[tuple[s
     return ((f"{ours}.{mine}", f"{theirs}.{other}") for mine, other in names.items())
 
 
-def _embeddings(source: _Source, width: int, num_classes: int) -> Tensors:
+def _embeddings(source: Source, width: int, num_classes: int) -> Tensors:
     """Return the step's layers, zero beyond the first half of the embedding, and the class table, zero in that half."""
     half = 4 * width
     first, second = torch.zeros(2 * half, width), torch.zeros(2 * half, 2 * half)

@@ -11,6 +11,7 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from safemax.diffusion.networks.edm import EDMUNet
 from safemax.errors import unknown
 
 # Two levels with attention at half resolution: 465 k parameters for 8x8 grey images, 0.1 s a training step of 128 on one core.
@@ -91,6 +92,8 @@ def build(architecture: str, channels: int, size: int, num_classes: int) -> UNet
 
 def name_of(denoiser: Any) -> str:
     """Return the name of a network's architecture, `custom` for one that has none here."""
+    if isinstance(denoiser, EDMUNet):
+        return "edm"
     is_dit = isinstance(denoiser, DiTTransformer2DModel)
     known, keys = ({"dit": DIT}, tuple(DIT)) if is_dit else (ARCHITECTURES, _SHAPE)
     shape = [_as_tuple(denoiser.config[key]) for key in keys]

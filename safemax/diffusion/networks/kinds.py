@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from diffusers import DiTTransformer2DModel, ModelMixin, UNet2DConditionModel, UNet2DModel
+from diffusers import DDPMScheduler, DiTTransformer2DModel, ModelMixin, UNet2DConditionModel, UNet2DModel
 from torch.nn import Parameter
 
 from safemax.diffusion.condition import Labels, Prompts
+from safemax.diffusion.networks.dit import OfficialDiT
+from safemax.diffusion.networks.edm import EDMUNet
 from safemax.errors import InputError
 
 Config = Mapping[str, Any]
@@ -19,7 +21,9 @@ class Kind(ABC):
     """A kind of denoiser.
 
     Class attributes:
-        network: its class in diffusers.
+        network: its class.
+        library: the module that a pipeline's index names it by; a pipeline of diffusers opens one of another library where
+            that is imported already.
         part: its folder in a pipeline's folder.
         pipeline: the class that opens such a folder.
         limits: the largest value of each size in its configuration that is built.
@@ -28,6 +32,7 @@ class Kind(ABC):
     """
 
     network: ClassVar[type[ModelMixin]]
+    library: ClassVar[str] = "diffusers"
     part: ClassVar[str]
     pipeline: ClassVar[str]
     limits: ClassVar[dict[str, int]]
@@ -49,8 +54,8 @@ class Kind(ABC):
         """Return what an image's side must be divisible by inside the network: 2 to the number of times that it halves it."""
         return 2 ** (len(config["block_out_channels"]) - 1)
 
-    def prepare(self, denoiser: Any) -> None:
-        """Turn off what the network would draw by itself in training."""
+    def prepare(self, denoiser: Any, schedule: DDPMScheduler) -> None:
+        """Turn off what the network would draw by itself in training, and tell it the schedule where it needs one."""
 
     def label_tables(self, denoiser: Any) -> list[Parameter]:
         """Return the tables of label embeddings, one row a label."""
@@ -128,13 +133,35 @@ class LabelDiT(Kind):
         """Return 1: positions are fixed, so that no side can be padded; `sample_size` fits by construction."""
         return 1
 
-    def prepare(self, denoiser: Any) -> None:
+    def prepare(self, denoiser: Any, schedule: DDPMScheduler) -> None:
         for block in denoiser.transformer_blocks:
             block.norm1.emb.class_embedder.dropout_prob = 0.0
 
     def label_tables(self, denoiser: Any) -> list[Parameter]:
         blocks = denoiser.transformer_blocks
         return [block.norm1.emb.class_embedder.embedding_table.weight for block in blocks]
+
+
+class OfficialLabelDiT(LabelDiT):
+    """The same with the frequencies of DiT's own code, as its own checkpoints need them."""
+
+    network = OfficialDiT
+    library = OfficialDiT.__module__
+
+
+class LabelEDM(LabelUNet):
+    """EDM's network with a table of labels; it has its own preconditioning, and predicts eps."""
+
+    network = EDMUNet
+    library = EDMUNet.__module__
+    limits: ClassVar = {"num_class_embeds": 100_000, "layers_per_block": 16, "model_channels": 4096}
+
+    def prepare(self, denoiser: Any, schedule: DDPMScheduler) -> None:
+        if schedule.config.prediction_type != "epsilon":
+            raise InputError(
+                f"prediction_type = {schedule.config.prediction_type} is not allowed with EDM's network, which predicts epsilon"
+            )
+        denoiser.follow(schedule.alphas_cumprod)
 
 
 class TextUNet(Kind):
@@ -165,9 +192,9 @@ class TextUNet(Kind):
         return 0
 
 
-KINDS: tuple[Kind, ...] = (LabelUNet(), LabelDiT(), TextUNet())
+KINDS: tuple[Kind, ...] = (LabelUNet(), LabelEDM(), OfficialLabelDiT(), LabelDiT(), TextUNet())
 # DiT's first release is called by the name that its class had then.
-_BY_NAME = {kind.network.__name__: kind for kind in KINDS} | {"Transformer2DModel": KINDS[1]}
+_BY_NAME = {kind.network.__name__: kind for kind in KINDS} | {"Transformer2DModel": LabelDiT()}
 
 
 def of(denoiser: Any) -> Kind:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safemax.diffusion.convert.unet import from_official
+from safemax.diffusion.convert.checkpoint import convert
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 
@@ -161,7 +161,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 )
 def test_the_converted_network_has_the_outputs_of_the_official_one(tmp_path, shape):
     official = Official(**shape)
-    model = from_official(written(tmp_path, official.w), CLASSES, size=SIZE)
+    model = convert(written(tmp_path, official.w), CLASSES, size=SIZE)
     x_t, t, c = inputs()
     with torch.no_grad():
         conditional, null = model(x_t, t, c), model(x_t, t, model.null(c))
@@ -173,13 +173,13 @@ def test_the_converted_network_has_the_outputs_of_the_official_one(tmp_path, sha
 
 def test_a_dataparallel_prefix_makes_no_difference(tmp_path):
     official = Official()
-    plain = from_official(written(tmp_path, official.w), CLASSES, size=SIZE)
-    prefixed = from_official(written(tmp_path, {f"module.{k}": v for k, v in official.w.items()}), CLASSES, size=SIZE)
+    plain = convert(written(tmp_path, official.w), CLASSES, size=SIZE)
+    prefixed = convert(written(tmp_path, {f"module.{k}": v for k, v in official.w.items()}), CLASSES, size=SIZE)
     assert prefixed.digest() == plain.digest()
 
 
 def test_a_converted_model_is_saved_and_loaded_like_any_other(tmp_path):
-    model = from_official(written(tmp_path, Official().w), CLASSES, size=SIZE)
+    model = convert(written(tmp_path, Official().w), CLASSES, size=SIZE)
     model.save(tmp_path / "model")
     loaded = Diffusion.load(tmp_path / "model")
     assert loaded.digest() == model.digest()
@@ -191,7 +191,7 @@ def test_the_official_size_gives_the_published_number_of_weights(tmp_path):
     # 39,166,467 with ten classes and the null label
     official = Official(128, (1, 2, 2, 2))
     official.w["classes_emb.weight"] = torch.zeros(10, 128)
-    model = from_official(written(tmp_path, official.w), tuple("0123456789"))
+    model = convert(written(tmp_path, official.w), tuple("0123456789"), size=32)
     assert sum(p.numel() for p in model.parameters()) == 39_166_467
     assert sum(w.numel() for w in official.w.values()) == 38_632_323
     assert len(official.w) == 334
@@ -219,30 +219,30 @@ def test_a_missing_or_misshapen_tensor_is_named_in_one_line(tmp_path, name, dama
     if damage != "missing":
         tensors[name] = value[1:] if damage == "another shape" else value[..., None]
     with pytest.raises(InputError, match=name.replace(".", r"\.")) as caught:
-        from_official(written(tmp_path, tensors), CLASSES, size=SIZE)
+        convert(written(tmp_path, tensors), CLASSES, size=SIZE)
     assert "\n" not in str(caught.value)
 
 
 def test_a_superfluous_tensor_is_named(tmp_path):
     tensors = Official().w | {"logvar": torch.zeros(1000)}
     with pytest.raises(InputError, match="logvar is unexpected"):
-        from_official(written(tmp_path, tensors), CLASSES, size=SIZE)
+        convert(written(tmp_path, tensors), CLASSES, size=SIZE)
 
 
 def test_another_number_of_classes_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"classes_emb.weight has the shape \(3, 32\), not \(2, 32\)"):
-        from_official(written(tmp_path, Official().w), ("a", "b"), size=SIZE)
+        convert(written(tmp_path, Official().w), ("a", "b"), size=SIZE)
 
 
 def test_a_file_that_is_no_safetensors_is_refused_in_one_line(tmp_path):
     (tmp_path / "ckpt.pth").write_bytes(b"PK\x03\x04 a pickle")
     with pytest.raises(InputError, match="is not a readable safetensors file") as caught:
-        from_official(tmp_path / "ckpt.pth", CLASSES)
+        convert(tmp_path / "ckpt.pth", CLASSES, size=SIZE)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="is not a readable safetensors file"):
-        from_official(tmp_path / "nowhere", CLASSES)
+        convert(tmp_path / "nowhere", CLASSES, size=SIZE)
 
 
 def test_an_image_size_that_the_levels_cannot_halve_is_refused(tmp_path):
     with pytest.raises(InputError, match="size = 9 is not divisible by 2"):
-        from_official(written(tmp_path, Official().w), CLASSES, size=9)
+        convert(written(tmp_path, Official().w), CLASSES, size=9)
