@@ -29,7 +29,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +248,8 @@ def _register(
     with tracking.run(f"convert-{dataset.name}", experiment=name, params=params, tags={"kind": "base"}) as run:
         run.parameters(record)
         labels = torch.arange(dataset.num_classes)
-        images = sample(diffusion, labels, FAST, seed=0, progress=True)
+        sampler = FAST if diffusion.has_null else replace(FAST, guidance_scale=1.0)
+        images = sample(diffusion, labels, sampler, seed=0, progress=True)
         picture = run.picture(grid(images, len(labels)), "samples/base")
         note = (
             f"The official network of {Path(options.state_dict).name}, converted; {summary} on {dataset.name}."

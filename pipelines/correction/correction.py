@@ -15,6 +15,7 @@ from safemax.judges.load import JudgeConfig
 from safemax.knobs import without_added
 from safemax.methods import knobs_of, validate_steps
 from safemax.storage import cache
+from safemax.training import optimizers, settings
 from safemax.training.hooks import Folders, Hooks
 from safemax.training.method import Method
 from safemax.training.result import FitResult
@@ -46,7 +47,7 @@ class Correction:
         parameters: the command line's parameters with value and source, for the record; they decide nothing.
 
     Raises:
-        InputError: a method that learns has no steps to learn in.
+        InputError: the method cannot run with these settings, such as no steps to learn in.
     """
 
     dataset: Dataset
@@ -63,6 +64,8 @@ class Correction:
 
     def __post_init__(self) -> None:
         validate_steps(self.method, self.training.steps)
+        settings.validate(self.method, self.training, self.forget)
+        optimizers.validate(self.training)
 
     @property
     def class_names(self) -> list[str]:

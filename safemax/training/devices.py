@@ -33,7 +33,7 @@ def accelerator_for(training: Training) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     use_fast_gpu_kernels(training.precision)
     return Accelerator(
-        mixed_precision="bf16" if _uses_bf16(training) else "no",
+        mixed_precision="bf16" if uses_bf16(training) else "no",
         cpu=not _on_gpu(training),
         dynamo_plugin=_compiler(training),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
@@ -73,7 +73,8 @@ def _compiler(training: Training) -> TorchDynamoPlugin | None:
     return TorchDynamoPlugin(backend=BACKEND, mode=mode, dynamic=False)
 
 
-def _uses_bf16(training: Training) -> bool:
+def uses_bf16(training: Training) -> bool:
+    """Whether a run with these settings computes in bf16; auto does on a GPU."""
     return training.precision == "bf16" or (training.precision == "auto" and _on_gpu(training))
 
 

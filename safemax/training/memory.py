@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from safemax.diffusion import weights
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
+from safemax.training import optimizers
+from safemax.training.devices import uses_bf16
+from safemax.training.frozen import ROUNDED
 from safemax.training.settings import Training
 
 _HALF = 0.6  # of a pass's memory in bf16: norms and sums stay in float32
@@ -20,7 +24,7 @@ class Need:
     """Bytes of a run, beside what its method holds (a teacher, a mask, a second gradient), the codec and the judges.
 
     Args:
-        weights: of the denoiser.
+        weights: of the denoiser, those that do not move halved in bf16, and bf16 copies of those that do.
         optimizer: gradients, Adam's two moments and, if there is one, the average of the weights that move.
         activations: kept by one pass forward for the pass backward.
         rows: of that pass.
@@ -51,7 +55,8 @@ class Need:
         if self.total > available:
             raise InputError(
                 f"{self}; the device has {available / 1e9:.2g} GB: accumulate splits a step, gradient_checkpointing keeps less of "
-                "a pass, trainable = lora moves fewer weights, precision = bf16 halves a pass"
+                "a pass, trainable = lora moves fewer weights, precision = bf16 halves a pass and the weights that do not move, "
+                "optimizer_state = 8bit leaves a quarter of Adam's moments"
             )
 
 
@@ -72,24 +77,40 @@ def needed(diffusion: Diffusion, training: Training) -> Need:
     """
     weights.validate(diffusion, training.trainable)
     rows = max(1, training.batch_size // training.accumulate)
-    scale = _HALF if training.precision != "fp32" else 1.0
+    scale = _HALF if uses_bf16(training) else 1.0
     moving = _moving(diffusion, training)
-    copies = 4 if training.ema else 3
+    copies = 2 if training.ema else 1
     return Need(
-        weights=4 * sum(p.numel() for p in diffusion.denoiser.parameters()),
-        optimizer=4 * copies * moving,
+        weights=_weights(diffusion, training),
+        optimizer=4 * copies * sum(moving) + optimizers.bytes_of(moving, training),
         activations=int(scale * rows * _kept_by_a_row(diffusion, training)),
         rows=rows,
     )
 
 
-def _moving(diffusion: Diffusion, training: Training) -> int:
+def _moving(diffusion: Diffusion, training: Training) -> list[int]:
+    """Return the sizes of the weights that move."""
     if training.trainable == "lora":
         linear = [each for each in diffusion.denoiser.modules() if isinstance(each, torch.nn.Linear)]
-        return sum(training.lora_rank * (each.in_features + each.out_features) for each in linear)
-    parts = {"all": ("",), **diffusion.kind.layers}[training.trainable]
-    named = diffusion.named_parameters()
-    return sum(p.numel() for name, p in named if any(part in name for part in parts))
+        return [training.lora_rank * side for each in linear for side in (each.in_features, each.out_features)]
+    return [p.numel() for p in _chosen(diffusion, training)]
+
+
+def _chosen(diffusion: Diffusion, training: Training) -> list[Parameter]:
+    """Return the network's own weights that move; none where adapters do."""
+    parts = {"all": ("",), **diffusion.kind.layers}.get(training.trainable, ())
+    return [p for name, p in diffusion.named_parameters() if any(part in name for part in parts)]
+
+
+def _weights(diffusion: Diffusion, training: Training) -> int:
+    """Return the bytes of the denoiser: frozen layers in bf16 where the run is, with bf16 copies of those that move."""
+    whole = sum(4 * p.numel() for p in diffusion.denoiser.parameters())
+    if not uses_bf16(training):
+        return whole
+    moving = {id(p) for p in _chosen(diffusion, training)}
+    layers = [each for each in diffusion.denoiser.modules() if isinstance(each, ROUNDED)]
+    own = [p for layer in layers for p in layer.parameters(recurse=False)]
+    return whole + sum(2 * p.numel() if id(p) in moving else -2 * p.numel() for p in own)
 
 
 def _kept_by_a_row(diffusion: Diffusion, training: Training) -> int:

@@ -58,6 +58,12 @@ class Training:
     precision: str = knob(
         "fp32", "arithmetic of the denoiser; auto is bf16 on a GPU, else fp32", choices=("fp32", "bf16", "auto")
     )
+    optimizer_state: str = knob(
+        "fp32",
+        "Adam's two moments: fp32, or 8bit, a quarter of the memory, by bitsandbytes (pip install 'safemax[eight_bit]')",
+        choices=("fp32", "8bit"),
+        added=True,
+    )
     compile: str = knob(
         "auto",
         "torch.compile of the denoiser: auto on a GPU where a run is long enough to pay for it, none, or max for the fastest code "
@@ -128,7 +134,7 @@ def validate(method: Method, training: Training, forget: tuple[int, ...]) -> Non
         )
     if training.trainable not in method.may_train:
         raise InputError(
-            f"trainable = {training.trainable} is not allowed with {name}, which edits the weights themselves; "
+            f"trainable = {training.trainable} is not allowed with {name}, {_why_not(method)}; "
             f"it may be {', '.join(method.may_train)}"
         )
     if training.weight_decay and type(method).constrain is not Method.constrain:
@@ -136,6 +142,12 @@ def validate(method: Method, training: Training, forget: tuple[int, ...]) -> Non
             f"weight_decay = {training.weight_decay:g} is not allowed with {name}: it would move weights that the method "
             "holds; weight_decay must be 0"
         )
+
+
+def _why_not(method: Method) -> str:
+    if method.may_train == ("all",):
+        return "which begins with new values of all weights"
+    return "which edits the weights themselves, and adapters begin at 0"
 
 
 def validate_parts(training: Training, processes: int) -> None:

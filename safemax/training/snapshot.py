@@ -6,7 +6,7 @@ state: every step seeds the generators anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -17,6 +17,7 @@ from torch.nn import Module
 
 from safemax.errors import InputError
 from safemax.storage.checkpoint import Checkpoint
+from safemax.training import optimizers
 from safemax.training.method import Method
 from safemax.training.result import Cost
 
@@ -29,6 +30,7 @@ def take(
     average: list[Tensor],
     cost: Cost,
     origin: str,
+    originals: Mapping[str, Tensor],
 ) -> Checkpoint:
     """Return the checkpoint of a run after `step` steps.
 
@@ -40,10 +42,11 @@ def take(
         average: moving average of each trained weight; [] without one.
         cost: so far.
         origin: the name of the run.
+        originals: weights of the network that it holds rounded, by name.
     """
-    tensors = _model_tensors(network, method)
+    tensors = _model_tensors(network, method) | {f"model.{name}": value for name, value in originals.items()}
     tensors |= {f"average.{i:05d}": value for i, value in enumerate(average)}
-    for i, state in optimizer.state_dict()["state"].items():
+    for i, state in optimizers.state_of(optimizer).items():
         tensors |= {f"optimizer.{i:05d}.{name}": value for name, value in state.items()}
     about: dict[str, Any] = {"origin": origin, "cost": asdict(cost)}
     return Checkpoint(step, tensors, about)
@@ -75,12 +78,7 @@ def restore_optimizer(saved: Checkpoint, optimizer: torch.optim.Optimizer) -> No
         for name, value in _under("optimizer.", saved.tensors).items():
             number, key = name.split(".")
             state.setdefault(int(number), {})[key] = value
-        weights = [each for group in optimizer.param_groups for each in group["params"]]
-        for index, moments in state.items():
-            _match([moments["exp_avg"], moments["exp_avg_sq"]], [weights[index]] * 2)
-            _match([moments["step"]], [torch.zeros(())])
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        optimizers.load(optimizer, state)
 
 
 def average_of(saved: Checkpoint, like: Sequence[Tensor], device: torch.device) -> list[Tensor]:
@@ -102,7 +100,7 @@ def _match(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> None:
     for ours, theirs in zip(tensors, like, strict=True):
         if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
             shapes = f"{tuple(ours.shape)} {ours.dtype} in place of {tuple(theirs.shape)} {theirs.dtype}"
-            raise ValueError(f"the optimizer's state or the moving average has a tensor of {shapes}")
+            raise ValueError(f"the moving average has a tensor of {shapes}")
 
 
 def _model_tensors(network: Module, method: Method) -> dict[str, Tensor]:

@@ -18,10 +18,11 @@ from safemax.diffusion.model import Diffusion
 from safemax.errors import Stopped
 from safemax.storage import checkpoint
 from safemax.storage.checkpoint import Checkpoint
-from safemax.training import memory, peak_memory, priors, settings, snapshot
+from safemax.training import memory, optimizers, peak_memory, priors, settings, snapshot
 from safemax.training.budget import Budget
-from safemax.training.devices import accelerator_for, compiles
+from safemax.training.devices import accelerator_for, compiles, uses_bf16
 from safemax.training.finite_check import FiniteCheck, steps_between
+from safemax.training.frozen import FrozenWeights
 from safemax.training.hooks import Folders, Hooks
 from safemax.training.method import Losses, Method, Terms
 from safemax.training.processes import Processes, facts
@@ -77,11 +78,12 @@ class Trainer:
         """
         method.validate(diffusion)
         settings.validate(method, training, forget)
+        optimizers.validate(training)
         weights.validate(diffusion, training.trainable)
         self.diffusion, self.method, self.split, self.forget = diffusion, method, split, forget
         self.training, self.flip = training, flip
         self.hooks, self.folders = hooks or Hooks(), folders or Folders()
-        self.cost, self.resumed_from = Cost(), ""
+        self.cost, self.resumed_from, self.frozen = Cost(), "", FrozenWeights()
         self.losses: dict[str, float] = {}
 
     def fit(self) -> FitResult:
@@ -96,8 +98,7 @@ class Trainer:
         try:
             self.prepare()
         except BaseException:  # such as of a method that cannot prepare: adapters would stay on the model
-            weights.release(self.diffusion)
-            memory.checkpoint_activations(self.diffusion.denoiser, False)
+            self._let_all_move()
             raise
         try:
             with self.processes.watched(self.done):
@@ -140,6 +141,8 @@ class Trainer:
         self._make_optimizer(saved)
         self.cost.side_state_gb = sum(t.nbytes for t in self.method.state().values()) / 1e9
         self.diffusion.train()
+        if uses_bf16(self.training):
+            self.frozen.hold(self.diffusion.denoiser)
         self._is_compiled = compiles(self.training)
         self.diffusion.denoiser = self.accelerator.prepare(self.diffusion.denoiser)
 
@@ -191,10 +194,9 @@ class Trainer:
         chosen = {id(p) for p in self.weights}
         for p in (*self.diffusion.parameters(), *self.diffusion.label_tables()):
             p.requires_grad_(id(p) in chosen)
-        self.optimizer = torch.optim.AdamW(
-            self.weights, lr=self.training.lr, weight_decay=self.training.weight_decay, fused=True
-        )
-        self.finite = FiniteCheck(self.optimizer, self.training.lr, at_once=self._wait_every == 1)
+        self.optimizer = optimizers.create(self.weights, self.training)
+        at_once = self._wait_every == 1 or not optimizers.skips_infinite(self.optimizer)
+        self.finite = FiniteCheck(self.optimizer, self.training.lr, at_once=at_once)
         self._values = [p.detach() for p in self.weights]  # the weights themselves, outside the graph
         self.average: list[Tensor] = [value.clone() for value in self._values] if self.training.ema else []
         if saved is not None:
@@ -227,10 +229,14 @@ class Trainer:
         """Unwrap the denoiser from its processes and leave the model as others expect it, however the run ended."""
         self.diffusion.denoiser = self._unwrapped(keep_fp32_wrapper=False)
         self.diffusion.zero_grad()
-        weights.release(self.diffusion)
-        memory.checkpoint_activations(self.diffusion.denoiser, False)
+        self._let_all_move()
         self.diffusion.eval()
         self.saver.close()
+
+    def _let_all_move(self) -> None:
+        self.frozen.release()
+        weights.release(self.diffusion)
+        memory.checkpoint_activations(self.diffusion.denoiser, False)
 
     def _optimizer_step(self, losses: Losses, batch: Batch, *, clip: float | None = None) -> Terms:
         terms = self._accumulate(losses, batch)
@@ -278,6 +284,8 @@ class Trainer:
             self.diffusion.denoiser = self._unwrapped()
         self.hooks.on_step_end(self.done)
         self.diffusion.denoiser = prepared
+        if self.diffusion.codec is not None:
+            self.diffusion.codec.vae.to("cpu")  # samples of the hook were decoded; the steps need its memory
 
     def _unwrapped(self, *, keep_fp32_wrapper: bool = True) -> torch.nn.Module:
         """Return the denoiser itself, with the names of its weights as they are saved."""
@@ -303,6 +311,7 @@ class Trainer:
         if self.saver.folder is None:
             return
         state = snapshot.take(
-            self.done, self._unwrapped(), self.method, self.optimizer, self.average, self.cost, self.folders.origin
-        )
+            self.done, self._unwrapped(), self.method, self.optimizer, self.average, self.cost, self.folders.origin,
+            self.frozen.originals(),
+        )  # fmt: skip
         self.saver.write(state, wait=wait)

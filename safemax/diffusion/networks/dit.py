@@ -15,7 +15,7 @@ class OfficialDiT(DiTTransformer2DModel):
     The official weights were trained with the former. No change of weights turns one into the other.
     """
 
-    @functools.wraps(DiTTransformer2DModel.__init__)
+    @functools.wraps(DiTTransformer2DModel.__init__)  # type: ignore[misc]  # from_config reads the arguments' names
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         for block in self.transformer_blocks:

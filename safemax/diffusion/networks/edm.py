@@ -105,7 +105,7 @@ class EDMUNet(ModelMixin, ConfigMixin):
         self.class_embedding = nn.Embedding(num_class_embeds, noise)
         self.time_embedding = nn.Sequential(nn.Linear(noise, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.conv_in = nn.Conv2d(in_channels, model_channels, 3, padding=1)
-        options = {"width": width, "dropout": dropout, "kernel": "fir" if residual else "sde_vp"}
+        options: dict[str, Any] = {"width": width, "dropout": dropout, "kernel": "fir" if residual else "sde_vp"}
         sizes = block_out_channels, layers_per_block, tuple(attention_sizes)
         self.encoder = nn.ModuleDict({each.name: _Block(each, **options) for each in _encoder(self.config, *sizes)})
         self.residual = nn.ModuleDict(_residual_inputs(self.config, block_out_channels) if residual else {})

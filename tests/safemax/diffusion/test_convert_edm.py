@@ -12,9 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMPipeline, DDPMScheduler
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipelines import convert as entry_point
+from pipelines.registry import model_versions
 from safemax.diffusion.convert.checkpoint import convert
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.networks.edm import EDMUNet
@@ -170,6 +173,17 @@ def test_it_is_saved_loaded_opened_by_diffusers_and_drawn_from(path: Path, tmp_p
     images = sample(again, torch.tensor([0, 2]), Sampler("ddim", 10, 1.0, 0.0, True), seed=0)
     assert images.shape == (2, 3, SIDE, SIDE)
     assert images.std() > 0.05
+
+
+def test_it_is_registered_as_a_base_with_its_samples_unguided(path: Path, tmp_path: Path, mlflow_store: Any) -> None:
+    for split in ("train", "test"):
+        for number, name in enumerate(CLASSES):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            Image.new("RGB", (SIDE, SIDE), (9, 80 * number, 200)).save(tmp_path / "data" / split / name / "0.png")
+    entry_point.convert([f"--state_dict={path}", f"--data={tmp_path}/data", "--name=edm"])
+    diffusion = Diffusion.load(model_versions.resolve("models:/edm@base"))
+    assert isinstance(diffusion.denoiser, EDMUNet)
+    assert not diffusion.has_null
 
 
 def test_it_predicts_eps_alone_and_only_of_a_model_s_schedule() -> None:

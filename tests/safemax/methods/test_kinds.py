@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.correction.correction import Correction
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.weights import CHOICES, WITHOUT_ADAPTERS
 from safemax.errors import InputError, Stopped
+from safemax.evaluation.protocol import Evaluation
+from safemax.judges.load import JudgeConfig
 from safemax.methods import find
 from safemax.training.hooks import Folders, Hooks
 from tests.safemax.methods.test_contract import NAMES, refusal, small, training
@@ -61,10 +64,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(kind: str, name: str
     assert trained(kind, name, folder=tmp_path)[0].digest() == trained(kind, name)[0].digest()
 
 
-# Each method that has a mask, Fisher information or an edit of its own, with the choices of a text model; the rest is slow.
+# Each method that has a mask, Fisher information or an edit of its own, with a subset and adapters on every kind, and with all
+# choices of a text model; the rest is slow.
 OWN_WEIGHTS = {"salun", "selective_amnesia", "sfron", "ssd"}
+
+
+def _is_fast(kind: str, name: str, choice: str) -> bool:
+    return name in OWN_WEIGHTS and (kind == "text" or choice in ("attention", "lora"))
+
+
 EVERY_CHOICE = [
-    pytest.param(kind, name, choice, marks=() if name in OWN_WEIGHTS and kind == "text" else pytest.mark.slow)
+    pytest.param(kind, name, choice, marks=() if _is_fast(kind, name, choice) else pytest.mark.slow)
     for kind in tiny_kinds.KINDS for name in NAMES for choice in CHOICES if choice != "all"
 ]  # fmt: skip
 
@@ -114,12 +124,21 @@ def test_a_mask_covers_the_chosen_weights_alone() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["ssd", "scissorhands", "retrain"])
-def test_a_method_that_edits_the_weights_themselves_takes_no_adapters(name: str) -> None:
-    with pytest.raises(
-        InputError, match=f"trainable = lora is not allowed with .*; it may be {find(name).may_train[0]}"
-    ):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("ssd", "edits the weights themselves, and adapters begin at 0; it may be all, attention"),
+        ("scissorhands", "edits the weights themselves, and adapters begin at 0; it may be all, attention"),
+        ("fisher_forgetting", "edits the weights themselves, and adapters begin at 0; it may be all, attention"),
+        ("retrain", "begins with new values of all weights; it may be all$"),
+    ],
+)
+def test_a_method_that_edits_or_replaces_the_weights_takes_no_adapters(name: str, reason: str) -> None:
+    with pytest.raises(InputError, match=f"trainable = lora is not allowed with .*, which {reason}"):
         trained("unet", name, trainable="lora")
+    method, settings = find(name)(), training(name, trainable="lora")
+    with pytest.raises(InputError, match=reason):  # before a run begins, and judges are trained
+        Correction(tiny_models.dataset(), (0,), "nowhere", "tiny", name, method, settings, Evaluation(), JudgeConfig())
 
 
 def test_weights_that_a_network_lacks_are_refused_with_those_that_it_has() -> None:
