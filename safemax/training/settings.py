@@ -137,6 +137,11 @@ def validate(method: Method, training: Training, forget: tuple[int, ...]) -> Non
             f"trainable = {training.trainable} is not allowed with {name}, {_why_not(method)}; "
             f"it may be {', '.join(method.may_train)}"
         )
+    if training.optimizer_state == "8bit" and type(method).constrain is not Method.constrain:
+        raise InputError(
+            f"optimizer_state = 8bit is not allowed with {name}: a moment of 0 is not 0 in 8 bits and would move weights that "
+            "the method holds; optimizer_state must be fp32"
+        )
     if training.weight_decay and type(method).constrain is not Method.constrain:
         raise InputError(
             f"weight_decay = {training.weight_decay:g} is not allowed with {name}: it would move weights that the method "
