@@ -131,10 +131,11 @@ def _move(
     name: str, number: str, current: str | None, options: AliasOptions, passed: Sequence[gates.Gate], run: tracking.Run
 ) -> None:
     if current == number:
-        for record in aliases.recorded_moves(name, options.alias)[-1:]:  # of a run that died after moving the alias
-            run.json({"model": name, "alias": options.alias, **record}, "move")
-        print(f"{options.alias} of {name} already points to version {number}")
-        return
+        known = aliases.record_of(aliases.recorded_moves(name, options.alias), number)
+        print(f"{options.alias} of {name} already points to version {number}{'' if known else ', set by hand'}")
+        if known:  # of an earlier promotion, or of a run that died after moving the alias
+            run.json({"model": name, "alias": options.alias, **known}, "move")
+            return
     line = "; ".join(f"{gate.name} {gate.value}, {gate.threshold}: {gate.verdict}" for gate in passed)
     record = aliases.new_move(aliases.PROMOTE, current, number, why=options.why, run_id=run.id, gates=line)
     run.json({"model": name, "alias": options.alias, **record}, "move")

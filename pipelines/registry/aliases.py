@@ -112,7 +112,8 @@ def _read(name: str, key: str, text: str) -> Move:
 def promotion_history(moves: Sequence[Move], current: str | None) -> list[str]:
     """Return the versions that the alias was promoted to and that no rollback took back, oldest first.
 
-    A record has no effect if the alias still pointed to its `from` at the next move: its process died before moving it.
+    A record has no effect if the alias still pointed to its `from` at the next move: its process died before moving it. One
+    whose `from` is its `to` is of a promotion that found the alias there already, set by hand.
 
     Args:
         moves: as `recorded_moves` returns them.
@@ -121,13 +122,20 @@ def promotion_history(moves: Sequence[Move], current: str | None) -> list[str]:
     history = [each["from"] for each in moves[:1] if each["from"]]
     for i, record in enumerate(moves):
         after = moves[i + 1]["from"] if i + 1 < len(moves) else current
-        if after == record["from"]:
+        if after == record["from"] != record["to"]:
             continue
         if record["kind"] == ROLLBACK and record["to"] in history:
             del history[len(history) - history[::-1].index(record["to"]) :]
-        else:
+        elif history[-1:] != [record["to"]]:
             history.append(record["to"])
     return history
+
+
+def record_of(moves: Sequence[Move], current: str) -> Move | None:
+    """Return the record of the move that set an alias to where it points now; None where somebody set it by hand."""
+    if promotion_history(moves, current)[-1:] != [current]:
+        return None
+    return next((each for each in reversed(moves) if each["to"] == current), None)
 
 
 def rollback_target(moves: Sequence[Move], current: str | None, deleted: Container[str] = ()) -> str | None:

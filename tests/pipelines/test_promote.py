@@ -167,6 +167,36 @@ def test_promoting_the_champion_again_changes_nothing(mlflow_store: MlflowClient
     assert len(aliases.recorded_moves(NAME, "champion")) == 1
 
 
+def test_promoting_a_version_that_the_alias_was_set_to_by_hand_records_this_promotion(
+    mlflow_store: MlflowClient,
+) -> None:
+    for seed in range(3):
+        register(mlflow_store, seed)
+    promote([MODEL, UNMEASURED, "--version=1"])
+    mlflow_store.set_registered_model_alias(NAME, "champion", "2")
+    promote([MODEL, UNMEASURED, "--version=2", "--why=looked at"])
+    newest = artifact(mlflow_store, administrative_runs(mlflow_store)[0], "move.json")
+    assert (newest["from"], newest["to"], newest["why"]) == ("2", "2", "looked at")
+    promote([MODEL, UNMEASURED, "--version=3"])
+    rollback([MODEL])
+    assert champion() == "2", "it passed the gates, whoever had set the alias"
+    rollback([MODEL])
+    assert champion() == "1"
+
+
+def test_promoting_again_after_a_promotion_that_died_writes_the_record_that_set_the_alias(
+    mlflow_store: MlflowClient,
+) -> None:
+    for seed in range(2):
+        register(mlflow_store, seed)
+    promote([MODEL, UNMEASURED, "--version=1", "--why=the first"])
+    dead = json.dumps(aliases.new_move(aliases.PROMOTE, "1", "2", why="died", run_id="of a dead run"))
+    mlflow_store.set_registered_model_tag(NAME, "move.champion.00002.dead", dead)
+    promote([MODEL, UNMEASURED, "--version=1", "--why=again"])
+    again = artifact(mlflow_store, administrative_runs(mlflow_store)[0], "move.json")
+    assert (again["from"], again["to"], again["why"]) == (None, "1", "the first")
+
+
 def test_a_worse_model_than_the_champion_is_refused_and_a_gate_file_may_let_it_pass(
     mlflow_store: MlflowClient, tmp_path: Path
 ) -> None:
