@@ -219,7 +219,10 @@ class SearchConfig:
         changes: dict[str, Any] = space.by_field(values, Training)
         training = replace(self.training, **changes)
         names = (self.parent, self.name, self.method_name)
-        return Correction(self.dataset, self.forget, *names, method, training, evaluation, self.judging)
+        record = {**self.parameters, **{name: {"value": value} for name, value in asdict(self.data).items()}}
+        return Correction(
+            self.dataset, self.forget, *names, method, training, evaluation, self.judging, parameters=record
+        )
 
     def _knobs(self) -> dict[str, Any]:
         return {field: getattr(self.method, field) for field in knobs(self.method)}

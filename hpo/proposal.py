@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.space import Number, Space
 from safemax.data.batches import derive_seed
-from safemax.errors import InputError
+from safemax.errors import InputError, note
 
 SAMPLERS = ("tpe", "gp", "nsga2", "random", "grid")
 # What each objective minimises, by the names of hpo.objective.scores.
@@ -78,10 +78,9 @@ def propose(plan: StudyPlan, trials: Sequence[FrozenTrial]) -> FrozenTrial:
 def warn_of_population(plan: StudyPlan) -> None:
     """Warn where nsga2 would be little more than random search: its first population is random."""
     if plan.sampler == "nsga2" and plan.trials <= 2 * POPULATION:
-        warnings.warn(
+        note(
             f"search_sampler = nsga2 draws its first {POPULATION} trials at random, and trials = {plan.trials}: below "
-            f"{2 * POPULATION} it is little more than random search; tpe is not",
-            stacklevel=2,
+            f"{2 * POPULATION} it is little more than random search; tpe is not"
         )
 
 

@@ -169,14 +169,20 @@ def read_config(argv: Sequence[str]) -> SearchConfig:
         validate_steps(method, int(fewest))
     except InputError as error:
         raise UsageError(str(error)) from error
-    if not chosen["plan"].plan:
-        tracking.setup(product)
     forget = parse_classes(concepts.forget_of(chosen), dataset.class_names)
     check_enough_images(dataset, forget)
     source = find_base(product, chosen["data"].data) if source == "base" else source
     prompts = concepts.prompts_of(chosen["model"], dataset.class_names)
-    source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"], prompts, forget)
-    parameters = chosen.record()
+    source, evaluation = ready(
+        source,
+        chosen["model"].schedule,
+        dataset,
+        chosen["evaluation"],
+        prompts,
+        forget=[forget],
+        trainings=[(method, training)],
+    )
+    parameters = chosen.record(data=data.data)
     parameters["storage"]["value"] = tracking.without_password(chosen["search"].storage)
     return SearchConfig(
         chosen["search"], data, dataset, forget, source,

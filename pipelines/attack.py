@@ -84,7 +84,7 @@ def attack(argv: Sequence[str]) -> None:
     stop = stop_on_signals()
     die_with_parent()
     options: AttackOptions = chosen["model"]
-    subject = Subject.of(options, options.base, chosen["data"], plans=chosen["plan"].plan)
+    subject = Subject.of(options, options.base, chosen["data"])
     suite = AttackSuite(
         {name: chosen[name] if name in chosen else attacks.find(name)() for name in options.names},
         options.attack_samples,
@@ -93,6 +93,9 @@ def attack(argv: Sequence[str]) -> None:
     if chosen["plan"].plan:
         show(_plan(subject, suite, chosen["gold"], chosen["judging"]))
         return
+    model = lineage.load(subject.address, subject.dataset)
+    suite.validate(model)
+    chosen["gold"].validate(subject.base, subject.dataset)
     params = {
         "model.base": subject.base, "model.gold": chosen["gold"].gold, "attack.samples": suite.samples,
         "attack.seed": suite.seed, "attack.names": ",".join(options.names),
@@ -100,7 +103,7 @@ def attack(argv: Sequence[str]) -> None:
     with subject.run("attack", f"attack-{subject.title}-seed{suite.seed}", params, list(params)) as run:
         run.parameters(chosen.record(model=subject.address))
         clock = Clock()
-        models = Models.load(subject, chosen["gold"], stop, clock)
+        models = Models.load(subject, model, chosen["gold"], stop, clock)
         with stop.interruptible():
             results = suite.run(models, subject, chosen["judging"], clock)
             about = {

@@ -78,23 +78,23 @@ def compare(argv: Sequence[str]) -> None:
     data = concepts.data_of(chosen)
     dataset = data.load()
     product, source = chosen["model"].name_for(dataset), chosen["model"].model
-    if not chosen["plan"].plan:
-        tracking.setup(product)
     source = find_base(product, chosen["data"].data) if source == "base" else model_versions.resolve_alias(source)
     prompts = concepts.prompts_of(chosen["model"], dataset.class_names)
     every = range(dataset.num_classes)
     classes = tuple(every) if options.classes == "all" else parse_classes(options.classes, dataset.class_names)
-    source, evaluation = ready(source, chosen["model"].schedule, dataset, chosen["evaluation"], prompts, classes)
     for label in classes:
         check_enough_images(dataset, (label,))
+    source, evaluation = ready(
+        source, chosen["model"].schedule, dataset, chosen["evaluation"], prompts,
+        forget=[(label,) for label in classes], trainings=[(each.method, each.training) for each in compared],
+    )  # fmt: skip
     comparison = Comparison(
         options, data, dataset, classes, source, product, compared, ablation, evaluation,
-        chosen["judging"], chosen.record(),
+        chosen["judging"], chosen.record(data=data.data),
     )  # fmt: skip
     if chosen["plan"].plan:
         show(_plan(comparison))
         return
-    _validate_output(options.output)
     run(comparison, stop)
 
 
@@ -149,6 +149,7 @@ def run(comparison: Comparison, stop: StopSignal) -> pd.DataFrame:
         Stopped: `stop` was raised; the same comparison resumes.
     """
     comparison.validate()
+    _validate_output(comparison.options.output)
     tags = {"kind": "comparison", "comparison.methods": ",".join(each.label for each in comparison.variants)}
     with tracking.run(
         comparison.title, experiment=comparison.name, params=comparison.params(), tags=tags, shown=SHOWN,

@@ -27,9 +27,8 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 import hashlib
 import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ from safemax.diffusion.convert import checkpoint
 from safemax.diffusion.folder import numbered
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, sample
-from safemax.errors import InputError
+from safemax.errors import InputError, note
 from safemax.knobs import check, knob
 from safemax.reports.images_and_tables import grid
 from safemax.storage import atomic
@@ -226,8 +225,7 @@ def _checks(diffusion: Diffusion, dataset: Dataset, options: ConvertOptions) -> 
     if not math.isfinite(loss):
         raise InputError(f"state_dict = {options.state_dict} gives a network whose denoising loss is {loss:g}")
     if loss > UNTRAINED:
-        message = f"the denoising loss on {dataset.name} is {loss:.2g}: this network hardly denoises"
-        warnings.warn(message, stacklevel=2)
+        note(f"the denoising loss on {dataset.name} is {loss:.2g}: this network hardly denoises")
     checks = {"convert/denoising_loss": loss}
     if options.reference != "none":
         checks["convert/largest_difference"] = largest_difference(diffusion, options.reference)
@@ -248,8 +246,7 @@ def _register(
     with tracking.run(f"convert-{dataset.name}", experiment=name, params=params, tags={"kind": "base"}) as run:
         run.parameters(record)
         labels = torch.arange(dataset.num_classes)
-        sampler = FAST if diffusion.has_null else replace(FAST, guidance_scale=1.0)
-        images = sample(diffusion, labels, sampler, seed=0, progress=True)
+        images = sample(diffusion, labels, FAST.within(diffusion), seed=0, progress=True)
         picture = run.picture(grid(images, len(labels)), "samples/base")
         note = (
             f"The official network of {Path(options.state_dict).name}, converted; {summary} on {dataset.name}."

@@ -16,10 +16,9 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines import tracking
 from pipelines.cli.options import DataOptions, ForgetOptions, PlanOptions
 from pipelines.cli.parameters import with_defaults
-from pipelines.cli.parser import parse
+from pipelines.cli.parser import Arguments, parse
 from pipelines.correction.base_model import BaseTraining, NetworkOptions, train_base
 from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
@@ -27,16 +26,20 @@ from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_
 from pipelines.planning.plan import Plan, show
 from pipelines.planning.stages import Planner, logs_of
 from pipelines.registry import model_versions
+from pipelines.registry.lineage import agree_on_classes
 from safemax.data.class_names import parse_classes
+from safemax.data.class_split import ClassSplit
+from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
-from safemax.evaluation.enough_images import check_enough_images
+from safemax.evaluation.enough_images import check_enough_images, check_enough_samples
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
 from safemax.methods import validate_steps
 from safemax.methods.safemax import SAFEMax
 from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,6 @@ def demo(argv: Sequence[str]) -> None:
     if is_follower_rank():
         raise InputError("the demo runs in one process; under torchrun use pipelines.pretrain and pipelines.unlearn")
     dataset, base, training = arguments["data"].load(), arguments["base"], arguments["training"]
-    evaluation = arguments["evaluation"]
     network = NetworkOptions(name=base.name)
     name = network.name_for(dataset)
     validate_steps(arguments["safemax"], training.steps)
@@ -83,16 +85,18 @@ def demo(argv: Sequence[str]) -> None:
         steps=base.base_steps, batch_size=base.base_batch_size, seed=training.seed,
         precision=training.precision, device=training.device,
     )  # fmt: skip
+    found = _base(name)
+    untrained = found or network.create(dataset, pretraining.seed)
+    evaluation = _evaluation(arguments, untrained, dataset, forget)
     correction = Correction(
         dataset, forget, "base", name, "safemax", arguments["safemax"], training, evaluation, arguments["judging"],
         base.previews, arguments.record(),
     )  # fmt: skip
-    plan = _plan(correction, network, pretraining)
+    plan = _plan(correction, found, untrained, pretraining)
     if arguments["plan"].plan:
         show(plan)
         return
     print(plan.text(), flush=True)
-    tracking.setup(name)
 
     def find_or_train() -> str:
         return model_versions.find(name, "base") or train_base(
@@ -108,10 +112,21 @@ def demo(argv: Sequence[str]) -> None:
     correct(correction, stop, find_or_train)
 
 
-def _plan(correction: Correction, network: NetworkOptions, pretraining: Training) -> Plan:
-    address = model_versions.find(correction.name, "base")
-    base = Diffusion.load(model_versions.resolve(address)) if address else None
-    untrained = base or network.create(correction.dataset, pretraining.seed)
+def _base(name: str) -> Diffusion | None:
+    address = model_versions.find(name, "base")
+    return Diffusion.load(model_versions.resolve(address)) if address else None
+
+
+def _evaluation(arguments: Arguments, diffusion: Diffusion, dataset: Dataset, forget: tuple[int, ...]) -> Evaluation:
+    """Return how the model is measured; InputError where it does not fit the data, the method or the samples."""
+    agree_on_classes(diffusion, dataset)
+    Trainer(diffusion, arguments["safemax"], dataset.train, forget, arguments["training"])
+    evaluation: Evaluation = arguments["evaluation"].fitted(diffusion, forget)
+    check_enough_samples(evaluation, ClassSplit.of(dataset.class_names, forget), dataset.class_names)
+    return evaluation
+
+
+def _plan(correction: Correction, base: Diffusion | None, untrained: Diffusion, pretraining: Training) -> Plan:
     planner = Planner.measured(untrained, correction.dataset, correction.forget, correction.training)
     stages = [planner.pretrain(pretraining, reused=base is not None), *planner.correct(correction, base)]
     title = f"demo: {correction.name} forgets {', '.join(correction.class_names)}"

@@ -31,6 +31,7 @@ from pipelines.planning.stages import Planner
 from pipelines.registry import lineage, model_versions
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
+from safemax.evaluation.enough_images import check_enough_samples
 from safemax.evaluation.panel_classes import AUTO
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
@@ -84,9 +85,11 @@ def evaluate(argv: Sequence[str]) -> None:
         follow_draws(stop)
         return
     options = chosen["model"]
-    subject = Subject.of(options, options.beside, chosen["data"], plans=chosen["plan"].plan)
+    subject = Subject.of(options, options.beside, chosen["data"])
     diffusion = lineage.load(subject.address, subject.dataset)
     evaluation = as_recorded(chosen["evaluation"], subject.address).fitted(diffusion, subject.classes.forget)
+    check_enough_samples(evaluation, subject.classes, subject.dataset.class_names)
+    chosen["gold"].validate(subject.base, subject.dataset)
     if chosen["plan"].plan:
         show(_plan(subject, diffusion, evaluation, chosen["judging"]))
         return

@@ -62,6 +62,8 @@ def promote(argv: Sequence[str]) -> None:
     target = options.model if promotion.to == "same" else promotion.to
     current = model_versions.aliased_number(target, options.alias)
     options.validate(current)
+    if target != options.model:
+        registration.refuse_other_subject(address, target)
     params = {"promote.model": address, "promote.to": target, "promote.alias": options.alias, "promote.from": current}
     params |= {"promote.remeasure": chosen["remeasurement"].remeasure}
     name = f"promote-{target}-{options.alias}-{address.rpartition('/')[2]}"

@@ -17,7 +17,6 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines import tracking
 from pipelines.cli.method_options import MethodOptions, parse_for_method
 from pipelines.cli.options import DataOptions, ForgetOptions, ModelOptions, PlanOptions
 from pipelines.cli.parser import text_of
@@ -74,13 +73,14 @@ def unlearn(argv: Sequence[str]) -> None:
     name = arguments["model"].name_for(dataset)
     forget = parse_classes(concepts.forget_of(arguments), dataset.class_names)
     check_enough_images(dataset, forget)
-    if not arguments["plan"].plan:
-        tracking.setup(name)
     options = arguments["model"]
     address = find_base(name, arguments["data"].data) if options.model == "base" else options.model
     record = arguments.record(model=model_versions.resolve_alias(address), data=data.data)
     prompts = concepts.prompts_of(options, dataset.class_names)
-    source = ready(address, options.schedule, dataset, arguments["evaluation"], prompts, forget)
+    source = ready(
+        address, options.schedule, dataset, arguments["evaluation"], prompts,
+        forget=[forget], trainings=[(arguments[method_name], arguments["training"])],
+    )  # fmt: skip
     correction = Correction(
         dataset, forget, source.address, name, method_name, arguments[method_name], arguments["training"],
         source.evaluation, arguments["judging"], arguments["method"].previews, record,

@@ -6,7 +6,6 @@ Each is a thin call of the library that the commands use too: the same arguments
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,12 +17,14 @@ from torch import Tensor
 from safemax.data import sources
 from safemax.data.batches import derive_seed
 from safemax.data.class_names import parse_classes
+from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
 from safemax.diffusion import sampling
 from safemax.diffusion.condition import Prompt
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, Sampler
-from safemax.errors import unknown
+from safemax.errors import note, unknown
+from safemax.evaluation.enough_images import check_enough_images, check_enough_samples
 from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import cached_samples
@@ -61,8 +62,8 @@ def load_data(source: str = "digits", *, size: int | None = None, **options: Any
         (10, (1, 8, 8), 1501, 296)
     """
     dataset = sources.load(source, size=size, **options)
-    for note in dataset.notes:
-        warnings.warn(f"data = {source}: {note}", stacklevel=2)
+    for each in dataset.notes:
+        note(f"data = {source}: {each}")
     return dataset
 
 
@@ -274,6 +275,8 @@ def evaluate(
     """
     labels = _labels(forget, data)
     protocol = _settings(Evaluation, {}, evaluation).fitted(diffusion, labels)
+    check_enough_images(data, labels)
+    check_enough_samples(protocol, ClassSplit.of(data.class_names, labels), data.class_names)
     classifiers = judges(data, judging or JudgeConfig(), device=str(diffusion.device), progress=progress)
     samples = cached_samples(diffusion, labels, protocol, progress=progress)
     return measure(samples, classifiers, reference(data, classifiers), labels)

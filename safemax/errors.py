@@ -1,7 +1,8 @@
-"""The errors that callers are meant to catch: an impossible request, numbers that are not finite, a requested stop."""
+"""The errors that callers are meant to catch, and the one way of telling them what is no error: a note."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
@@ -20,6 +21,15 @@ class LostProcessError(RuntimeError):
 
 class Stopped(Exception):
     """The run was asked to stop (SIGTERM); it wrote a checkpoint, so the same command resumes it."""
+
+
+class Note(UserWarning):
+    """Something that the user should know and that stops nothing; a notebook shows it as a warning, a command as one line."""
+
+
+def note(text: str, *, stacklevel: int = 2) -> None:
+    """Tell the user something that stops nothing, in one line; stacklevel as of `warnings.warn`, from the caller's caller on."""
+    warnings.warn(text, Note, stacklevel=stacklevel + 1)
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

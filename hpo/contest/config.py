@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pipelines.cli.method_options import for_method
@@ -11,14 +12,17 @@ from pipelines.cli.options import DataOptions
 from pipelines.correction.base_model import BaseTraining, NetworkOptions
 from safemax.attacks import find as find_attack
 from safemax.data.class_names import parse_classes
+from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError
+from safemax.evaluation.enough_images import check_enough_images, check_enough_samples
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
 from safemax.methods import available, create, find, preset_of
 from safemax.training.method import Method
 from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 BASE, GOLD = "base", "gold"  # not corrected, and trained without the class
 DEFAULT, TUNED = "default", "tuned"
@@ -126,6 +130,26 @@ class Contest:
                 f"tune_classes has {dataset.class_names[min(both)]}, which is in classes; they must differ"
             )
         return contest
+
+    def validate(self, dataset: Dataset) -> None:
+        """Raise InputError where a base, a method or a measurement would be refused later.
+
+        Args:
+            dataset: the images.
+        """
+        if Path(self.network.architecture).is_dir():
+            raise InputError(
+                f"architecture = {self.network.architecture} is not allowed: a contest's gold models never saw the class, so "
+                "they begin untrained; name an architecture"
+            )
+        diffusion = self.network.create(dataset, 0)
+        for label in (*self.classes, *self.tune_classes):
+            check_enough_images(dataset, (label,))
+            evaluation = self.evaluation.fitted(diffusion, (label,))
+            check_enough_samples(evaluation, ClassSplit.of(self.class_names, (label,)), self.class_names)
+        for name in self.options.method_names:
+            method, training = self.method(name, {})
+            Trainer(diffusion, method, dataset.train, self.classes[:1], training)
 
     @property
     def classes(self) -> tuple[int, ...]:

@@ -35,9 +35,9 @@ from pipelines import tracking
 from pipelines.cli.options import DataOptions
 from pipelines.cli.parser import parse
 from pipelines.correction.base_model import NetworkOptions
+from pipelines.engine import notes
 from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_signals
 from safemax.errors import InputError, NonFiniteError, Stopped
-from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.reports import contest_page, contest_tables
@@ -64,10 +64,8 @@ def run(argv: Sequence[str]) -> None:
     contest = Contest.of(
         options, chosen["data"], chosen["network"], chosen["evaluation"], chosen["judging"], dataset
     )  # fmt: skip
-    for label in (*contest.classes, *contest.tune_classes):
-        check_enough_images(dataset, (label,))
+    contest.validate(dataset)
     product = chosen["network"].name_for(dataset)
-    tracking.setup(product)
     params = {f"contest.{key}": value for key, value in contest.describe().items()} | {"data.name": dataset.name}
     title = f"contest-{dataset.name}-{len(entered)}-methods"
     elsewhere = ("contest.digest", "contest.data", "contest.network", "contest.judging")  # data set, parameters.json
@@ -121,6 +119,7 @@ def _work(contest: Contest, stop: StopSignal) -> Iterator[str]:
 
 
 def _start_worker() -> None:
+    notes.show_as_lines()
     torch.set_num_threads(1)
     die_with_parent()
 

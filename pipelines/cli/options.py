@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.engine.signals import is_follower_rank
-from safemax.errors import InputError
+from safemax.errors import InputError, note
 from safemax.knobs import check, knob
 
 if TYPE_CHECKING:
@@ -61,13 +59,13 @@ class DataOptions:
         check(self)
 
     def load(self, *, quiet: bool = False) -> Dataset:
-        """Return the data set, and print what was skipped or assumed when it was read, unless `quiet`."""
+        """Return the data set, and tell what was skipped or assumed when it was read, unless `quiet`."""
         from safemax.data.sources import load
 
         options = {name: value for name, value in asdict(self).items() if name not in ("data", "size")}
         dataset = load(self.data, size=self.size or None, **options)
-        for note in () if quiet or is_follower_rank() else dataset.notes:
-            print(f"data = {self.data}: {note}", file=sys.stderr, flush=True)
+        for each in () if quiet else dataset.notes:
+            note(f"data = {self.data}: {each}")
         return dataset
 
 

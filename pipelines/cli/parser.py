@@ -13,10 +13,10 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from pipelines.cli.parameters import Parameter, UsageError, Value, excerpt, parameters, to_text
-from pipelines.engine import signals
+from pipelines.engine import notes, signals
 from safemax.errors import InputError, LostProcessError, NonFiniteError, Stopped, chain, unknown
 
 Chosen = TypeVar("Chosen")
@@ -168,7 +168,26 @@ def main(entry: Callable[[Sequence[str]], object]) -> NoReturn:
     bug of this program and keeps its traceback.
     """
     signals.end_on_signals()
-    sys.exit(_status(entry, sys.argv[1:]))
+    notes.show_as_lines()
+    try:
+        status = _status(entry, sys.argv[1:])
+    finally:
+        _flush()
+    sys.exit(status)
+
+
+def _flush() -> None:
+    """Write all output, unless its reader has gone: `head` has seen enough. Left to Python, that would end in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is still buffered, which Python would flush at its exit, to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _status(entry: Callable[[Sequence[str]], object], argv: Sequence[str]) -> int:
@@ -186,7 +205,7 @@ def _status(entry: Callable[[Sequence[str]], object], argv: Sequence[str]) -> in
     except (LostProcessError, NonFiniteError) as error:
         return _say(f"error: {error}", 1)
     except BrokenPipeError:  # the reader of what is printed, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return 0
     except Exception as error:
         reason = _outside(error)

@@ -13,7 +13,7 @@ from pipelines.cli.parameters import UsageError, Value
 from pipelines.comparison import variants
 from pipelines.comparison.job import ChildConfig
 from pipelines.comparison.variants import MethodVariant
-from pipelines.correction.retrained import recipe_of
+from pipelines.correction.retrained import check_recipe, recipe_of
 from pipelines.correction.source import seen_by_workers
 from pipelines.engine.options import WorkerOptions
 from pipelines.registry import lineage, model_versions
@@ -95,6 +95,8 @@ class Comparison:
         if forgotten:
             names = ", ".join(forgotten)
             raise InputError(f"model = {self.source} has forgotten {names}; a comparison starts from a base")
+        if self.options.gold:
+            check_recipe(self.source, self.options.gold_steps)
         diffusion = Diffusion.load(self.base)
         agree_on_classes(diffusion, self.dataset)
         for each in (*self.variants, *(variant for _, _, variant in self.ablation)):
@@ -127,10 +129,11 @@ class Comparison:
     def child_config(self) -> ChildConfig:
         """Return what all jobs share."""
         steps = self.options.gold_steps
+        gold = asdict(recipe_of(self.source, steps)) if self.options.gold else {}
         base = seen_by_workers(Path(self.base), self.model_digest, self.options)
         return ChildConfig(
             asdict(self.data), str(base), self.source, self.name, asdict(self.evaluation),
-            asdict(self.judging), steps, asdict(recipe_of(self.source, steps)), self.options.device,
+            asdict(self.judging), steps, gold, self.options.device,
         )  # fmt: skip
 
     def children(self) -> list[dict[str, Any]]:

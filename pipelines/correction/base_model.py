@@ -72,6 +72,9 @@ class NetworkOptions:
 
 BASE_TRAINING: dict[str, Any] = {"steps": 800, "lr": 1e-3, "ema": 0.99, "forget_share": 0.0}
 BaseTraining = with_defaults(Training, **BASE_TRAINING)
+START = (
+    "model.start"  # parameter of a base: the folder of the model that was trained further, absent for an untrained one
+)
 _NAMED = 20  # classes that a note names
 _SHOWN = (
     *("data.name", "model.null_drop", "model.min_snr_gamma"),
@@ -109,7 +112,10 @@ def train_base(
     params: dict[str, object] = {f"train.{key}": value for key, value in asdict(training).items()}
     params |= {"data.name": dataset.name, **dataset.params, "model.null_drop": network.null_drop}
     params |= {"model.min_snr_gamma": network.min_snr_gamma}
+    if Path(network.architecture).is_dir():  # a gold model of this base would need the steps before these, too
+        params |= {START: str(Path(network.architecture).absolute())}
     method = Finetune(null_drop=network.null_drop, min_snr_gamma=network.min_snr_gamma)
+    Trainer(diffusion, method, dataset.train, (), training)  # refuses before the run what does not go together
 
     def fit(log: Log | None = None, origin: str = "") -> FitResult:
         hooks, folders = Hooks(log=log, should_stop=stop, title="pretrain"), Folders(folder, origin=origin)
@@ -122,6 +128,7 @@ def train_base(
     print(_cost(diffusion, training))
     if need := memory.check(diffusion, training, accelerator_for(training).device):
         print(need)
+    tracking.setup(network.name_for(dataset))  # refuses before the first orphan is removed
     orphans.remove_orphans(network.name_for(dataset))
     name = f"pretrain-{dataset.name}-seed{training.seed}"
     tags = {"kind": "base", "unlearning.method": "none"}
@@ -132,7 +139,9 @@ def train_base(
         result = fit(run.log, run.id)
         run.resumes(result.resumed_from)
         labels = torch.arange(dataset.num_classes).repeat_interleave(shown)
-        picture = run.picture(grid(sample(diffusion, labels, sampler, seed=0, progress=True), shown), "samples/base")
+        picture = run.picture(
+            grid(sample(diffusion, labels, sampler.within(diffusion), seed=0, progress=True), shown), "samples/base"
+        )
         version = _register(
             diffusion, dataset, network.name_for(dataset), result.cost.metrics(), run, picture, params,
             recorded_data.tag_of(record or {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -48,8 +49,9 @@ def data_of(arguments: Arguments) -> DataOptions:
     diffusion = _model(options, table) if missing else None
     facts = {
         "prompts": [asdict(each) for each in table.prompts],
-        "images": {name: str(path) for name, path in table.images.items()},
+        "images": {name: _digests(_found(name, path)) for name, path in table.images.items()},
         "count": options.concept_images,
+        "sampler": str(DRAWN),
         "model": diffusion.identity() if diffusion else "",
     }
     folder = (cache.folder("concepts") / cache.key(facts) / Path(options.concepts).stem).absolute()
@@ -90,7 +92,9 @@ def _fill(folder: Path, table: Concepts, diffusion: Diffusion | None, count: int
         if name in table.images:
             _copy(table.images[name], folder, name)
         elif diffusion is not None:
-            images = to_uint8(sample(diffusion, torch.full((count,), k), DRAWN, seed=k, progress=True))
+            images = to_uint8(
+                sample(diffusion, torch.full((count,), k), DRAWN.within(diffusion), seed=k, progress=True)
+            )
             for i, image in enumerate(images):
                 pixels = image.permute(1, 2, 0).numpy()
                 Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
@@ -99,11 +103,21 @@ def _fill(folder: Path, table: Concepts, diffusion: Diffusion | None, count: int
 
 
 def _copy(source: Path, folder: Path, name: str) -> None:
+    for i, path in enumerate(_found(name, source)):
+        shutil.copyfile(path, _place(folder, name, i, path.suffix))
+
+
+def _found(name: str, source: Path) -> list[Path]:
+    """Return a concept's images, in the order of their paths; InputError for too few."""
     files = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes()) if source.is_dir() else []
     if len(files) < _TEST:
         raise InputError(f"{source} has {len(files)} images of {name!r}; at least {_TEST} are needed")
-    for i, path in enumerate(files):
-        shutil.copyfile(path, _place(folder, name, i, path.suffix))
+    return files
+
+
+def _digests(files: Sequence[Path]) -> list[str]:
+    """Return the digest of each file: images that were edited in place are other images, moved ones are the same."""
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
 
 
 def _place(folder: Path, name: str, i: int, suffix: str) -> Path:

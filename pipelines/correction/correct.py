@@ -31,6 +31,7 @@ def correct(correction: Correction, stop: StopSignal, make_base: Callable[[], st
         correction.unlearn(diffusion, classes, Hooks(should_stop=stop))
         follow_draws(stop)
         return ""
+    tracking.setup(correction.name)  # refuses before the first orphan is removed
     for line in orphans.remove_orphans(correction.name):
         print(f"removed what a killed run left behind: {line}")
     tags = {

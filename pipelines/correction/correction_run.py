@@ -33,7 +33,6 @@ from safemax.training.devices import accelerator_for
 from safemax.training.hooks import Hooks
 
 PREVIEW = Sampler("ddim", 10)
-UNGUIDED_PREVIEW = Sampler("ddim", 10, 1.0)
 _PREVIEWED = 8  # images of each forgotten class in a preview, and of the retained classes together
 
 
@@ -145,9 +144,7 @@ class CorrectionRun:
         names, forget = self.correction.dataset.class_names, self.correction.forget
         retained = [k for k in range(self.diffusion.num_classes) if k not in forget][:_PREVIEWED]
         labels = torch.tensor([*forget] * _PREVIEWED + retained)
-        sampler = PREVIEW if self.diffusion.has_null else UNGUIDED_PREVIEW
-        sampler = replace(sampler, steps=min(sampler.steps, self.diffusion.T))
-        images = sample(self.diffusion, labels, sampler, seed=0)
+        images = sample(self.diffusion, labels, PREVIEW.within(self.diffusion), seed=0)
         rows = {f"forget {names[k]}": images[labels == k] for k in forget}
         rows |= {f"keep {names[retained[0]]} to {names[retained[-1]]}": images[-len(retained) :]} if retained else {}
         title = f"step {step}" if training.minutes else f"step {step} of {training.steps}"

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import tracking
-from pipelines.correction.base_model import BASE_TRAINING
+from pipelines.correction.base_model import BASE_TRAINING, START
 from pipelines.registry import lineage, model_versions
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
-from safemax.errors import InputError
+from safemax.errors import InputError, note
 from safemax.knobs import check, knob, without_added
 from safemax.methods import knobs_of
 from safemax.methods.retrain import Retrain
@@ -25,6 +25,10 @@ from safemax.training.trainer import Trainer
 MACHINE = ("device", "precision", "compile", "checkpoint_every", "accumulate")
 # How a base is trained whose record does not say so.
 USUAL = {"null_drop": 0.1, "min_snr_gamma": 0.0}
+
+
+class TrainedFurther(InputError):
+    """A base began from another model, so that its record has too few steps for a gold model."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,17 @@ class GoldOptions:
 
     def __post_init__(self) -> None:
         check(self)
+
+    def validate(self, base: str | None, dataset: Dataset) -> None:
+        """Refuse before any work what `find` would refuse, and note where nothing says how the base was trained.
+
+        Raises:
+            InputError: no such model, or the base is one that was trained further.
+        """
+        if self.gold == "train":
+            check_recipe(base, self.gold_steps)
+        elif self.gold not in ("none", "kept"):
+            lineage.load(model_versions.resolve_alias(self.gold), dataset)
 
     def find(
         self, template: Diffusion, base: str | None, dataset: Dataset, forget: tuple[int, ...], stop: Callable[[], bool]
@@ -57,9 +72,13 @@ class GoldOptions:
             return None
         if self.gold not in ("train", "kept"):
             return lineage.load(model_versions.resolve_alias(self.gold), dataset)
-        recipe = recipe_of(base, self.gold_steps)
-        folder = recipe.folder(template, dataset, forget)
-        if self.gold == "kept" and not folder.exists():
+        try:
+            recipe = recipe_of(base, self.gold_steps)
+        except TrainedFurther:
+            if self.gold == "kept":
+                return None
+            raise
+        if self.gold == "kept" and not recipe.folder(template, dataset, forget).exists():
             return None
         return recipe.make(template, dataset, forget, stop)
 
@@ -67,10 +86,10 @@ class GoldOptions:
         self, template: Diffusion, base: str | None, dataset: Dataset, forget: tuple[int, ...]
     ) -> Training | None:
         """Return the settings that `find` would train by, None where it would train nothing; arguments as of `find`."""
-        recipe = recipe_of(base, self.gold_steps)
-        if self.gold != "train" or recipe.folder(template, dataset, forget).exists():
+        if self.gold != "train":
             return None
-        return recipe.training
+        recipe = recipe_of(base, self.gold_steps)
+        return None if recipe.folder(template, dataset, forget).exists() else recipe.training
 
 
 @dataclass(frozen=True)
@@ -112,21 +131,40 @@ def recipe_of(base: str | None, steps: int) -> GoldRecipe:
     Args:
         base: address of the base.
         steps: to train the gold model; 0 takes as many as the base was trained.
+
+    Raises:
+        TrainedFurther: the base began from another model, and `steps` does not say how many steps both took.
+        InputError: the record of the base's training is damaged.
     """
-    training, null_drop, min_snr_gamma = _as_base(base)
+    training, null_drop, min_snr_gamma = _as_base(base, steps)
     if steps:
         training = replace(training, steps=steps, minutes=0.0)
     return GoldRecipe(training, null_drop, min_snr_gamma)
 
 
-def _as_base(base: str | None) -> tuple[Training, float, float]:
+def check_recipe(base: str | None, steps: int) -> None:
+    """Raise InputError as `recipe_of`, and note where nothing says how the base was trained; arguments as of `recipe_of`."""
+    recipe = recipe_of(base, steps)
+    if not steps and (base is None or not _trained(_recorded(base))):
+        note(
+            f"nothing records how {base or 'the model'} was trained: its gold model is trained by the defaults, "
+            f"{recipe.training.steps} steps; gold_steps=N takes N, gold=none goes without"
+        )
+
+
+def _as_base(base: str | None, steps: int = 0) -> tuple[Training, float, float]:
     """Return training, label drop and gamma of min-SNR that the base was made with, or the defaults where nothing says so."""
     default = Training(**BASE_TRAINING)
     if base is None or not model_versions.is_registry_address(base):
         return default, USUAL["null_drop"], USUAL["min_snr_gamma"]
-    version = model_versions.version_of(base)
-    params = _recorded(base, version.run_id)
-    names = [each.name for each in fields(Training) if f"train.{each.name}" in params and each.name not in MACHINE]
+    params = _recorded(base)
+    names = _trained(params)
+    if START in params and not steps:
+        raise TrainedFurther(
+            f"{base} was trained {params.get('train.steps', 'some')} steps further from {params[START]}, and how long that had "
+            "been trained is not recorded: gold_steps=N trains the gold model N steps, of both trainings; gold=none goes "
+            "without a gold model, gold=FOLDER takes another"
+        )
     try:
         recorded: dict[str, Any] = {name: _value(params[f"train.{name}"], getattr(default, name)) for name in names}
         null_drop, gamma = (_value(params.get(f"model.{name}", str(usual)), 0.0) for name, usual in USUAL.items())
@@ -134,13 +172,24 @@ def _as_base(base: str | None) -> tuple[Training, float, float]:
         return replace(default, **recorded), null_drop, gamma
     except (KeyError, ValueError) as error:
         raise InputError(
-            f"run {version.run_id} does not record how {base} was trained ({error}); gold=none goes without a gold model, "
-            "gold=FOLDER takes another"
+            f"run {model_versions.version_of(base).run_id} does not record how {base} was trained ({error}); gold=none goes "
+            "without a gold model, gold=FOLDER takes another"
         ) from error
 
 
-def _recorded(base: str, run_id: str | None) -> Mapping[str, str]:
-    """Return the parameters that a base was trained with, as text: of its run, or where that shows a few only, its evidence."""
+def _trained(params: Mapping[str, str]) -> list[str]:
+    """Return the fields of a training that parameters record."""
+    return [each.name for each in fields(Training) if f"train.{each.name}" in params and each.name not in MACHINE]
+
+
+def _recorded(base: str) -> Mapping[str, str]:
+    """Return the parameters that a base was trained with, as text: of its run, or where that shows a few only, its evidence.
+
+    {} for a model that is not a version.
+    """
+    if not model_versions.is_registry_address(base):
+        return {}
+    run_id = model_versions.version_of(base).run_id
     run = tracking.find_run(run_id) if run_id else None
     params: Mapping[str, str] = run.data.params if run else {}
     if all(f"train.{each.name}" in params for each in fields(Training) if each.name not in MACHINE):

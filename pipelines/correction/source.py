@@ -11,13 +11,18 @@ from typing import NamedTuple
 
 from pipelines.engine.options import NONE, WorkerOptions
 from pipelines.registry import lineage, model_versions
+from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
 from safemax.diffusion.condition import Prompt
 from safemax.diffusion.home import labels_of
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
+from safemax.evaluation.enough_images import check_enough_samples
 from safemax.evaluation.protocol import Evaluation
 from safemax.storage import atomic, cache
+from safemax.training.method import Method
+from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 
 
 class Source(NamedTuple):
@@ -33,7 +38,9 @@ def ready(
     dataset: Dataset,
     evaluation: Evaluation,
     prompts: Sequence[Prompt] = (),
-    forget: Sequence[int] = (),
+    *,
+    forget: Sequence[tuple[int, ...]] = (),
+    trainings: Sequence[tuple[Method, Training]] = (),
 ) -> Source:
     """Return the model at an address as every later step can load it, and the evaluation that its sampling allows.
 
@@ -47,10 +54,12 @@ def ready(
         dataset: the real images, whose class names a model without names takes.
         evaluation: how the model is to be measured.
         prompts: of a text model, in the order of the data's classes.
-        forget: the labels to forget.
+        forget: labels to forget, of each correction to come.
+        trainings: methods that are to correct it, each with its settings.
 
     Raises:
-        InputError: the model does not fit the data, or has fewer diffusion steps than a sampler takes.
+        InputError: the model does not fit the data, a method or its settings, has fewer diffusion steps than a sampler takes,
+            or too few samples are to be drawn.
     """
     if schedule != "auto" and model_versions.is_registry_address(address):
         raise InputError(f"schedule = {schedule} is not allowed: {address} has a schedule of its own; leave it at auto")
@@ -62,10 +71,16 @@ def ready(
         rest = whole.num_classes - diffusion.num_classes
         print(f"the model's other {rest} classes have no images in data = {dataset.name}: not trained on, not measured")
     lineage.agree_on_classes(diffusion, dataset)
+    union = tuple(dict.fromkeys(label for labels in forget for label in labels))
+    fitted, forgotten = evaluation.fitted(diffusion, union), lineage.forgotten(address)
+    for labels in forget:
+        check_enough_samples(fitted, ClassSplit.of(dataset.class_names, labels, forgotten), dataset.class_names)
+        for method, training in trainings:
+            Trainer(diffusion, method, dataset.train, labels, training)  # refuses what does not go together
     if schedule != "auto" or prompts or diffusion is not whole or diffusion.has_null != had_null:
         address = str(_completed(diffusion))
         print(f"the model was completed in {address}")
-    return Source(address, evaluation.fitted(diffusion, forget))
+    return Source(address, fitted)
 
 
 def seen_by_workers(folder: Path, digest: str, options: WorkerOptions) -> Path:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from pipelines.engine import notes
 from pipelines.engine.signals import StopSignal
 from pipelines.engine.source_tree import tree_digest
 from pipelines.engine.worker import REPORT, Load, Message, WorkerContext, attempt
@@ -79,6 +80,7 @@ class RayWorker:
 
     def _load(self) -> WorkerContext:
         start = self._start
+        notes.show_as_lines()
         torch.set_num_threads(start["threads"])
         self._validate()
         module, _, name = start["load"].partition(":")

@@ -7,7 +7,6 @@ import os
 import socket
 import time
 import uuid
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from pipelines.engine.ray_worker import RayWorker
 from pipelines.engine.source_tree import tree_digest
 from pipelines.engine.worker import FINAL, REPORT, Load, Message
 from pipelines.engine.workers import RETRIES, Job, OnMessage, Source
-from safemax.errors import InputError
+from safemax.errors import InputError, note
 from safemax.storage import cache
 
 GRACE_SECONDS = 30.0  # for a worker that is told to stop to write its checkpoint
@@ -205,7 +204,7 @@ class RayWorkers:
         self._size, self._failed_starts = self._size - 1, 0
         if not self._size:
             raise RuntimeError(failure)
-        warnings.warn(f"{failure}; continuing with workers = {self._size}", stacklevel=2)
+        note(f"{failure}; continuing with workers = {self._size}")
 
     def _start(self) -> None:
         self._workers.append(_Worker(self._actor.remote(json.dumps(self._start_facts))))

@@ -43,10 +43,8 @@ class Models:
     gold: Diffusion | None
 
     @classmethod
-    def load(cls, subject: Subject, gold: GoldOptions, stop: StopSignal, clock: Clock) -> Models:
-        """Load the three; the gold model is trained if it must be."""
-        model = lineage.load(subject.address, subject.dataset)
-        replace(FAST, guidance_scale=1.0).validate(model)  # the attacks' sampler; each is unguided where it must be
+    def load(cls, subject: Subject, model: Diffusion, gold: GoldOptions, stop: StopSignal, clock: Clock) -> Models:
+        """Load the base and the gold model, which is trained if it must be."""
         base = lineage.load(subject.base, subject.dataset) if subject.base else None
         with clock.time("gold model"):
             retrained = gold.find(base or model, subject.base, subject.dataset, subject.classes.forget, stop)
@@ -71,6 +69,10 @@ class AttackSuite:
     attacks: Mapping[str, Attack]
     samples: int
     seed: int
+
+    def validate(self, model: Diffusion) -> None:
+        """Raise InputError where a model cannot be sampled as the attacks do; each is unguided where it must be."""
+        replace(FAST, guidance_scale=1.0).validate(model)
 
     def run(self, models: Models, subject: Subject, judging: JudgeConfig, clock: Clock) -> dict[str, AttackComparison]:
         """Run each attack on each model, from the cache where the same attack was run before; return results by attack."""

@@ -50,22 +50,19 @@ class Subject:
     experiment: str
 
     @classmethod
-    def of(cls, options: SubjectOptions, base: str, data: DataOptions, *, plans: bool = False) -> Subject:
-        """Find a model and what it is compared with, and choose the experiment of the runs to come.
+    def of(cls, options: SubjectOptions, base: str, data: DataOptions) -> Subject:
+        """Find a model and what it is compared with.
 
         Args:
             options: what the user gave.
             base: auto (by the version's lineage), none, a folder or an address.
             data: the real images.
-            plans: whether no run follows, so that no experiment is made.
 
         Raises:
             InputError: there is no such model or class, or the version was made of other data.
         """
         dataset = data.load()
         experiment = product_name(options.name, dataset.name)
-        if not plans:
-            tracking.setup(experiment)
         address = model_versions.resolve_alias(options.model)
         lineage.refuse_other_data(address, dataset)
         forget = lineage.classes_of(address, options.forget, dataset)

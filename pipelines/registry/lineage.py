@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -17,7 +16,7 @@ from safemax.data.class_names import label_meaning, parse_classes
 from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
-from safemax.errors import InputError
+from safemax.errors import InputError, note
 from safemax.training.devices import use_fast_gpu_kernels
 
 PARENT_DIGEST = "parent.digest"  # the tag of a version that holds the digest of its parent's weights
@@ -171,7 +170,7 @@ def agree_on_classes(diffusion: Diffusion, dataset: Dataset) -> None:
     """Raise InputError if a model's classes or images are not those of a data set; name the classes of a model without names.
 
     Otherwise a label with two names would be forgotten under one and served under the other. What the labels of a model
-    without names are taken for is printed, since nothing can verify it.
+    without names are taken for is told, since nothing can verify it.
     """
     if not diffusion.names_are_stated and dataset.num_classes == diffusion.num_classes + 1:
         diffusion.name_classes(dataset.class_names)  # as many classes as labels: none of them is the null label
@@ -181,7 +180,7 @@ def agree_on_classes(diffusion: Diffusion, dataset: Dataset) -> None:
             f"data = {dataset.name} has {dataset.num_classes} of {dataset.image_shape}" + _resize(diffusion, dataset)
         )
     if not diffusion.names_are_stated:
-        print(f"the model has no class names; {label_meaning(dataset.class_names)}", file=sys.stderr, flush=True)
+        note(f"the model has no class names; {label_meaning(dataset.class_names)}")
         diffusion.class_names, diffusion.names_are_stated = dataset.class_names, True
     for k, (ours, theirs) in enumerate(zip(diffusion.class_names, dataset.class_names, strict=True)):
         if ours != theirs:

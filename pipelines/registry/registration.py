@@ -109,6 +109,23 @@ def refuse_other_shape(name: str, diffusion: Diffusion) -> None:
         )
 
 
+def refuse_other_subject(address: str, name: str) -> None:
+    """Raise InputError where a copy of a version would join versions whose images have another shape.
+
+    Args:
+        address: of the version, models:/NAME/VERSION.
+        name: the registered model that the copy goes to; there may be none of that name.
+    """
+    versions = tracking.search_all(tracking.store().search_model_versions, f"name='{name}'")
+    shape = _stated_shape(address)
+    for each in versions[:1]:
+        held = _stated_shape(f"models:/{name}/{each.version}")
+        if None not in (shape, held) and shape != held:
+            raise InputError(
+                f"to = {name} is not allowed: its version {each.version} has images of {held}, {address} of {shape}"
+            )
+
+
 def _stated_shape(address: str) -> str | None:
     """Return the shape of a version's images by its tag, or where an import lost it, by its files; None if none is whole."""
     with contextlib.suppress(InputError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 
 from safemax.errors import InputError, unknown
 
@@ -33,6 +34,45 @@ def sort_names(names: Iterable[str]) -> list[str]:
     if any(as_number(name) is None for name in names):
         return names
     return sorted(names, key=int)
+
+
+def refuse_lookalikes(names: Iterable[str]) -> None:
+    """Raise InputError for two names that look the same: they differ in blanks, invisible characters or the form of Unicode.
+
+    >>> refuse_lookalikes(["cat", "Cat", "c at"])
+    """
+    first: dict[str, str] = {}
+    for name in sorted(set(names)):
+        one = first.setdefault(_look(name), name)
+        if one != name:
+            raise InputError(
+                f"the classes {ascii(one)} and {ascii(name)} differ only in blanks, invisible characters or the form of Unicode; "
+                "give both one name"
+            )
+
+
+def differing_in_case(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield pairs of names that a person may have meant for one, since they differ only in case; single letters are not.
+
+    >>> list(differing_in_case(["dog", "Dog", "a", "A"]))
+    [('Dog', 'dog')]
+    """
+    first: dict[str, str] = {}
+    for name in sorted(set(names)):
+        one = first.setdefault(name.casefold(), name)
+        if one != name and len(name) > 1:
+            yield one, name
+
+
+def is_variant(name: str, other: str) -> bool:
+    """Return whether two names differ only in case, blanks, invisible characters or the form of Unicode."""
+    return _look(name).casefold() == _look(other).casefold()
+
+
+def _look(name: str) -> str:
+    """Return what is seen of a name: composed characters, single blanks, none at the ends, nothing invisible."""
+    visible = "".join(each for each in unicodedata.normalize("NFC", name) if unicodedata.category(each) != "Cf")
+    return unicodedata.normalize("NFC", " ".join(visible.split()))
 
 
 def parse_classes(text: str, class_names: Sequence[str]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from safemax.data.class_names import refuse_lookalikes
 from safemax.errors import InputError
 from safemax.storage import cache
 
@@ -72,12 +73,13 @@ class Dataset:
         A comma in a name becomes a semicolon: commas separate the classes that a user names.
 
         Raises:
-            InputError: two classes have one name.
+            InputError: two classes have one name, or names that look the same.
         """
         names = tuple(each.replace(",", ";") for each in class_names)
         if len(set(names)) < len(names):
             twice = next(each for each in names if names.count(each) > 1)
             raise InputError(f"two classes are named {twice!r}; a comma counts as a semicolon; rename one")
+        refuse_lookalikes(names)
         return cls(name, train, test, names, looks_natural(train.images), tuple(notes))
 
     @property

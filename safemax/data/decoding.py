@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from safemax.data.class_names import differing_in_case
 from safemax.data.columns import AUTO, find_columns, label_type
 from safemax.data.dataset import Dataset, Split
 from safemax.data.labels import LabelValues, number_labels
@@ -106,6 +107,8 @@ def decode(
     stacked = _stack(list(images.values()))
     train, test = (Split(each, torch.from_numpy(labels[split])) for each, split in zip(stacked, images, strict=True))
     counted = [f"{count} of {len(train) + len(test)} images {remark}" for remark, count in remarks.items()]
+    pairs = differing_in_case(class_names)
+    counted += [f"the classes {one} and {other} differ only in case and are two classes" for one, other in pairs]
     return Dataset.of(name, train, test, class_names, [*notes, *counted])
 
 

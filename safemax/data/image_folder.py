@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from safemax.data.class_names import refuse_lookalikes
 from safemax.data.columns import AUTO, LABEL_NAMES
 from safemax.data.decoding import Table
 from safemax.data.pixels import suffixes
@@ -69,7 +70,7 @@ def scan(folder: Path, files: Sequence[Path], label_column: str = AUTO) -> Image
         )
     notes += [note for split in splits.values() for note in split.notes(folder)]
     classes = frozenset(name for split in splits.values() for name in split.classes)
-    notes += _twins(classes)
+    refuse_lookalikes(classes)  # before an image is decoded
     if len(classes) == 1:
         raise InputError(_only_class(splits["train"], *classes))
     return ImageFolder([split.by_folder() for split in splits.values()], classes, notes)
@@ -177,15 +178,6 @@ def _table(
             yield [values[name][start : start + _ROWS] for name in chosen]
 
     return Table(split, place.name, schema, len(columns[0]), read, roots)
-
-
-def _twins(classes: frozenset[str]) -> Iterator[str]:
-    """Yield a note on classes that a person may have meant for one: their names differ only in case."""
-    first: dict[str, str] = {}
-    for name in sorted(classes):
-        one = first.setdefault(name.lower(), name)
-        if one != name and len(name) > 1:  # single letters are classes of their own
-            yield f"the classes {one} and {name} differ only in case and are two classes"
 
 
 def _only_class(train: _Split, name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from safemax.data.class_names import sort_names
+from safemax.data.class_names import is_variant, refuse_lookalikes, sort_names
 from safemax.data.columns import CLASS, NUMBER, LabelType
 from safemax.errors import InputError
 
@@ -68,14 +68,16 @@ def number_labels(
         The names of the classes, and the labels (int64) of each split.
 
     Raises:
-        InputError: a row without a label or with an unknown one, or a class without training images.
+        InputError: a row without a label or with an unknown one, a class without training images, or two names that look the
+            same.
     """
     names = [part.names() for part in parts]
     train = {name for part, each in zip(parts, names, strict=True) if part.split == "train" for name in each}
     known = _order(parts, train)
+    refuse_lookalikes({*known, *expected})
     empty = [name for name in known if name not in train] + sorted(set(expected) - set(known))
     if empty:
-        twin = next((name for name in known if name not in empty and name.lower() == empty[0].lower()), None)
+        twin = next((name for name in known if name not in empty and is_variant(name, empty[0])), None)
         remedy = f"it differs from {twin!r} only in case: rename one" if twin else "remove it or fill it"
         raise InputError(f"no training images in class {', '.join(map(repr, empty))}; {remedy}")
     if len(known) == 1:
@@ -115,6 +117,8 @@ def _numbered(part: LabelValues, names: list[str], index: dict[str, int]) -> lis
             continue
         if part.type.kind == NUMBER and set(index) == set(map(str, range(len(index)))):
             raise InputError(f"label {name} in {part.place(row)} is not in 0..{len(index) - 1}")
+        twin = next((each for each in index if is_variant(each, name)), None)
         hint = " (a number without a name beside classes with names)" if part.type.kind == NUMBER else ""
+        hint = f" (train has {ascii(twin)}: give both one name)" if twin else hint
         raise InputError(f"label {name!r} in {part.place(row)}{hint} is no class of train; known: {', '.join(index)}")
     return [index[name] for name in names]

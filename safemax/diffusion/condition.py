@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from safemax.errors import InputError
+from safemax.errors import InputError, note
 from safemax.storage import cache
 
 Inputs = dict[str, Tensor]
@@ -189,7 +188,7 @@ def _encode(folder: Path, texts: list[str]) -> Tensor:
     inputs = tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
     for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True):
         if len(ids) > limit:
-            warnings.warn(f"the prompt {text!r} has more than {limit} tokens; its end is cut off", stacklevel=4)
+            note(f"the prompt {text!r} has more than {limit} tokens; its end is cut off", stacklevel=4)
     mask = inputs["attention_mask"] if getattr(encoder.config, "use_attention_mask", False) else None
     return encoder.eval()(inputs["input_ids"], attention_mask=mask)[0]
 

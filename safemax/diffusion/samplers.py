@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,11 @@ class Sampler:
             raise InputError(
                 f"guidance_scale = {self.guidance_scale:g} needs a null label and this model has none; 1 is unguided"
             )
+
+    def within(self, diffusion: Diffusion) -> Sampler:
+        """Return this sampler as far as the model allows it: with no more steps than T, unguided without a null label."""
+        guidance = self.guidance_scale if diffusion.has_null else 1.0
+        return replace(self, steps=min(self.steps, diffusion.T), guidance_scale=guidance)
 
     def times(self, T: int, offset: int = 0) -> Tensor:  # noqa: N803 - the field's letter
         """Return the steps t to denoise at, (steps,) int64, falling.

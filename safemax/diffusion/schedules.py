@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import diffusers
 from diffusers import DDPMScheduler
 
-from safemax.errors import InputError, unknown
+from safemax.errors import InputError, note, unknown
 
 Config = dict[str, Any]
 
@@ -115,7 +114,7 @@ def validate(schedule: DDPMScheduler) -> None:
 def _warn_of_weak_noise(source: str, schedule: DDPMScheduler) -> None:
     last = float(schedule.alphas_cumprod[-1])
     if last > _NOISE:
-        warnings.warn(
+        note(
             f"{source}: after all {len(schedule.alphas_cumprod)} steps alpha_bar is {last:.2g}, not near 0; images are drawn "
             "from pure noise, which this model has not seen",
             stacklevel=4,

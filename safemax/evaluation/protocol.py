@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, PAPER, SECOND, USERS, Sampler
-from safemax.errors import InputError
+from safemax.errors import InputError, note
 from safemax.evaluation import panel_classes
 from safemax.knobs import check, knob
 from safemax.metrics.kid import FEWEST
@@ -85,7 +84,7 @@ class Evaluation:
         if not self.user_samples:
             return {}
         allowed = {name: each for name, each in USERS.items() if each.guidance_scale == 1 or diffusion.has_null}
-        return {name: replace(each, steps=min(each.steps, diffusion.T)) for name, each in allowed.items()}
+        return {name: each.within(diffusion) for name, each in allowed.items()}
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -113,10 +112,9 @@ class Evaluation:
                 fitted, protocol="custom", sampler=main.name, sampler_steps=main.steps, guidance_scale=1.0,
                 sampler_eta=main.eta, clip_x0=main.clip, forget_samples=forget_samples, retain_samples=retain_samples,
             )  # fmt: skip
-            warnings.warn(
+            note(
                 f"the model has no null label, so protocol = {self.protocol} is sampled unguided (guidance_scale = 1) and "
                 "recorded as custom",
-                stacklevel=2,
             )
         for sampler in (fitted.main_sampler, fitted.second_sampler):
             sampler.validate(diffusion)

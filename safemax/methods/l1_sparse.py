@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from safemax.data.batches import Batch, Batches
+from safemax.data.batches import Batch
 from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
 from safemax.method_tools import gradients
 from safemax.method_tools.sparsity import fading_l1
-from safemax.training.method import Method, OptimizerStep, Terms
+from safemax.training.method import Method, Terms
 
 
 @dataclass
@@ -35,26 +32,8 @@ class L1Sparse(Method):
     )
     null_drop: float = knob(0.1, "share of rows given the null label", bounds=(0, 1), without_null=0)
 
-    _done: int = field(init=False, repr=False, compare=False, default=0)
-
-    def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
-        """Begin at the full penalty."""
-        self._done = 0
-
-    def step(self, diffusion: Diffusion, batch: Batch, optimizer_step: OptimizerStep) -> Terms:
-        """Take a step and count it."""
-        terms = optimizer_step(self.losses, batch)
-        self._done += 1
-        return terms
-
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
         """Denoise the retain rows, and shrink every weight."""
         loss = diffusion.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.null_drop)
-        penalty = fading_l1(gradients.trained(diffusion), self.alpha, self._done, self.run_steps)
+        penalty = fading_l1(gradients.trained(diffusion), self.alpha, self.steps_done, self.run_steps)
         yield {"retain": loss, "l1": penalty}
-
-    def state(self) -> dict[str, Tensor]:
-        return {"done": torch.tensor(self._done)}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self._done = int(state["done"])

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from safemax.data.batches import Batch, Batches, Rows
+from safemax.data.batches import Batch, Rows
 from safemax.diffusion.model import Diffusion
 from safemax.knobs import knob
-from safemax.training.method import Method, OptimizerStep, Terms
+from safemax.training.method import Method, Terms
 
 
 def moderation_loss(diffusion: Diffusion, rows: Rows) -> Tensor:
@@ -45,27 +45,9 @@ class MSGM(Method):
     forget_every: int = knob(4, "steps from one with a forget term to the next (official: 4)", bounds=(1, 1000))
     retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1), without_null=0)
 
-    _done: int = field(init=False, repr=False, compare=False, default=0)
-
-    def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
-        """Begin with a forget term."""
-        self._done = 0
-
-    def step(self, diffusion: Diffusion, batch: Batch, optimizer_step: OptimizerStep) -> Terms:
-        """Take a step and count it."""
-        terms = optimizer_step(self.losses, batch)
-        self._done += 1
-        return terms
-
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
         """Denoise the retain rows, then, every few steps, moderate the forget rows; one graph at a time."""
         retain = diffusion.denoising_loss(batch.retain.x0, batch.retain.c, null_drop=self.retain_null_drop)
         yield {"retain": (1 - self.forget_weight) * retain}
-        if self._done % self.forget_every == 0:
+        if self.steps_done % self.forget_every == 0:
             yield {"forget": self.forget_weight * moderation_loss(diffusion, batch.forget)}
-
-    def state(self) -> dict[str, Tensor]:
-        return {"done": torch.tensor(self._done)}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self._done = int(state["done"])

@@ -72,11 +72,9 @@ class MUNBa(Method):
     retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1), without_null=0)
 
     _anchor: Tensor = field(init=False, repr=False, compare=False)
-    _done: int = field(init=False, repr=False, compare=False, default=0)
 
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Map each label to the next retained one."""
-        self._done = 0
         anchor = next_retained(diffusion.num_classes, batches.retain_classes)
         self._anchor = anchor.to(diffusion.device)
 
@@ -93,13 +91,12 @@ class MUNBa(Method):
         share = nash(*(gradients.dot(a, b) for a, b in ((retain, retain), (retain, forget), (forget, forget))))
         gradients.add(weights, gradients.combine(retain, forget, *share))
         if self.l1:
-            terms["l1"] = fading_l1(weights, self.l1, self._done, self.run_steps)
+            terms["l1"] = fading_l1(weights, self.l1, self.steps_done, self.run_steps)
             gradients.add(weights, list(torch.autograd.grad(terms["l1"], weights)))
-        self._done += 1
         return {name: value.detach() for name, value in terms.items()}
 
     def state(self) -> dict[str, Tensor]:
-        return {"anchor": self._anchor, "done": torch.tensor(self._done)}
+        return {"anchor": self._anchor}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self._anchor, self._done = state["anchor"], int(state.get("done", 0))
+        self._anchor = state["anchor"]

@@ -53,7 +53,6 @@ class SCRUB(Method):
     retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1), without_null=0)
 
     _teacher: Teacher = field(init=False, repr=False, compare=False)
-    _done: int = field(init=False, repr=False, compare=False, default=0)
     _climbing: bool = field(init=False, repr=False, compare=False, default=False)
 
     def __post_init__(self) -> None:
@@ -62,16 +61,15 @@ class SCRUB(Method):
 
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Copy the weights of the teacher."""
-        self._done, self._teacher = 0, Teacher.of(list(diffusion.parameters()))
+        self._teacher = Teacher.of(list(diffusion.parameters()))
 
     def step(self, diffusion: Diffusion, batch: Batch, optimizer_step: OptimizerStep) -> Terms:
         """Take a max step, for as long as there are any, then a min step."""
         terms: Terms = {}
-        if self._done < self.climb_share * self.run_steps:
+        if self.steps_done < self.climb_share * self.run_steps:
             self._climbing = self.dual_adam
             terms = optimizer_step(self._climb, batch)
             self._climbing = False
-        self._done += 1
         return {**terms, **optimizer_step(self.losses, batch)}
 
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
@@ -89,11 +87,11 @@ class SCRUB(Method):
             self._adam.step(gradients.trained(diffusion))
 
     def state(self) -> dict[str, Tensor]:
-        """Return the teacher, the steps done and the moments of the max steps."""
-        return {**self._teacher.state(), **self._adam.state(), "done": torch.tensor(self._done)}
+        """Return the teacher and the moments of the max steps."""
+        return {**self._teacher.state(), **self._adam.state()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self._teacher, self._done = Teacher.from_state(state), int(state["done"])
+        self._teacher = Teacher.from_state(state)
         self._adam.load_state(state)
 
     def _climb(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:

@@ -93,13 +93,11 @@ class SFRon(Method):
     retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1), without_null=0)
 
     _mask: Tensor = field(init=False, repr=False, compare=False)
-    _done: int = field(init=False, repr=False, compare=False, default=0)
     _forgetting: bool = field(init=False, repr=False, compare=False, default=False)
 
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Estimate both Fisher informations and make the mask."""
         diffusion.eval()
-        self._done = 0
         steps = range(self.fisher_batches)
         forget = self._fisher(diffusion, (batches(step).forget for step in steps))
         retain = self._fisher(diffusion, (batches(step).retain for step in steps))
@@ -113,7 +111,6 @@ class SFRon(Method):
         terms = optimizer_step(self._forget_loss, batch)
         self._forgetting = False
         self._restore(diffusion, before)
-        self._done += 1
         return terms | optimizer_step(self.losses, batch)
 
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
@@ -134,14 +131,13 @@ class SFRon(Method):
         return {name: getattr(self, name) for name in ("threshold", "fisher_batches", "fisher_guidance_scale")}
 
     def state(self) -> dict[str, Tensor]:
-        """Return the mask as bits, and the number of steps done."""
+        """Return the mask as bits."""
         bits = torch.from_numpy(np.packbits(self._mask.cpu().numpy()))
-        return {"mask": bits, "size": torch.tensor(len(self._mask)), "done": torch.tensor(self._done)}
+        return {"mask": bits, "size": torch.tensor(len(self._mask))}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         bits = np.unpackbits(state["mask"].cpu().numpy(), count=int(state["size"]))
         self._mask = torch.from_numpy(bits).bool().to(state["mask"].device)
-        self._done = int(state["done"])
 
     def _scale(self, diffusion: Diffusion) -> int:
         return math.prod(diffusion.x0_shape) if self.pixel_sum else 1
@@ -164,7 +160,7 @@ class SFRon(Method):
             diffusion.diffuse(rows.x0, t, eps), t, diffusion.drop_labels(rows.c, self.forget_null_drop)
         )
         loss = (eps_pred - eps).square().mean((1, 2, 3))
-        decay = (1 + math.cos(math.pi * min(self._done / (self.decay_steps or self.run_steps), 1))) / 2
+        decay = (1 + math.cos(math.pi * min(self.steps_done / (self.decay_steps or self.run_steps), 1))) / 2
         adapted = self._scale(diffusion) * (adaptive_weights(loss, self.power) * loss).mean()
         yield {"forget": -self.forget_weight * decay * adapted}
 

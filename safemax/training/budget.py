@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 
+from safemax.errors import note
 from safemax.training.devices import compiles
 from safemax.training.result import Cost
 from safemax.training.settings import Training
@@ -102,7 +102,7 @@ class Budget:
         training = self.training
         share = training.ema**training.steps
         if training.ema and share > 0.5 and not (training.minutes or training.ema_warmup):
-            warnings.warn(
+            note(
                 f"ema = {training.ema:g} over {training.steps} steps keeps {share:.0%} of the weights it started from",
                 stacklevel=5,
             )

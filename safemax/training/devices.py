@@ -26,8 +26,7 @@ def accelerator_for(training: Training) -> Accelerator:
     Raises:
         InputError: device = cuda on a machine without a GPU.
     """
-    if training.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device = cuda is not allowed: this machine has no GPU; use auto or cpu")
+    validate(training)
     # A process's accelerate state fixes the device too, so it is reset; with several processes it holds their group and
     # must stay.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
@@ -38,6 +37,12 @@ def accelerator_for(training: Training) -> Accelerator:
         dynamo_plugin=_compiler(training),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
     )
+
+
+def validate(training: Training) -> None:
+    """Raise InputError for device = cuda on a machine without a GPU."""
+    if training.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device = cuda is not allowed: this machine has no GPU; use auto or cpu")
 
 
 def number_of_processes() -> int:

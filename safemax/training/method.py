@@ -96,6 +96,7 @@ class Method(ABC):
 
     Attributes:
         run_steps: optimizer steps of the run, set by the trainer before `prepare`; 1 before that.
+        steps_done: those before the one that `step` takes, set by the trainer before each; a resumed run counts on.
     """
 
     paper: ClassVar[str]
@@ -109,6 +110,7 @@ class Method(ABC):
     per_part: ClassVar[bool] = True
 
     run_steps: int = field(default=1, init=False, repr=False, compare=False)
+    steps_done: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check(self)

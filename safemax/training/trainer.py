@@ -18,7 +18,7 @@ from safemax.diffusion.model import Diffusion
 from safemax.errors import Stopped
 from safemax.storage import checkpoint
 from safemax.storage.checkpoint import Checkpoint
-from safemax.training import memory, optimizers, peak_memory, priors, settings, snapshot
+from safemax.training import devices, memory, optimizers, peak_memory, priors, settings, snapshot
 from safemax.training.budget import Budget
 from safemax.training.devices import accelerator_for, compiles, uses_bf16
 from safemax.training.finite_check import FiniteCheck, steps_between
@@ -74,8 +74,9 @@ class Trainer:
             folders: checkpoints and priors.
 
         Raises:
-            InputError: the model or the settings lack what the method needs.
+            InputError: the model or the settings lack what the method needs, or the machine lacks the device.
         """
+        devices.validate(training)
         method.validate(diffusion)
         settings.validate(method, training, forget)
         optimizers.validate(training)
@@ -90,7 +91,7 @@ class Trainer:
         """Take all steps, or those that a checkpoint leaves to do.
 
         Raises:
-            InputError: the machine lacks the device, or the processes cannot share the rows of a step.
+            InputError: the processes cannot share the rows of a step.
             NonFiniteError: a loss or gradient was not finite; no step was taken with it.
             LostProcessError: another process of the run ended, or holds other weights.
             Stopped: `hooks.should_stop` returned True.
@@ -156,7 +157,7 @@ class Trainer:
         with self.budget.step():
             if self._is_compiled:
                 torch.compiler.cudagraph_mark_step_begin()  # the passes of a step keep one another's results
-            self.method.run_steps = self.budget.expected_steps
+            self.method.run_steps, self.method.steps_done = self.budget.expected_steps, self.done
             reseed(self.training.seed, self.done, self.accelerator.process_index)
             self.optimizer.param_groups[0]["lr"] = self.budget.lr
             batch = self.batches(self.done)

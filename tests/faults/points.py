@@ -80,9 +80,11 @@ class Points:
 
     def _fail(self, real: Callable[[], Any], label: str, args: tuple[Any, ...]) -> Any:
         if self.failure in (Failure.KILLED_BEFORE, Failure.KILLED_AFTER):
-            if self.failure == Failure.KILLED_AFTER:
-                real()
-            os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                if self.failure == Failure.KILLED_AFTER:
+                    real()
+            finally:  # also after a call that was answered with an error, such as that a model exists
+                os.kill(os.getpid(), signal.SIGKILL)
         if label == "artifacts.log_artifacts":
             _upload_half(*args)
         raise _error(self.failure, label)

@@ -6,6 +6,7 @@ the same command goes on where it was broken off.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -135,6 +136,25 @@ def _assert_whole(bench: Bench, cases: list[Case], held: Path | None = None) -> 
 def bench(schema: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Bench:
     warm()
     return Bench(tmp_path, schema, request.param)
+
+
+class _Store:
+    """Answers a write with an error, as a registry does that has the model already."""
+
+    def create(self) -> None:
+        raise ValueError("exists")
+
+
+def _create_what_exists(failure: Failure) -> None:
+    points = Points(0, failure)
+    points._wrap(_Store, "create", "store.create")
+    with contextlib.suppress(ValueError):
+        _Store().create()
+
+
+@pytest.mark.parametrize("failure", [Failure.KILLED_BEFORE, Failure.KILLED_AFTER])
+def test_a_point_whose_call_is_answered_with_an_error_kills_too(tmp_path: Path, failure: Failure) -> None:
+    assert in_child(tmp_path, partial(_create_what_exists, failure)).status == -9
 
 
 @pytest.mark.parametrize("bench", QUICK, indirect=True)

@@ -23,7 +23,10 @@ from hpo.search import run, search
 from hpo.study import TrialScheduler
 from hpo.trial import weights_of
 from pipelines.cli.parameters import UsageError
+from pipelines.cli.parser import parse
+from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.engine.signals import StopSignal
+from pipelines.evaluate import PARAMETERS as EVALUATE
 from pipelines.registry import model_versions
 from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
@@ -173,6 +176,8 @@ def test_only_the_winner_is_registered_with_study_trial_knobs_and_evidence(searc
     assert evidence["parameters"]["train.lr"] == trial.params["lr"]
     assert str(number) in evidence["search"]["scores"]
     assert "0" in evidence["search"]["scores"]
+    examined = parse_with_recorded(lambda known: parse("", "", EVALUATE, [f"--model={searched.address}"], known))
+    assert examined["data"] == searched.config.data, "the next command need not be told the data"
 
 
 def test_the_registered_weights_are_those_that_the_trial_measured_again_had(searched: Searched) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,8 @@ def test_a_checkpoint_becomes_the_base_with_its_check_as_evidence(folder):
     assert model_versions.find("theirs", "base") == "models:/theirs/1"
     facts = model_versions.evidence("models:/theirs@base")
     assert facts["forgotten"] == []
+    known = json.loads(model_versions.version_of("models:/theirs/1").tags["data.options"])
+    assert known["data"] == f"{folder}/data", "the next command need not be told the data"
     assert facts["metrics"]["convert/largest_difference"] < 1e-4
     assert facts["metrics"]["convert/denoising_loss"] > 0.5  # random weights denoise nothing
 

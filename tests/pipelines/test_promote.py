@@ -256,6 +256,21 @@ def test_a_version_is_promoted_in_another_registered_model_with_its_evidence(mlf
     assert Diffusion.load(model_versions.resolve("models:/prod-ddpm/1")).digest() == tiny_models.diffusion().digest()
 
 
+@pytest.mark.parametrize("shape", ["1x16x16", "3x8x8"])
+def test_a_version_does_not_join_versions_whose_images_have_another_shape(
+    mlflow_store: MlflowClient, shape: str
+) -> None:
+    register(mlflow_store)
+    register(mlflow_store, 1, name="other-ddpm", alias="champion")
+    mlflow_store.set_model_version_tag("other-ddpm", "1", registration.SHAPE, shape)
+    words = f"to = other-ddpm is not allowed: its version 1 has images of {shape}, models:/{NAME}/1 of 1x8x8"
+    with pytest.raises(InputError, match=words):
+        promote([MODEL, UNMEASURED, "--version=1", "--to=other-ddpm"])
+    assert champion("other-ddpm") == "1"
+    assert len(mlflow_store.search_model_versions("name='other-ddpm'")) == 1
+    assert mlflow_store.get_experiment_by_name(tracking.ADMINISTRATION) is None
+
+
 def test_a_copy_outlives_its_source_and_the_removal_of_orphans(mlflow_store: MlflowClient) -> None:
     register(mlflow_store)
     promote([MODEL, UNMEASURED, "--version=1", "--to=prod-ddpm"])

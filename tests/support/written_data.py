@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -40,6 +42,21 @@ def write_images(folder: Path, *names: str, suffix: str = ".png") -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture(value).save(path)
     return folder
+
+
+def png(value: int) -> dict[str, Any]:
+    """Return a picture of one value as a row of an image column."""
+    buffer = io.BytesIO()
+    picture(value).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def write_frames(folder: Path, label: Any, name: str = "label", **more: Any) -> str:
+    """Write the same rows as train and as test with pandas, which knows no ClassLabel; image k has the value 10 k."""
+    frame = pd.DataFrame({"image": [png(10 * k) for k in range(len(label))], name: label, **more})
+    for split in ("train", "test"):
+        frame.to_parquet(folder / f"{split}.parquet")
+    return str(folder)
 
 
 def image_and(label: Any, **more: Any) -> dict[str, Any]:

@@ -158,3 +158,30 @@ def test_a_cluster_called_auto_is_one() -> None:
             each for section in commands()[name].sections.values() for each in section if each.name == "cluster"
         )
         assert parser.read_all({"cluster": cluster}, [("cluster", "auto")]) == {"cluster": "auto"}
+
+
+PRINTING = {
+    **{name: ["-m", command.module, "--help"] for name, command in commands().items() if not command.fixed},
+    "safemax": ["-c", "from pipelines.cli.console import safemax; safemax()", "--help"],
+    "a method": ["-c", "from pipelines.cli.console import safemax; safemax()", "salun", "--help"],
+    "completion": ["-c", "from pipelines.cli.console import safemax; safemax()", "completion", "bash"],
+    "in a program": [
+        "-c",
+        "from pipelines.cli import parser; parser.main(lambda argv: parser.parse('x', 'Does.', {}, argv))",
+        "--help",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PRINTING)
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word(name: str) -> None:
+    """As `COMMAND --help | head -1` does, whose end of the pipe is closed before all is written."""
+    command = subprocess.Popen(
+        [sys.executable, *PRINTING[name]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.close()
+    said = command.stderr.read()
+    command.stderr.close()
+    assert (command.wait(), said) == (0, "")

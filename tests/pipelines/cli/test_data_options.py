@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli.options import DataOptions
-from safemax.errors import InputError
+from safemax.errors import InputError, Note
 from tests.support.written_data import write_images
 
 
@@ -19,16 +19,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(write_images(tmp_path / "data", *names))
 
 
-def test_notes_are_printed_by_the_first_process_alone(
-    folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_skipped_is_noted(folder: str, recwarn: pytest.WarningsRecorder) -> None:
     DataOptions(folder).load(quiet=True)
-    monkeypatch.setenv("RANK", "1")
-    DataOptions(folder).load()
-    assert capsys.readouterr().err == ""
-    monkeypatch.setenv("RANK", "0")
-    DataOptions(folder).load()
-    assert capsys.readouterr().err == f"data = {folder}: skipped 1 file, which is in no class folder: train/stray.png\n"
+    assert not recwarn.list
+    with pytest.warns(Note) as told:
+        DataOptions(folder).load()
+    (note,) = told
+    assert str(note.message) == f"data = {folder}: skipped 1 file, which is in no class folder: train/stray.png"
 
 
 def test_every_option_reaches_the_data_and_its_record(folder: str) -> None:

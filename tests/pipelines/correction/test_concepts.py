@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,45 @@ def test_concepts_without_images_are_drawn_once_and_the_table_says_what_is_forgo
     assert isinstance(diffusion.condition, Prompts)
     assert diffusion.class_names == ("a", "b", "c")
     assert diffusion.condition.asked_by(0, held_out=True) == [4]
+
+
+def pictures(folder: Path, *shades: int) -> Path:
+    """Write a picture of each shade, and a table whose one class has them; return the table."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for k, shade in enumerate(shades):
+        Image.new("L", (8, 8), shade).save(folder / "pictures" / f"{k}.png")
+    table = folder / "letters.csv"
+    table.write_text("prompt,name,role,images\nan a,a,forget,pictures\na b,b,,pictures\n")
+    return table
+
+
+def test_images_of_concepts_are_known_by_their_content(folder: Path, tmp_path: Path) -> None:
+    def data(table: Path) -> str:
+        return concepts.data_of(arguments(f"--model={folder / 'text'}", f"--concepts={table}")).data
+
+    first = data(pictures(tmp_path / "here", *range(10)))
+    assert data(pictures(tmp_path / "there", *range(10))) == first, "moved"
+    assert data(pictures(tmp_path / "here", *range(1, 11))) != first, "edited in place"
+    assert data(pictures(tmp_path / "there", *range(11))) != first, "one more"
+    (tmp_path / "there" / "pictures" / "10.png").unlink()
+    assert data(tmp_path / "there" / "letters.csv") == first, "as before"
+    (tmp_path / "here" / "pictures" / "0.png").unlink()
+    assert data(tmp_path / "here" / "letters.csv") != first, "one less"
+
+
+@pytest.mark.parametrize("steps", [1, 3, 20, 50])
+def test_a_model_of_few_steps_draws_its_concepts(folder: Path, tmp_path: Path, steps: int) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(folder / "text", short)
+    config = short / "scheduler" / "scheduler_config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"num_train_timesteps": steps, "trained_betas": None})
+    )
+    (tmp_path / "letters.csv").write_text("prompt,name,role\nan a,a,forget\na b,b,\n")
+    data = concepts.data_of(
+        arguments(f"--model={short}", f"--concepts={tmp_path / 'letters.csv'}", "--concept_images=10")
+    )
+    assert len(data.load(quiet=True).train) == 16
 
 
 def test_a_template_tells_the_classes_of_the_data(folder: Path) -> None:

@@ -89,7 +89,7 @@ def test_the_paper_protocol_is_unguided_too_and_an_unguided_one_is_left_alone() 
     assert fitted.main_sampler == Sampler("ddpm", 1000, 1.0, 0.0, False)
     assert fitted.counts == (500, 5000)
     unguided = Evaluation("custom", guidance_scale=1.0)
-    assert unguided.fitted(model) is unguided
+    assert unguided.fitted(model) == unguided
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_model_with_fewer_steps_than_a_sampler_is_refused(tmp_path: Path, eval
 
 def test_a_short_model_is_measured_by_a_custom_protocol() -> None:
     custom = Evaluation("custom", sampler_steps=40)
-    assert custom.fitted(tiny_models.diffusion(steps=40)) is custom
+    assert custom.fitted(tiny_models.diffusion(steps=40)) == custom
 
 
 @pytest.mark.parametrize("T", [20, 50])

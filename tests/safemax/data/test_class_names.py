@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from safemax.data.class_names import label_meaning, parse_classes, sort_names
+from safemax.data.class_names import label_meaning, parse_classes, refuse_lookalikes, sort_names
 from safemax.data.sources import load
-from tests.support.written_data import line_of, picture, write_images
+from tests.support.written_data import line_of, picture, write_frames, write_images
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,42 @@ def test_labels_of_an_unnamed_model_are_positions_where_names_are_no_numbers() -
 
 def test_numbers_in_another_order_are_refused_for_an_unnamed_model() -> None:
     assert "label 1 of the data is the class named '2'" in line_of(lambda: label_meaning(("0", "2", "1")))
+
+
+LOOKALIKES = {
+    "blank at the end": ("cat", "cat "),
+    "blank in front": ("cat", " cat"),
+    "two blanks": ("tabby cat", "tabby  cat"),
+    "no-break space": ("tabby cat", "tabby\u00a0cat"),
+    "tab": ("tabby cat", "tabby\tcat"),
+    "composed and decomposed": ("caf\u00e9", "cafe\u0301"),
+    "zero-width space": ("cat", "cat\u200b"),
+    "byte order mark": ("cat", "\ufeffcat"),
+}
+
+
+@pytest.mark.parametrize("kind", LOOKALIKES)
+def test_names_that_look_the_same_are_refused_wherever_they_come_from(tmp_path: Path, kind: str) -> None:
+    names = LOOKALIKES[kind]
+    words = "differ only in blanks, invisible characters or the form of Unicode; give both one name"
+    folders = write_images(
+        tmp_path / "folders", *(f"{split}/{name}/0" for split in ("train", "test") for name in names)
+    )
+    assert words in line_of(lambda: load(str(folders)))
+    apart = write_images(tmp_path / "apart", f"train/{names[0]}/0", "train/dog/0", f"test/{names[1]}/0", "test/dog/0")
+    assert words in line_of(lambda: load(str(apart)))
+    (tmp_path / "columns").mkdir()
+    write_frames(tmp_path / "columns", list(names))
+    assert words in line_of(lambda: load(str(tmp_path / "columns")))
+
+
+@pytest.mark.parametrize(
+    "names", [("cat", "cats"), ("a b", "ab"), ("e", "\u00e9"), ("Cat", "cat"), ("1", "01"), ("a", "\u0430")]
+)
+def test_names_that_can_be_told_apart_are_classes_of_their_own(names: tuple[str, str]) -> None:
+    refuse_lookalikes(names)
+
+
+def test_names_of_a_label_column_that_differ_only_in_case_are_told(tmp_path: Path) -> None:
+    write_frames(tmp_path, ["Cat", "cat", "a", "A"])
+    assert load(str(tmp_path)).notes == ("the classes Cat and cat differ only in case and are two classes",)

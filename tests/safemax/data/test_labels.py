@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,9 @@ import pytest
 from safemax.data.columns import LABEL_NAMES
 from safemax.data.dataset import Dataset
 from safemax.data.sources import load
-from tests.support.written_data import image_and, line_of, picture, write_parquet
+from tests.support.written_data import image_and, line_of, picture, png, write_frames, write_parquet
 
 SHADES = {"cat": 10, "dog": 200, "emu": 90}
-
-
-def png(value: int) -> dict[str, Any]:
-    """Return a picture of one value as a row of an image column."""
-    buffer = io.BytesIO()
-    picture(value).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def write_frames(folder: Path, label: Any, name: str = "label", **more: Any) -> str:
-    """Write the same rows as train and as test with pandas, which knows no ClassLabel; image k has the value 10 k."""
-    frame = pd.DataFrame({"image": [png(10 * k) for k in range(len(label))], name: label, **more})
-    for split in ("train", "test"):
-        frame.to_parquet(folder / f"{split}.parquet")
-    return str(folder)
 
 
 def shades(data: Dataset, name: str) -> list[int]:

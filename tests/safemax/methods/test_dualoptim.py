@@ -26,7 +26,7 @@ def by_hand(steps):
     for step in range(steps):
         reseed(0, step, 0)
         batch = batches(step)
-        method._done = step
+        method.steps_done = step
         for adam, losses in ((forget_adam, method._forget_loss), (retain_adam, method.losses)):
             adam.zero_grad()
             (terms,) = losses(diffusion, batch)
@@ -36,7 +36,6 @@ def by_hand(steps):
                     p.grad.mul_(mask)
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             adam.step()
-            method._done = step + 1
     return weights
 
 

@@ -19,7 +19,7 @@ def test_the_penalty_is_the_official_norm_and_fades_to_0():
 
 def test_the_loss_is_that_of_fine_tuning_plus_the_penalty_of_the_step():
     diffusion, method = tiny_models.diffusion(), L1Sparse(alpha=1e-2)
-    method.run_steps, method._done = 4, 1
+    method.run_steps, method.steps_done = 4, 1
     (terms,) = method.losses(diffusion, tiny_models.batch())
     total = sum(p.abs().sum().item() for p in diffusion.parameters())
     assert terms["l1"].item() == pytest.approx(0.75e-2 * total, rel=1e-5)

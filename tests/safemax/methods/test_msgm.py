@@ -23,7 +23,7 @@ def test_the_forget_term_is_the_official_mean_of_score_times_deviation_times_noi
 def test_the_forget_term_enters_every_fourth_step():
     diffusion, batch, method = tiny_models.diffusion(), tiny_models.batch(), MSGM()
     seen = []
-    for method._done in range(9):
+    for method.steps_done in range(9):
         groups = list(method.losses(diffusion, batch))
         seen.append(len(groups) == 2)
     assert seen == [True, False, False, False, True, False, False, False, True]

@@ -59,7 +59,7 @@ def test_the_forget_coefficient_falls_as_a_cosine_to_0(done, share):
     diffusion, method, batch = prepared(decay_steps=100)
     torch.manual_seed(5)
     (full,) = method._forget_loss(diffusion, batch)
-    method._done = done
+    method.steps_done = done
     torch.manual_seed(5)
     (now,) = method._forget_loss(diffusion, batch)
     assert now["forget"].item() == pytest.approx(share * full["forget"].item(), rel=1e-5, abs=1e-3)

@@ -59,6 +59,26 @@ def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path, stop_at, ema):
     assert result.cost.images_seen == 7 * 8
 
 
+class Counted(Finetune):
+    """Writes down the number of steps done that each of its steps was told."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.told = []
+
+    def step(self, *args):
+        self.told.append((self.steps_done, self.run_steps))
+        return super().step(*args)
+
+
+def test_a_method_is_told_the_steps_done_and_a_resumed_run_counts_on(tmp_path):
+    asked, stopped, resumed = iter(range(100)), Counted(), Counted()
+    with pytest.raises(Stopped):
+        trained(5, folder=tmp_path, method=stopped, stop=lambda: next(asked) >= 3)
+    trained(5, folder=tmp_path, method=resumed)
+    assert stopped.told + resumed.told == [(step, 5) for step in range(5)]
+
+
 def test_a_finished_run_is_not_trained_again_and_keeps_its_costs(tmp_path):
     model, first = trained(folder=tmp_path)
     again, second = trained(folder=tmp_path)
