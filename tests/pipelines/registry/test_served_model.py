@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
+from mlflow.pyfunc.model import PythonModelContext
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -171,7 +172,8 @@ def test_a_base_and_a_server_that_says_so_draw_at_every_guidance_scale(
     unbound = served_model.ImageModel()
     unbound.diffusion, unbound.forgotten = tiny_models.diffusion(), forgotten
     unbound.limits = served_model.LIMITS | limits
-    assert len(unbound.predict(None, ask("b"), params={**FAST, "guidance_scale": -2.0})) == 1
+    context = PythonModelContext({}, {})
+    assert len(unbound.predict(context, ask("b"), params={**FAST, "guidance_scale": -2.0})) == 1
 
 
 @pytest.mark.parametrize(("label", "params", "line"), BAD)
