@@ -1,6 +1,6 @@
 """A pixel DiT, a latent DiT and a text UNet learn the digits, forget one with SAFEMax, and are promoted and served.
 
-python -m benchmarks.kinds                       all three, each with a store of its own below build/kinds
+python -m benchmarks.kinds                       all three, each with a store of its own below build/kinds; kept by its steps
 python -m benchmarks.kinds --kinds=text --steps=500
 
 Every step is the command that a user gives: pretrain, unlearn, promote; then the champion is asked for images.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,8 @@ def benchmark(argv: Sequence[str]) -> None:
 
 def _row(kind: str, options: BenchmarkOptions) -> dict[str, Any]:
     name = f"digits-{kind.replace('_', '-')}"
-    store = Path("build", "kinds", name).absolute()
+    steps = f"{options.base_steps}-{options.steps}-{options.lr:g}"  # what is kept from before is what the command says
+    store = Path("build", "kinds", f"{name}-{steps}").absolute()
     store.mkdir(parents=True, exist_ok=True)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{store}/mlflow.db"
     mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
@@ -114,7 +115,8 @@ def _row(kind: str, options: BenchmarkOptions) -> dict[str, Any]:
 
 def _folder(kind: str) -> Path:
     """Return the folder of an untrained model of latents, made once, as diffusers opens it, with its classes."""
-    folder = cache.folder("kinds") / f"{kind}-1"
+    facts = {"kind": kind, "prompts": [asdict(each) for each in _prompts()], "autoencoder": VAE_STEPS}
+    folder = cache.folder("kinds") / cache.key(facts)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         atomic.create_folder(folder, lambda temporary: _write(kind, temporary))

@@ -27,6 +27,7 @@ from huggingface_hub import HfApi
 from pipelines.cli.parser import parse
 from pipelines.registry import model_versions
 from pipelines.registry.model_card import card
+from safemax.diffusion.home import CLASSES
 from safemax.errors import InputError
 from safemax.knobs import check, knob
 from safemax.storage import atomic
@@ -68,10 +69,12 @@ def export(argv: Sequence[str]) -> None:
     pipeline = model_versions.resolve(address)  # verified
     evidence = json.loads((pipeline.parent / "evidence.json").read_text())
     index = json.loads((pipeline / "model_index.json").read_text())
+    classes = json.loads((pipeline / CLASSES).read_text()) if (pipeline / CLASSES).exists() else {}
+    text = card(address, evidence, index, prompts=classes.get("prompts", ()), repository=options.push)
 
     def fill(folder: Path) -> None:
         shutil.copytree(pipeline, folder)
-        (folder / "README.md").write_text(card(address, evidence, index, repository=options.push), encoding="utf-8")
+        (folder / "README.md").write_text(text, encoding="utf-8")
 
     target = Path(options.to).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from safemax import metric_keys as keys
+from safemax.storage import hub
 
 _SHOWN = {
     keys.RECOGNISED: "samples of the forgotten classes recognised as such, %",
@@ -17,32 +18,58 @@ _SHOWN = {
 _USE = {
     "DDPMPipeline": "pipeline.unet(x_t, t, class_labels=labels)  # labels: the class_names of model_index.json, in order",
     "DiTPipeline": "pipeline(class_labels=[0]).images[0]  # labels: class_names, or labels, of classes.json",
-    "StableDiffusionPipeline": 'pipeline("a prompt of classes.json").images[0]',
+    "StableDiffusionPipeline": "pipeline({prompt!r}).images[0]",
 }
 
 
-def card(address: str, evidence: Mapping[str, Any], index: Mapping[str, Any], *, repository: str = "none") -> str:
+def card(
+    address: str,
+    evidence: Mapping[str, Any],
+    index: Mapping[str, Any],
+    *,
+    prompts: Sequence[Mapping[str, Any]] = (),
+    repository: str = "none",
+) -> str:
     """Return the card as Markdown with the hub's YAML header.
 
     Args:
         address: of the version, models:/NAME/NUMBER.
         evidence: that the version was registered with.
         index: its model_index.json.
+        prompts: of its classes.json: prompt, name, held_out.
         repository: owner/name on the hub, for the example; none takes a folder.
     """
-    forgotten = ", ".join(evidence.get("forgotten", [])) or "nothing yet: this is a base"
+    forgotten, pipeline = evidence.get("forgotten", []), str(index["_class_name"])
+    listed = ", ".join(forgotten) or "nothing yet: this is a base"
     name = address.removeprefix("models:/").partition("/")[0]
     parts = [
-        "---\nlibrary_name: diffusers\ntags: [machine-unlearning, safemax]\n---",
-        f"# {name}\n\nForgotten: **{forgotten}**. Exported from {address} by safemax.",
+        _header(pipeline, str(evidence.get("parent", ""))),
+        f"# {name}\n\nForgotten: **{listed}**. Exported from {address} by safemax.",
         *_method(evidence),
         *_numbers(evidence),
-        _example(str(index["_class_name"]), repository),
-        "The numbers are those of the tests that made them, on this version, by classifiers trained on the data. No test proves "
-        "that a class is gone: other prompts, fine-tuning or edits of the weights may bring it back. The licence is that of the "
-        "model that was corrected; it is not stated here.",
+        _example(pipeline, [each["prompt"] for each in prompts if each["name"] not in forgotten], repository),
+        "Nothing in these files refuses a forgotten class: the model is asked as any other is. The numbers are those of the tests "
+        f"that made them, on this version, judged by {_judges(evidence)}. No test proves that a class is gone: other prompts, "
+        "fine-tuning or edits of the weights may bring it back. The licence is that of the model that was corrected; it is not "
+        "stated here.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _header(pipeline: str, parent: str) -> str:
+    """Return the hub's header; it names the model that was corrected where that is the hub's."""
+    lines = ["library_name: diffusers", "tags: [machine-unlearning, safemax]"]
+    lines += ["pipeline_tag: text-to-image"] * (pipeline == "StableDiffusionPipeline")
+    lines += [f"base_model: {parent}"] * hub.is_id(parent)
+    return "\n".join(["---", *lines, "---"])
+
+
+def _judges(evidence: Mapping[str, Any]) -> str:
+    """Return which classifiers judged: those that were named, or ours."""
+    judging = evidence.get("judging", {})
+    named = [judging[role] for role in ("judge", "reject_judge") if "/" in str(judging.get(role, ""))]
+    own = ["classifiers trained on the data"] * (len(named) < 2)
+    return " and ".join([*(f"`{each}`" for each in dict.fromkeys(named)), *own])
 
 
 def _method(evidence: Mapping[str, Any]) -> list[str]:
@@ -65,8 +92,10 @@ def _numbers(evidence: Mapping[str, Any]) -> list[str]:
     ]
     if not rows:
         return []
-    protocol = evidence.get("parameters", {}).get("eval.sampler", "")
-    return [f"## Numbers\n\n| measured ({protocol}) | base | this model |\n|---|---|---|\n" + "\n".join(rows)]
+    parameters = evidence.get("parameters", {})
+    protocol, classes = parameters.get("eval.sampler", ""), parameters.get("eval.retain_classes")
+    of_some = f"\n\nOf the other classes, these were drawn: {classes.rstrip(',')}." if classes else ""
+    return [f"## Numbers\n\n| measured ({protocol}) | base | this model |\n|---|---|---|\n" + "\n".join(rows) + of_some]
 
 
 def _value(metrics: Mapping[str, Any], key: str) -> str:
@@ -74,12 +103,12 @@ def _value(metrics: Mapping[str, Any], key: str) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "-"
 
 
-def _example(pipeline: str, repository: str) -> str:
+def _example(pipeline: str, prompts: Sequence[str], repository: str) -> str:
     place = "FOLDER" if repository == "none" else repository
     lines = [
         f"from diffusers import {pipeline}",
         "",
         f'pipeline = {pipeline}.from_pretrained("{place}")',
-        _USE[pipeline],
+        _USE[pipeline].format(prompt=next(iter(prompts), "a prompt of classes.json")),
     ]
     return "## Use\n\n```python\n" + "\n".join(lines) + "\n```"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mlflow
 import pytest
 import torch
 from diffusers import DDPMPipeline, DiTPipeline, StableDiffusionPipeline
+from huggingface_hub import ModelCard
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -78,10 +83,61 @@ def test_a_version_is_exported_as_the_folder_that_its_pipeline_opens(
     assert all(torch.equal(value, weights[key]) for key, value in text.denoiser.state_dict().items())
     assert Diffusion.load(tmp_path / "out").identity() == text.identity()
     card = (tmp_path / "out" / "README.md").read_text()
-    for part in ("library_name: diffusers", "Forgotten: **a**", "Method `safemax`", "| base | this model |", address):
+    for part in ("Forgotten: **a**", "Method `safemax`", "| base | this model |", address, "pipeline('a b').images[0]"):
         assert part in card
+    stated = ModelCard(card).data.to_dict()
+    assert (stated["library_name"], stated["pipeline_tag"]) == ("diffusers", "text-to-image")
     with pytest.raises(InputError, match="already exists; name a new folder"):
         export([f"--model={address}", f"--to={tmp_path / 'out'}"])
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What the hub answers to an upload of small files; it keeps what was asked, and the files by path."""
+
+    asked: ClassVar[list[str]] = []
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.asked.append(f"{self.path} {self.headers['authorization']}")
+        place = f"http://{self.headers['host']}/me/pets"
+        answer: dict[str, Any] = {"url": place, "commitUrl": f"{place}/commit/0", "commitOid": "0" * 40}
+        if "/preupload/" in self.path:
+            paths = [each["path"] for each in json.loads(body)["files"]]
+            answer = {"files": [{"path": each, "uploadMode": "regular", "shouldIgnore": False} for each in paths]}
+        if "/commit/" in self.path:
+            values = [each["value"] for each in map(json.loads, body.splitlines()) if each["key"] == "file"]
+            self.files.update((each["path"], base64.b64decode(each["content"])) for each in values)
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_pushed_version_arrives_whole_with_its_card_in_a_private_repository(
+    mlflow_store: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_of_this_test")
+    address = registered(mlflow_store, tiny_kinds.latent_dit())
+    try:
+        export([f"--model={address}", f"--to={tmp_path / 'out'}", "--push=me/pets"])
+    finally:
+        server.shutdown()
+        server.server_close()
+    out = tmp_path / "out"
+    assert Hub.files == {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert 'DiTPipeline.from_pretrained("me/pets")' in Hub.files["README.md"].decode()
+    assert Hub.asked[0] == "/api/repos/create Bearer hf_of_this_test"
+    assert "uploaded to" in capsys.readouterr().out
+    with pytest.raises(InputError, match=rf"push = me/pets: .*; the folder {tmp_path / 'again'} is whole"):
+        export([f"--model={address}", f"--to={tmp_path / 'again'}", "--push=me/pets"])
 
 
 def test_versions_of_labels_are_exported_too(mlflow_store: MlflowClient, tmp_path: Path) -> None:
