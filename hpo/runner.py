@@ -79,9 +79,9 @@ class StudyRunner:
                     time.sleep(1)
                     self.workers.tick()
 
-    def _note(self) -> None:
+    def _note(self, *, now: bool = False) -> None:
         """Write how far the study is on its run, with the front so far; a machine that joined another's study leaves it alone."""
-        if self.run.id != self.scheduler.study.user_attrs.get("run") or not self._study_note.is_due():
+        if self.run.id != self.scheduler.study.user_attrs.get("run") or not (self._study_note.is_due() or now):
             return
         done, members = self.scheduler.completed, self.scheduler.front()
         with self.run.tolerate_outage():
@@ -155,9 +155,9 @@ class StudyRunner:
         knobs = ", ".join(f"{name} {quantity(value)}" for name, value in self.scheduler.trials[number].params.items())
         self._progress.ended(number)
         ended = f"{self.scheduler.num_ended}/{self.scheduler.plan.size}"
+        self._note(now=self.scheduler.num_ended == 1)
         self._progress.say(f"[{ended}] trial {number} ({knobs}): {summary}")
         self._delete_leftovers(number)
-        self._note()
 
     def _complete(self, number: int, metrics: dict[str, float]) -> str:
         scores = objective.scores(metrics, self.base, self.config.search.quality)

@@ -1,11 +1,14 @@
 """Thin MLflow entry points over safemax: parse the parameters, open a run, call the library, log what came out."""
 
 import ctypes
+import logging
 import os
 import re
 import sys
+import warnings
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Literal
 
 ROOT = Path(__file__).parents[1]  # of the checkout, or of what is installed
 
@@ -38,6 +41,22 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 if hasattr(_libc := ctypes.CDLL(None), "mallopt"):
     _libc.mallopt(-3, 1 << 30)
     _libc.mallopt(-1, 1 << 30)
+# At INFO, MLflow tells of its database's tables and its input examples, and libraries warn each other of what will change in them:
+# a user can do nothing about either. verbosity=verbose shows both; so does MLFLOW_LOGGING_LEVEL=INFO.
+_LIBRARIES = "accelerate|alembic|diffusers|huggingface_hub|mlflow|optuna|sqlalchemy|torch|torchmetrics|transformers"
+
+
+def hear_libraries(level: str) -> None:
+    """Show what MLflow logs from a level on, in this process and its children, and at INFO what libraries deprecate."""
+    os.environ["MLFLOW_LOGGING_LEVEL"] = level
+    if "mlflow" in sys.modules:
+        logging.getLogger("mlflow").setLevel(level)
+    for category in (DeprecationWarning, FutureWarning):
+        action: Literal["default", "ignore"] = "default" if level in ("INFO", "DEBUG") else "ignore"
+        warnings.filterwarnings(action, category=category, module=rf"({_LIBRARIES})(\.|$)")
+
+
+hear_libraries(os.environ.get("MLFLOW_LOGGING_LEVEL", "WARNING").upper())
 # In a log file every refresh of a progress bar is a line of its own.
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "15")

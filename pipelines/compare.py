@@ -107,9 +107,10 @@ def _plan(comparison: Comparison) -> Plan:
     stages = planner.judges(comparison.judging)
     stages += [alike([each.draw("base", evaluation, model) for each in of_class], "classes", workers)]
     gold = GoldOptions(gold_steps=options.gold_steps)
-    settings = [gold.untrained(model, comparison.source, dataset, each.forget) for each in of_class if options.gold]
-    untrained = [planner.gold(each) for each in settings if each is not None]
-    stages += [alike(untrained, "classes", workers)] if untrained else []
+    golden = [each.gold_stages(gold, comparison.source, evaluation) for each in of_class if options.gold]
+    for name in ("gold", "measure gold"):
+        same = [stage for stages_of_class in golden for stage in stages_of_class if stage.name == name]
+        stages += [alike(same, "classes", workers)] if same else []
     for variant in (*comparison.variants, *(each for _, _, each in comparison.ablation)):
         stages.append(_child(planner, comparison, variant))
     logs = (

@@ -109,7 +109,7 @@ def demo(argv: Sequence[str]) -> None:
             record=arguments.record(),
         )
 
-    correct(correction, stop, find_or_train)
+    correct(correction, stop, find_or_train, planned=plan.minutes)
 
 
 def _base(name: str) -> Diffusion | None:

@@ -91,7 +91,7 @@ def evaluate(argv: Sequence[str]) -> None:
     check_enough_samples(evaluation, subject.classes, subject.dataset.class_names)
     chosen["gold"].validate(subject.base, subject.dataset)
     if chosen["plan"].plan:
-        show(_plan(subject, diffusion, evaluation, chosen["judging"]))
+        show(_plan(subject, diffusion, evaluation, chosen["judging"], chosen["gold"]))
         return
     attack_run = AttackRun.find(subject.address, options.attack_run)
     params = {"model.beside": subject.base, "model.gold": chosen["gold"].gold, "attack.run": attack_run.id}
@@ -114,10 +114,13 @@ def as_recorded(evaluation: Evaluation, address: str) -> Evaluation:
     return replace(evaluation, retain_classes=str(recorded))
 
 
-def _plan(subject: Subject, diffusion: Diffusion, evaluation: Evaluation, judging: JudgeConfig) -> Plan:
+def _plan(
+    subject: Subject, diffusion: Diffusion, evaluation: Evaluation, judging: JudgeConfig, gold: GoldOptions
+) -> Plan:
     planner = Planner.measured(diffusion, subject.dataset, subject.classes.forget, Training())
     base = lineage.load(subject.base, subject.dataset) if subject.base else None
-    stages = [*planner.judges(judging), *([planner.draw("base", evaluation, base)] if base else [])]
+    stages = planner.gold_stages(gold, subject.base, evaluation)
+    stages += [*planner.judges(judging), *([planner.draw("base", evaluation, base)] if base else [])]
     stages.append(planner.draw("model", evaluation, diffusion))
     logs = f"a run in the experiment {subject.experiment}, with metrics, pictures and report.html; no version."
     return Plan(f"evaluate {subject.title}", stages, logs, planner.basis)

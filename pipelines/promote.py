@@ -85,14 +85,14 @@ def case(address: str, champion: str | None) -> tuple[gates.Case, Diffusion]:
         address: of the version, models:/NAME/VERSION.
         champion: address of the version that the alias points to now, None if there is none.
     """
-    pipeline = model_versions.resolve(address)
+    pipeline = model_versions.resolve(address, fresh=True)
     attacks = model_versions.attached(address, "attacks")
     diffusion = Diffusion.load(pipeline)
     evidence = model_versions.evidence_beside(pipeline)
     facts = gates.Case(
         evidence=evidence,
         weights=diffusion.digest(),
-        champion=model_versions.evidence(champion) if champion else None,
+        champion=model_versions.evidence(champion, fresh=True) if champion else None,
         attacks=model_versions.json_object(attacks, f"the attacks of {address}") if attacks else None,
         classes=_asked(diffusion, evidence),
     )

@@ -26,7 +26,7 @@ def rollback(argv: Sequence[str]) -> None:
     current = model_versions.aliased_number(options.model, options.alias)
     options.validate(current)
     target, warning = _target(options, current)
-    model_versions.resolve(f"models:/{options.model}/{target}")  # refuses a version that would not load
+    model_versions.resolve(f"models:/{options.model}/{target}", fresh=True)  # refuses a version that would not load
     params = {
         "rollback.model": options.model,
         "rollback.alias": options.alias,

@@ -52,6 +52,8 @@ def links(client: MlflowClient, base: str) -> list[str]:
 def command(store: str, port: int) -> list[str]:
     """Return the command that serves a store: one worker, on the loopback interface."""
     words = ["mlflow", "server", "--backend-store-uri", store, "--host", HOST, "--port", str(port), "--workers", "1"]
+    if os.environ["MLFLOW_LOGGING_LEVEL"] not in ("INFO", "DEBUG"):
+        words += ["--uvicorn-opts", "--log-level=warning"]  # otherwise a line for each request
     return [sys.executable, "-m", *words]
 
 
@@ -67,5 +69,6 @@ def ui(argv: Sequence[str]) -> None:
     print("(click `Model training`, upper left, once: the browser remembers it, MLflow's own links do not)", flush=True)
     # Otherwise the server starts eight more processes of 250 MB each, for jobs that nobody submits.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:starlette.middleware.wsgi is deprecated")  # which MLflow imports
     words = command(store, options.port)
     os.execv(words[0], words)

@@ -83,19 +83,22 @@ IMAGES_SEEN = "cost/images_seen"
 SIDE_STATE_GB = "cost/side_state_gb"
 
 # What stays out of a run's charts, and is only in its metrics.json: the base's numbers, those of one class, of classes
-# forgotten earlier and of single pixels; the ends of intervals; and numbers that explain others.
-_DETAIL_GROUPS = (BASE, RETAIN_CLASS, "earlier/", PIXELS)
+# forgotten earlier, of single pixels and of the judges; the ends of intervals; and numbers that explain others.
+_DETAIL_GROUPS = (BASE, RETAIN_CLASS, "earlier/", PIXELS, JUDGES)
 _DETAILS = frozenset({
-    *(REJECTED, OTHER, NOISE_ATTRACTED, PROBABILITY, KID, KID_REAL, KID_NOISE, KID_NORMALISED, COVERAGE),
+    *(REJECTED, OTHER, PRESENT, NOISE_ATTRACTED, PROBABILITY, KID, KID_REAL, KID_NOISE, KID_NORMALISED, COVERAGE),
     *(SECOND_RECOGNISED, SECOND_REJECT, SECOND_OTHER, SECOND_PRECISION, SIDE_STATE_GB, RETAIN_KID, RETAIN_KID + DELTA),
 })  # fmt: skip
+# MLflow lists metrics in the order in which they were logged.
+_READ_FIRST = (UA, UA_REJECT, RECOGNISED, FID_JUDGE, FID_JUDGE + DELTA, ACCURACY, ACCURACY + DELTA)
 
 
 def charted(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return what a run shows of an evaluation's metrics, as charts and as columns of tables; metrics.json holds them all."""
+    """Return what a run shows of an evaluation's metrics, what one reads first coming first; metrics.json holds them all."""
+    ordered = [*(key for key in _READ_FIRST if key in metrics), *(key for key in metrics if key not in _READ_FIRST)]
     return {
-        key: value
-        for key, value in metrics.items()
+        key: metrics[key]
+        for key in ordered
         if key not in _DETAILS and not key.startswith(_DETAIL_GROUPS) and not key.endswith(UNCERTAINTY)
     }
 

@@ -29,14 +29,16 @@ from typing import Any
 import torch
 
 from hpo.contest.config import BASE, DEFAULT, GOLD, TUNED, Contest, ContestOptions
+from hpo.contest.planning import plan_of
 from hpo.contest.tune import Found, preset, search
 from hpo.contest.work import Workshop
 from pipelines import tracking
-from pipelines.cli.options import DataOptions
+from pipelines.cli.options import DataOptions, PlanOptions
 from pipelines.cli.parser import parse
 from pipelines.correction.base_model import NetworkOptions
 from pipelines.engine import notes
 from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_signals
+from pipelines.planning.plan import show
 from safemax.errors import InputError, NonFiniteError, Stopped
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
@@ -49,6 +51,7 @@ PARAMETERS: dict[str, type] = {
     "network": NetworkOptions,
     "evaluation": Evaluation,
     "judging": JudgeConfig,
+    "plan": PlanOptions,
 }
 Entry = tuple[str, int]
 
@@ -66,6 +69,9 @@ def run(argv: Sequence[str]) -> None:
     )  # fmt: skip
     contest.validate(dataset)
     product = chosen["network"].name_for(dataset)
+    if chosen["plan"].plan:
+        show(plan_of(contest, product))
+        return
     params = {f"contest.{key}": value for key, value in contest.describe().items()} | {"data.name": dataset.name}
     title = f"contest-{dataset.name}-{len(entered)}-methods"
     elsewhere = ("contest.digest", "contest.data", "contest.network", "contest.judging")  # data set, parameters.json

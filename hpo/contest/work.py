@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,18 +87,33 @@ class Workshop:
     def _pretrained(
         self, kind: str, method: type[Finetune] | type[Retrain], number: int, without: tuple[int, ...]
     ) -> Diffusion:
-        network, training = self.contest.network, self.contest.base_training(number)
-        knobs = {"null_drop": network.null_drop, "min_snr_gamma": network.min_snr_gamma}
-        diffusion = network.create(self.dataset, training.seed)
-        facts = {
-            "start": diffusion.digest(), "training": asdict(training), "knobs": knobs,
-            "data": self.dataset.digest, "without": without,
-        }  # fmt: skip
-        folder = cache.folder("contest") / f"{kind}-{cache.key(facts)}"
+        folder = self.folder(kind, number, without)
         if not folder.exists():
-            self._fit(diffusion, method(**knobs), training, without)
+            training = self.contest.base_training(number)
+            diffusion = self.contest.network.create(self.dataset, training.seed)
+            self._fit(diffusion, method(**self._base_knobs), training, without)
             atomic.create_folder(folder, diffusion.save)
         return Diffusion.load(folder).to(self.device)
+
+    def folder(self, kind: str, number: int, without: tuple[int, ...]) -> Path:
+        """Return where a base or a gold model is kept.
+
+        Args:
+            kind: base or gold.
+            number: of the base, also the seed.
+            without: labels that it never sees.
+        """
+        training = self.contest.base_training(number)
+        facts = {
+            "start": self.contest.network.create(self.dataset, training.seed).digest(), "training": asdict(training),
+            "knobs": self._base_knobs, "data": self.dataset.digest, "without": without,
+        }  # fmt: skip
+        return cache.folder("contest") / f"{kind}-{cache.key(facts)}"
+
+    @property
+    def _base_knobs(self) -> dict[str, float]:
+        network = self.contest.network
+        return {"null_drop": network.null_drop, "min_snr_gamma": network.min_snr_gamma}
 
     def steps_for(self, name: str) -> int:
         """Return how many steps of a method the contest's rows pay for; 0 for one that has none."""

@@ -11,13 +11,14 @@ import os
 import shutil
 import textwrap
 import tomllib
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from typing import NoReturn
 
-from pipelines import ROOT
+from pipelines import ROOT, hear_libraries
 from pipelines.cli import config_file
 from pipelines.cli.index import Command, Sections, commands
 from pipelines.cli.parameters import UsageError, excerpt, parameters
@@ -26,7 +27,8 @@ from safemax.errors import unknown
 from safemax.knobs import check, knob
 
 TITLE = "every command"
-_LOGGING = {"quiet": "ERROR", "normal": "WARNING", "verbose": "INFO"}
+_VERBOSITIES = ("quiet", "normal", "verbose")
+_LOGGING = {"quiet": "ERROR", "verbose": "INFO"}
 _USAGE = """\
 usage: safemax COMMAND [--parameter=value ...]
 
@@ -41,7 +43,7 @@ class ConsoleOptions:
 
     config: str = knob("none", "YAML file with a line NAME: VALUE for each parameter; a value given here wins over it")
     verbosity: str = knob(
-        "normal", "quiet shows no progress bars; verbose also shows what libraries log", choices=tuple(_LOGGING)
+        "normal", "quiet shows no progress bars; verbose also shows what libraries log", choices=_VERBOSITIES
     )
 
     def __post_init__(self) -> None:
@@ -49,9 +51,17 @@ class ConsoleOptions:
 
     def apply(self) -> None:
         """Set the environment that this process's libraries and its children read; before they are imported."""
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", _LOGGING[self.verbosity])
+        if self.verbosity != "verbose":
+            warnings.formatwarning = _brief
+        if self.verbosity != "normal":
+            hear_libraries(_LOGGING[self.verbosity])
         if self.verbosity == "quiet":
             os.environ["TQDM_DISABLE"] = "1"
+
+
+def _brief(message: Warning | str, *_: object) -> str:
+    """Return a warning in one line, without the place in the code that Python adds."""
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def run(name: str) -> NoReturn:

@@ -16,13 +16,19 @@ from safemax.diffusion.model import Diffusion
 from safemax.training.hooks import Hooks
 
 
-def correct(correction: Correction, stop: StopSignal, make_base: Callable[[], str] | None = None) -> str:
+def correct(
+    correction: Correction,
+    stop: StopSignal,
+    make_base: Callable[[], str] | None = None,
+    planned: float | None = None,
+) -> str:
     """Run a correction in an MLflow run of its own, register the result, print its table and return its address.
 
     Args:
         correction: what to do.
         stop: called before each step; True ends the run as KILLED, and the same command resumes it.
         make_base: makes the model to correct where `correction.source` does not exist yet, and returns its address.
+        planned: minutes that a plan gave all of it; in the end they are compared with the minutes that it took.
     """
     if is_follower_rank():
         diffusion = Diffusion.load(model_versions.resolve(correction.source))
@@ -41,7 +47,7 @@ def correct(correction: Correction, stop: StopSignal, make_base: Callable[[], st
     }
     with tracking.run(
         correction.run_name, experiment=correction.name, params=correction.params(), tags=tags,
-        shown=correction.shown_params,
+        shown=correction.shown_params, planned=planned,
     ) as run:  # fmt: skip
         run.dataset(correction.dataset, "training")
         run.parameters(correction.parameters)

@@ -7,9 +7,8 @@ import time
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
-from tqdm import tqdm
-
 from pipelines.engine.options import WorkerOptions
+from safemax.progress import Bar, bar
 
 _MOST_BARS = 16  # jobs that are shown; a screen has no more lines
 
@@ -27,8 +26,8 @@ class Progress:
     def __init__(self, total: int, done: int, options: WorkerOptions, unit: str) -> None:
         self._shown = not options.in_process and sys.stderr.isatty()
         self._began, self._ended, self._left = time.monotonic(), 0, total - done
-        self._all = tqdm(total=total, initial=done, unit=unit, disable=not self._shown, dynamic_ncols=True)
-        self._bars: dict[Hashable, tqdm] = {}
+        self._all = bar(shown=self._shown, total=total, initial=done, unit=unit, dynamic_ncols=True)
+        self._bars: dict[Hashable, Bar] = {}
 
     @classmethod
     @contextmanager
@@ -44,24 +43,24 @@ class Progress:
     def started(self, job: Hashable, name: str, steps: int) -> None:
         """Show a job of so many steps."""
         if self._shown and len(self._bars) < _MOST_BARS and job not in self._bars:
-            self._bars[job] = tqdm(total=steps, desc=name, unit="step", leave=False, dynamic_ncols=True)
+            self._bars[job] = bar(total=steps, desc=name, unit="step", leave=False, dynamic_ncols=True)
 
     def at(self, job: Hashable, step: int | None) -> None:
         """Move a job's bar to a step."""
-        bar = self._bars.get(job)
-        if bar is not None and step:
-            bar.update(step - bar.n)
+        shown = self._bars.get(job)
+        if shown is not None and step:
+            shown.update(step - shown.n)
 
     def ended(self, job: Hashable) -> None:
         """Count a job that ended."""
         self._ended, self._left = self._ended + 1, self._left - 1
         self._all.update()
-        if bar := self._bars.pop(job, None):
-            bar.close()
+        if shown := self._bars.pop(job, None):
+            shown.close()
 
     def say(self, line: str) -> None:
         """Print a line above the bars, with the time left by the pace so far."""
-        tqdm.write(f"{line}{self.time_left}", file=sys.stdout)
+        Bar.write(f"{line}{self.time_left}", file=sys.stdout)
         sys.stdout.flush()
 
     @property

@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import torch
 
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
+from safemax.judges.classifier import Judge
+from safemax.judges.none_head import train_none_heads
 from safemax.judges.train import train_judge
 from safemax.methods.finetune import Finetune
 from safemax.storage import atomic, cache
@@ -61,16 +64,33 @@ def judge_seconds(dataset: Dataset, arch: str, *, reject: bool) -> float:
     """Return the seconds of a training step of a judge on this machine; measured once, then kept."""
     facts = {"judge": arch, "reject": reject, "images": dataset.image_shape, "natural": dataset.natural, **machine()}
 
-    def seconds(steps: int) -> float:
-        started = _clock()
-        train_judge(dataset, arch, reject=reject, steps=steps, progress=False)
-        return _clock() - started
+    def train(steps: int) -> object:
+        return train_judge(dataset, arch, reject=reject, steps=steps, progress=False)
 
     def measure() -> dict[str, float]:
-        few, more = seconds(1), seconds(4)
+        few, more = _spent(partial(train, 1)), _spent(partial(train, 4))
         return {"step": max(0.0, more - few) / 3}
 
     return kept(facts, measure)["step"]
+
+
+def none_head_seconds(dataset: Dataset, arch: str, body: Judge | None) -> float:
+    """Return the seconds of a batch that a none head learns from on this machine; measured once, then kept.
+
+    Args:
+        dataset: the images.
+        arch: of the judge that gets the head.
+        body: that judge; None where there is none yet: one that was trained for a step takes its place.
+    """
+    facts = {"none head of": arch, "images": dataset.image_shape, "classes": dataset.num_classes, **machine()}
+
+    def measure() -> dict[str, float]:
+        plain = body or train_judge(dataset, arch, reject=False, steps=1, progress=False)
+        heads = partial(train_none_heads, plain, dataset, progress=False)
+        few, more = _spent(partial(heads, draws=1)), _spent(partial(heads, draws=4))
+        return {"draw": max(0.0, more - few) / 3}
+
+    return kept(facts, measure)["draw"]
 
 
 def machine() -> dict[str, Any]:
@@ -138,6 +158,13 @@ def _seconds(call: Callable[[], object], budget: float) -> float:
         call()
         calls += 1
     return (_clock() - started) / calls
+
+
+def _spent(work: Callable[[], object]) -> float:
+    """Return the seconds of a call."""
+    started = _clock()
+    work()
+    return _clock() - started
 
 
 def _clock() -> float:

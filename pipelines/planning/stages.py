@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.correction.correction import Correction
+from pipelines.correction.retrained import GoldOptions
 from pipelines.planning.plan import Stage
-from pipelines.planning.rates import Rates, judge_seconds, rates
+from pipelines.planning.rates import Rates, judge_seconds, none_head_seconds, rates
 from pipelines.planning.work import attack_rows, work_of
 from safemax.attacks.base import Attack
 from safemax.data.dataset import Dataset
@@ -15,7 +16,8 @@ from safemax.diffusion.model import Diffusion
 from safemax.evaluation import panel_classes
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import cached_path, workload
-from safemax.judges.load import JudgeConfig, own_judges
+from safemax.judges.load import JudgeConfig, NoneHeads, none_heads, own_judges
+from safemax.reports.numbers import counted
 from safemax.training.method import Method
 from safemax.training.settings import Training
 
@@ -67,7 +69,7 @@ class Planner:
     def judges(self, config: JudgeConfig) -> list[Stage]:
         """Return the training of the judges."""
         every = own_judges(self.dataset, config)
-        return [
+        trained = [
             Stage(
                 f"judge {number} of {len(every)}",
                 f"train {each.arch}{', which may answer none of these' if each.reject else ''}: {each.steps:,} steps",
@@ -77,6 +79,15 @@ class Planner:
             )
             for number, each in enumerate(every, start=1)
         ]
+        heads = none_heads(self.dataset, config)
+        return [*trained, self._none_heads(heads)] if heads else trained
+
+    def _none_heads(self, heads: NoneHeads) -> Stage:
+        does = f"train {counted(heads.heads, 'head')} that may answer none of these, on {heads.arch}: {heads.draws:,} batches each"
+        if heads.cached:
+            return Stage("none heads", does, reused=True)
+        minutes = heads.heads * heads.draws * none_head_seconds(self.dataset, heads.arch, heads.body) / 60
+        return Stage("none heads", does, minutes, 1.0)
 
     def unlearn(self, name: str, method: Method, training: Training) -> list[Stage]:
         """Return a method's preparation, if it has one, and its steps."""
@@ -113,6 +124,20 @@ class Planner:
         minutes = training.minutes or self.rates.minutes(0, training.steps * training.batch_size)
         does = f"train a model that never sees the classes: {_steps(training)}"
         return Stage("gold", does, minutes, self.model_megabytes)
+
+    def gold_stages(self, options: GoldOptions, base: str | None, evaluation: Evaluation) -> list[Stage]:
+        """Return the training of the gold model, where that is to be done, and its measurement; nothing without one.
+
+        Args:
+            options: which gold model.
+            base: address of the base, whose evidence says how it was trained.
+            evaluation: how many images it draws, and by which samplers.
+        """
+        training = options.untrained(self.diffusion, base, self.dataset, self.forget)
+        if training is not None:
+            return [self.gold(training), self.draw("gold", evaluation)]
+        model = options.find(self.diffusion, base, self.dataset, self.forget, lambda: False)
+        return [self.draw("gold", evaluation, model)] if model else []
 
     def attack(self, name: str, attack: Attack, samples: int, models: list[str]) -> Stage:
         """Return an attack on several models, which are named in words."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import json
 import re
@@ -31,6 +32,7 @@ _IN_EVIDENCE = {
     WEIGHTS: "model_digest",
 }
 _ATTACHMENT = ("run", "path", "sha256", "manifest")  # what the tag of an attachment holds
+_copies: dict[str, Path] = {}  # verified copies of this process, by the digest of their manifest
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(/(?P<version>[0-9]{1,9})|@(?P<alias>[A-Za-z0-9_-]+))")
 
 
@@ -39,40 +41,55 @@ def is_registry_address(address: str) -> bool:
     return address.startswith("models:")
 
 
-def resolve(uri: str) -> Path:
+def resolve(uri: str, *, fresh: bool = False) -> Path:
     """Return the diffusers folder of a version: a private, verified, whole copy, deleted when the process ends.
 
     Args:
         uri: models:/NAME/3 or models:/NAME@alias; a path or a hub id is returned unchanged.
+        fresh: as of `verified_copy`.
 
     Raises:
         InputError: no such version, one of its files is missing, changed or added, or a part that it shares is gone.
     """
     if not is_registry_address(uri):
         return Path(uri)
-    return parts.complete(verified_copy(uri) / "artifacts" / "pipeline")
+    return parts.complete(verified_copy(uri, fresh=fresh) / "artifacts" / "pipeline")
 
 
-def verified_copy(uri: str, *, refuse_compiled: bool = False) -> Path:
+def verified_copy(uri: str, *, fresh: bool = False, refuse_compiled: bool = False) -> Path:
     """Return the root of a private copy of a version, held against the registry's digest, deleted when the process ends.
+
+    A process downloads a version once: a copy that still has the digest which the registry states now is given again.
 
     Args:
         uri: models:/NAME/3 or models:/NAME@alias.
-        refuse_compiled: as of `download`.
+        fresh: download it in any case, for those who vouch for the files in the store.
+        refuse_compiled: as of `download`; implies fresh.
 
     Raises:
         InputError: no such version, or one of its files is missing, changed or added.
     """
-    folder = Path(tempfile.mkdtemp(prefix="safemax-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     version = version_of(uri)
     address, digest = f"models:/{version.name}/{version.version}", version.tags.get(MANIFEST)
-    return download(address, folder, digest, refuse_compiled=refuse_compiled)
+    known = _copies.get(digest or "")
+    if known and not (fresh or refuse_compiled) and _has_digest(known, digest):
+        return known
+    folder = Path(tempfile.mkdtemp(prefix="safemax-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    root = _copies[str(digest)] = download(address, folder, digest, refuse_compiled=refuse_compiled)
+    return root
 
 
-def evidence(uri: str) -> dict[str, Any]:
+def _has_digest(root: Path, digest: str | None) -> bool:
+    """Return whether a copy of this process is still what it was; one that `resolve` completed with shared parts is not."""
+    with contextlib.suppress(InputError, OSError):
+        return manifest.verify(root) == digest
+    return False
+
+
+def evidence(uri: str, *, fresh: bool = False) -> dict[str, Any]:
     """Return the evidence that a version was registered with; InputError as of `verified_copy`, or where it is no JSON object."""
-    return evidence_beside(verified_copy(uri) / "artifacts" / "pipeline")
+    return evidence_beside(verified_copy(uri, fresh=fresh) / "artifacts" / "pipeline")
 
 
 def evidence_beside(pipeline: Path) -> dict[str, Any]:

@@ -236,8 +236,11 @@ def _upload(
 def _log_metrics(client: MlflowClient, run_id: str, model_id: str | None, evidence: Mapping[str, Any]) -> None:
     """Log the metrics that a run shows, to the run and, if given, its logged model in one call, with the data they are of.
 
-    Once, and nothing with steps: MLflow's page of a logged model lists every entry, and of a series shows the first.
+    Once, and nothing with steps: MLflow's page of a logged model lists every entry, and of a series shows the first. The cost of
+    a base, which was not measured, stays with its run: MLflow's table of models begins with the columns of the oldest model.
     """
+    if keys.UA not in evidence.get("metrics", {}):
+        model_id = None
     now, digest = int(time.time() * 1000), evidence.get("data_digest")
     name = evidence.get("parameters", {}).get("data.name")
     data = {"dataset_name": name, "dataset_digest": digest[: tracking.DIGEST_LENGTH]} if name and digest else {}

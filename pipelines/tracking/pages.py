@@ -24,13 +24,13 @@ COLUMNS = {
     "tags.`verdict`": 100,
     f"metrics.`{keys.UA}`": 85,
     f"metrics.`{keys.UA_REJECT}`": 120,
-    f"metrics.`{keys.FID_JUDGE}`": 105,
-    f"metrics.`{keys.FID_JUDGE}{keys.DELTA}`": 105,
-    f"metrics.`{keys.ACCURACY}`": 110,
-    f"metrics.`{keys.RUNTIME_MINUTES}`": 105,
-    f"metrics.`{keys.PEAK_MEMORY_GB}`": 105,
-    "tags.`unlearning.method`": 110,
-    "tags.`unlearning.forget`": 110,
+    f"metrics.`{keys.FID_JUDGE}`": 115,
+    f"metrics.`{keys.FID_JUDGE}{keys.DELTA}`": 150,
+    f"metrics.`{keys.ACCURACY}`": 115,
+    f"metrics.`{keys.RUNTIME_MINUTES}`": 155,
+    f"metrics.`{keys.PEAK_MEMORY_GB}`": 160,
+    "tags.`unlearning.method`": 140,
+    "tags.`unlearning.forget`": 130,
 }
 
 
@@ -68,7 +68,7 @@ def save_view(client: MlflowClient, experiment: Experiment) -> None:
 
 
 def _state() -> dict[str, object]:
-    fixed = {"attributes.`Run Name`": 220, "attributes.`Created`": 110}
+    fixed = {"attributes.`Run Name`": 260, "attributes.`Created`": 110}
     return {
         "searchFilter": "",
         "orderByKey": "attributes.start_time",

@@ -34,6 +34,7 @@ from pipelines.tracking.pictures import picture_link, picture_path, rendered
 from pipelines.tracking.provenance import commit_tags, environment
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError, Stopped
+from safemax.reports.numbers import duration
 
 FLUSH_SECONDS = 3.0
 RESUMED_FROM = "resumed_from"  # tag of a run: the id of the run whose job it goes on with
@@ -56,6 +57,7 @@ def run(
     shown: Collection[str] | None = None,
     description: str = "",
     parent: str | None = None,
+    planned: float | None = None,
 ) -> Iterator[Run]:
     """Open a run, or join the one that `mlflow run` opened, and close it with the status that it deserves.
 
@@ -73,11 +75,12 @@ def run(
             takes all.
         description: markdown, the run's note until `Run.note` replaces it.
         parent: id of the parent run; a child never joins the run of `mlflow run`.
+        planned: minutes that a plan gave the work; when it is done, environment.json and stdout say how long it took.
 
     Raises:
         InputError: the store cannot be used, or stopped answering.
     """
-    client = mlflow_store.store()
+    client, started = mlflow_store.store(), time.monotonic()
     experiment_id = client.get_run(parent).info.experiment_id if parent else mlflow_store.setup(experiment)
     described = {**commit_tags(), **tags, "mlflow.note.content": spaced(description)}
     joined = None if parent else os.environ.pop("MLFLOW_RUN_ID", None)
@@ -93,9 +96,12 @@ def run(
         client.log_batch(
             run_id, params=entries, tags=[RunTag(key, str(value)) for key, value in described.items()] if joined else ()
         )
-        opened.json({"parameters": params, "environment": environment()}, "environment")
+        about = {"parameters": params, "environment": environment()}
+        opened.json(about, "environment")
         yield opened
         opened.flush()
+        if planned is not None:
+            opened._compare_minutes(planned, (time.monotonic() - started) / 60, about)
         client.set_terminated(opened.id, "FINISHED")
     except BaseException as error:
         opened._fail(error)
@@ -270,6 +276,11 @@ class Run:
         """Record whose job this run goes on with: that of an earlier run; nothing where it is this run, or there is none."""
         if earlier and earlier != self.id:
             self.tag(RESUMED_FROM, earlier)
+
+    def _compare_minutes(self, planned: float, real: float, about: Mapping[str, Any]) -> None:
+        with self.tolerate_outage():
+            self.json({**about, "minutes": {"planned": planned, "real": real}}, "environment")
+        print(f"planned {duration(planned)}, took {duration(real)}")
 
     def _try_flush(self) -> None:
         try:

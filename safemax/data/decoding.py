@@ -15,7 +15,6 @@ import pyarrow as pa
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
 from safemax.data.class_names import differing_in_case
 from safemax.data.columns import AUTO, find_columns, label_type
@@ -23,6 +22,7 @@ from safemax.data.dataset import Dataset, Split
 from safemax.data.labels import LabelValues, number_labels
 from safemax.data.pixels import Decoded, PixelOptions, read_image
 from safemax.errors import InputError
+from safemax.progress import bar
 
 # Part of every cache file's key: a change of what decoding yields must change it.
 VERSION = "2"
@@ -118,8 +118,8 @@ class _Reader:
     def __init__(self, options: PixelOptions, total: int) -> None:
         self._options = options
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-        self._bar = tqdm(
-            total=total, desc="reading images", unit="image", mininterval=0.5, disable=total < SHOW_PROGRESS_FROM
+        self._bar = bar(
+            shown=total >= SHOW_PROGRESS_FROM, total=total, desc="reading images", unit="image", mininterval=0.5
         )
 
     def __enter__(self) -> _Reader:

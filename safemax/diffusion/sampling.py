@@ -10,7 +10,6 @@ from typing import TypeAlias
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
-from tqdm import tqdm
 
 from safemax.data.batches import derive_seed
 from safemax.diffusion import team
@@ -20,6 +19,7 @@ from safemax.diffusion.samplers import PAPER as PAPER
 from safemax.diffusion.samplers import SECOND as SECOND
 from safemax.diffusion.samplers import USERS as USERS
 from safemax.diffusion.samplers import Sampler
+from safemax.progress import Bar, bar
 from safemax.storage import cache
 
 Guide = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -80,40 +80,40 @@ class Request:
         """The first row of each batch."""
         return range(0, len(self.labels), self.batch_size)
 
-    def batches(self, *, skip: int = 0, progress: bool = False, bar: tqdm | None = None) -> Iterator[Tensor]:
+    def batches(self, *, skip: int = 0, progress: bool = False, drawn: Bar | None = None) -> Iterator[Tensor]:
         """Yield the images batch by batch, those of a batch the same wherever one begins.
 
         Args:
             skip: batches that were drawn before.
             progress: show a bar of the denoising steps, with the time left.
-            bar: a bar to continue instead.
+            drawn: a bar to continue instead.
         """
         self.sampler.validate(self.diffusion)
         crew = None if self.label_at or self.guide else team.current()
         total, done = (n * self.sampler.steps for n in (len(self.firsts), skip))
         text = f"sampling {self.sampler}"
-        own = tqdm(total=total, initial=done, desc=text, disable=not progress, leave=False) if bar is None else None
+        own = bar(shown=progress, total=total, initial=done, desc=text, leave=False) if drawn is None else None
         noise = self._noise()
         try:
             if crew is not None and not crew.together and len(self.firsts) > skip:
                 crew.is_whole = False  # until all have done their part
                 crew.tell(self._told(crew, skip))
             for first in self.firsts[skip:]:
-                yield self._batch(first, noise, crew, bar or own)
+                yield self._batch(first, noise, crew, drawn or own)
             if crew is not None:
                 crew.is_whole = True
         finally:
             if own is not None:
                 own.close()
 
-    def _batch(self, first: int, noise: Tensor, crew: team.Team | None, bar: tqdm | None) -> Tensor:
+    def _batch(self, first: int, noise: Tensor, crew: team.Team | None, drawn: Bar | None) -> Tensor:
         """Draw this process's share of a batch; return the whole batch where this process leads, or is alone."""
         count = len(self.labels[first : first + self.batch_size])
         world, rank = (crew.world, crew.rank) if crew else (1, 0)
         ends = [-(-count * k // world) for k in range(world + 1)]  # the leader has a row, if there is one
         walk = _Trajectory(self, first, count, slice(ends[rank], ends[rank + 1]))
         with self.diffusion.without_dropout():
-            images = walk.denoise(noise, bar)
+            images = walk.denoise(noise, drawn)
         return crew.whole(images, [b - a for a, b in pairwise(ends)]) if crew else images
 
     def _noise(self) -> Tensor:
@@ -177,7 +177,7 @@ class _Trajectory:
     rows: slice
 
     @torch.no_grad()
-    def denoise(self, noise: Tensor, bar: tqdm | None) -> Tensor:
+    def denoise(self, noise: Tensor, drawn: Bar | None) -> Tensor:
         """Return the images of the rows, on the CPU, from the starting noise of all rows of the request."""
         request, diffusion = self.request, self.request.diffusion
         mine = slice(self.first + self.rows.start, self.first + self.rows.stop)
@@ -193,8 +193,8 @@ class _Trajectory:
         generator = torch.Generator(x_t.device).manual_seed(derive_seed(request.seed, 1, self.first))
         for t_now, step in walk.unbind(1):
             x_t = self._step(rule, x_t, labels, (t_now, step), generator)
-            if bar is not None:
-                bar.update()
+            if drawn is not None:
+                drawn.update()
         x0 = diffusion.bounded(x_t.nan_to_num(0.0))
         return (diffusion.decode(x0).nan_to_num(0.0).clamp(-1, 1) if request.decode and len(x0) else x0).cpu()
 

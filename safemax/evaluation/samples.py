@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from safemax import metric_keys as keys
 from safemax.data.batches import to_uint8
@@ -21,6 +20,7 @@ from safemax.errors import InputError
 from safemax.evaluation import panel_classes
 from safemax.evaluation.protocol import Evaluation
 from safemax.metrics.measurement import MAIN, SECOND
+from safemax.progress import Bar, bar
 from safemax.storage import cache, source_digest
 
 DRAWING = 2  # part of the key of cached samples: a change of what `draw` draws must change it
@@ -88,8 +88,8 @@ def draw(
     """
     requests = _requests(diffusion, forget, evaluation, shown)
     steps = sum(len(each.firsts) * each.sampler.steps for each in requests.values())
-    with tqdm(total=steps, unit="step", desc="sampling", disable=not progress, leave=False) as bar:
-        images = {name: _drawn(request, name, parts, bar) for name, request in requests.items()}
+    with bar(shown=progress, total=steps, unit="step", desc="sampling", leave=False) as drawn:
+        images = {name: _drawn(request, name, parts, drawn) for name, request in requests.items()}
     users = [name for name in keys.USER_SAMPLERS if name in requests]
     labels = {name: request.labels for name, request in requests.items()}
     return Samples(
@@ -116,13 +116,13 @@ def _requests(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluat
     return requests | users
 
 
-def _drawn(request: Request, name: str, parts: Path | None, bar: tqdm) -> Tensor:
+def _drawn(request: Request, name: str, parts: Path | None, drawn: Bar) -> Tensor:
     """Return a request's images, (N, C, H, W) uint8, from the parts that are there and by drawing the others."""
     paths = [parts / f"{name}-{first:07d}.safetensors" for first in request.firsts] if parts else []
     kept = [part["images"] for part in takewhile(bool, map(cache.load_tensors, paths)) if part]
-    bar.set_description(f"sampling {request.sampler}")
-    bar.update(len(kept) * request.sampler.steps)
-    for images in request.batches(skip=len(kept), bar=bar):
+    drawn.set_description(f"sampling {request.sampler}")
+    drawn.update(len(kept) * request.sampler.steps)
+    for images in request.batches(skip=len(kept), drawn=drawn):
         kept.append(to_uint8(images))
         if parts:
             cache.save_tensors(paths[len(kept) - 1], {"images": kept[-1]})

@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from safemax.data.dataset import Dataset, Split
 from safemax.errors import InputError
+from safemax.progress import bar
 from safemax.storage import cache
 
 INCEPTION_FEATURES = 2048
@@ -179,7 +179,7 @@ def _published_file() -> Path:
 def extract(network: Inception, images: Tensor, batch_size: int = 64, what: str = "Inception") -> Tensor:
     """Return features of images (N, C, H, W) uint8 in batches, (N, 2048) float32 on the CPU."""
     device = next(network.parameters()).device
-    batches = tqdm(images.split(batch_size), desc=what, disable=len(images) <= batch_size, leave=False)
+    batches = bar(images.split(batch_size), shown=len(images) > batch_size, desc=what, leave=False)
     return torch.cat([network(batch.to(device)).cpu() for batch in batches])
 
 

@@ -286,6 +286,41 @@ def own_judges(dataset: Dataset, config: JudgeConfig) -> list[OwnJudge]:
     ]
 
 
+class NoneHeads(NamedTuple):
+    """None heads that `judges` trains on other judges, once.
+
+    Args:
+        arch: architecture of the judge that gets them.
+        body: that judge, the first of several; None where it is not trained yet.
+        heads: how many.
+        draws: batches that each of them learns from.
+        cached: whether they were trained before.
+    """
+
+    arch: str
+    body: Judge | None
+    heads: int
+    draws: int
+    cached: bool = False
+
+
+def none_heads(dataset: Dataset, config: JudgeConfig) -> NoneHeads | None:
+    """Return the none heads that a config asks for, None where it asks for none."""
+    config = _resolved(config, dataset)
+    if not none_head.is_named(config.reject_judge):
+        return None
+    seeds, draws = _reject_seeds(config), config.judge_steps or none_head.DRAWS
+    paths = none_head.backbones(config.reject_judge) or [Path(config.judge)] * is_path(config.judge)
+    own = _folder(dataset, config, False, config.judge_seed)
+    if not paths and not own.exists():
+        return NoneHeads(config.judge, None, len(seeds), draws)
+    names, shape = dataset.class_names, dataset.image_shape
+    bodies = [load_judge(each, class_names=names, image_shape=shape) for each in paths or [own]]
+    shared = [(body, seeds[i :: len(bodies)]) for i, body in enumerate(bodies)]
+    cached = all(none_head.is_kept(body, dataset, some, draws) for body, some in shared if some)
+    return NoneHeads(bodies[0].arch, bodies[0], len(seeds), draws, cached)
+
+
 def _steps(dataset: Dataset, config: JudgeConfig, arch: str, reject: bool) -> int:
     return config.judge_steps or planned_steps(recipe_of(arch, None, None, None), len(dataset.train), reject)
 

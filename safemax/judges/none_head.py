@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from tqdm import tqdm
 
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError, NonFiniteError
 from safemax.judges.classifier import Ensemble, Judge, load_judge, save
 from safemax.judges.networks import Network
 from safemax.judges.training_images import draw, on
+from safemax.progress import bar
 from safemax.storage import atomic, cache
 
 NAME = "none_head"  # of JudgeConfig.reject_judge: on the plain judge, or none_head:PATH,PATH on other networks
@@ -144,10 +144,19 @@ def ensemble(
     return Ensemble([_cached(body.to(device), dataset, own, draws or DRAWS, progress) for body, own in chosen if own])
 
 
-def _cached(plain: Judge, dataset: Dataset, seeds: tuple[int, ...], draws: int, progress: bool) -> Judge:
+def is_kept(plain: Judge, dataset: Dataset, seeds: Sequence[int], draws: int = 0) -> bool:
+    """Return whether `ensemble` would take the heads on a plain judge from the cache."""
+    return _folder(plain, dataset, tuple(seeds), draws or DRAWS).exists()
+
+
+def _folder(plain: Judge, dataset: Dataset, seeds: tuple[int, ...], draws: int) -> Path:
     facts: dict[str, object] = {"data": dataset.digest, "seeds": seeds, "draws": draws}
     facts |= {"backbone": cache.tensors_digest(plain.state_dict())}
-    folder = cache.folder("judges") / f"none-{cache.key({**facts, 'recipe': RECIPE, 'torch': torch.__version__})}"
+    return cache.folder("judges") / f"none-{cache.key({**facts, 'recipe': RECIPE, 'torch': torch.__version__})}"
+
+
+def _cached(plain: Judge, dataset: Dataset, seeds: tuple[int, ...], draws: int, progress: bool) -> Judge:
+    folder = _folder(plain, dataset, seeds, draws)
     if not folder.exists():
         if progress:
             print(f"judge {plain.arch} gets {cost(len(seeds), draws)}", file=sys.stderr, flush=True)
@@ -208,7 +217,7 @@ def _statistics(
 ) -> tuple[Tensor, Tensor]:
     """Return statistics (N, D) of real and negative images, and which are negative (N,)."""
     statistics, labels = [], []
-    for _ in tqdm(range(draws), desc=f"none head of {judge.arch}", disable=not progress):
+    for _ in bar(range(draws), shown=progress, desc=f"none head of {judge.arch}"):
         x, y = draw(dataset, ROWS, True, True, generator)
         statistics.append(judge.features(x))
         labels.append(y == dataset.num_classes)

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
@@ -18,6 +17,7 @@ from safemax.judges.classifier import Judge
 from safemax.judges.networks import ResNet34, Whitened
 from safemax.judges.recipes import REJECT_SHARE, Recipe, planned_steps, rate, recipe_of
 from safemax.judges.training_images import Passes, draw, negatives_of, on, varied
+from safemax.progress import bar
 from safemax.storage import checkpoint
 from safemax.storage.checkpoint import Checkpoint
 
@@ -92,14 +92,14 @@ class _Training:
     def run(self, checkpoints: Path | None, progress: bool, title: str) -> None:
         """Take the steps that no checkpoint has taken."""
         done = self._resume(checkpoints)
-        bar = tqdm(range(done, self.total), initial=done, total=self.total, desc=title, disable=not progress)
+        steps = bar(range(done, self.total), shown=progress, initial=done, total=self.total, desc=title)
         saved = started = time.monotonic()
-        for step in bar:
+        for step in steps:
             self._step(step)
             if step == done:  # the first step prepares kernels
                 started = time.monotonic()
-            if progress and step == done + TIMED_STEPS:
-                bar.write(self._cost((time.monotonic() - started) / TIMED_STEPS, step), file=sys.stderr)
+            if not steps.disable and step == done + TIMED_STEPS:
+                steps.write(self._cost((time.monotonic() - started) / TIMED_STEPS, step), file=sys.stderr)
             if checkpoints and time.monotonic() - saved > SAVE_EVERY:
                 self._save(checkpoints, step + 1)
                 saved = time.monotonic()

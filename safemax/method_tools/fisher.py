@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from safemax.data.batches import Rows
 from safemax.diffusion.model import Diffusion
+from safemax.progress import bar
 
 
 def diagonal(
@@ -34,7 +35,8 @@ def diagonal(
     """
     mean = [torch.zeros_like(p) for p in diffusion.parameters()]
     squares = torch.zeros((), dtype=torch.float64, device=diffusion.device)
-    for x0, c in tqdm(zip(rows.x0, rows.c, strict=True), "Fisher information", len(rows), leave=False, disable=None):
+    pairs, shown = zip(rows.x0, rows.c, strict=True), sys.stderr.isatty()
+    for x0, c in bar(pairs, shown=shown, desc="Fisher information", total=len(rows), leave=False):
         sampled, total = _parts(diffusion.T, times or diffusion.T, batch)
         gradients = _gradients(diffusion, x0, c, sampled, total, null_drop)
         square = squared_sum(gradients, sampled, total)

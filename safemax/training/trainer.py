@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from tqdm import tqdm
 
 from safemax.data.batches import Batch, Batches, reseed
 from safemax.data.dataset import Split
@@ -16,6 +15,7 @@ from safemax.diffusion import weights
 from safemax.diffusion.codec import encoded
 from safemax.diffusion.model import Diffusion
 from safemax.errors import Stopped
+from safemax.progress import Bar, bar
 from safemax.storage import checkpoint
 from safemax.storage.checkpoint import Checkpoint
 from safemax.training import devices, memory, optimizers, peak_memory, priors, settings, snapshot
@@ -209,13 +209,13 @@ class Trainer:
     def _run(self) -> FitResult:
         self.budget.warn_of_slow_average()
         peak_memory.reset_peak(self.accelerator.device)
-        with self._progress_bar() as bar:
+        with self._progress_bar() as steps:
             while not self.budget.is_spent:
                 self._stop_if_requested()
                 terms = self.step()
-                bar.update()
+                steps.update()
                 if self.done % LOG_EVERY == 0 or self.budget.is_spent:
-                    self._report(terms, bar)
+                    self._report(terms, steps)
                 self._call_hook()
                 if self.done % COMPARE_EVERY == 0 or self.budget.is_spent:
                     self.processes.validate_weights(self._values, self.done)
@@ -264,16 +264,16 @@ class Trainer:
     def _backward(self, parts: int) -> Callable[[Tensor], None]:
         return lambda loss: self.accelerator.backward(loss / parts)
 
-    def _progress_bar(self) -> tqdm:
-        return tqdm(
+    def _progress_bar(self) -> Bar:
+        return bar(
             total=None if self.training.minutes else self.training.steps, initial=self.done, unit="step",
             desc=self.hooks.title or type(self.method).__name__.lower(),
-            disable=not (self.hooks.progress and self.accelerator.is_main_process),
+            shown=self.hooks.progress and self.accelerator.is_main_process,
         )  # fmt: skip
 
-    def _report(self, terms: Terms, bar: tqdm) -> None:
+    def _report(self, terms: Terms, steps: Bar) -> None:
         self.losses = {f"loss/{name}": value.item() for name, value in terms.items()}
-        bar.set_postfix({name: f"{value.item():.3f}" for name, value in terms.items()})
+        steps.set_postfix({name: f"{value.item():.3f}" for name, value in terms.items()})
         if self.hooks.log and self.accelerator.is_main_process:
             self.hooks.log(self.losses, self.done)
 

@@ -152,6 +152,10 @@ def page_of(store: MlflowClient, links: dict[str, str], kind: str) -> str:
     return f"{links['']}/{pages.run_page(found.info.experiment_id, found.info.run_id)}"
 
 
+def charts_of(store: MlflowClient, links: dict[str, str]) -> str:
+    return f"{page_of(store, links, 'correction').partition('?')[0]}/model-metrics?{pages.MODE}"
+
+
 @pytest.mark.slow
 def test_the_table_of_runs_shows_verdict_ua_and_fid_and_leads_to_a_run(links: dict[str, str], reader: Reader) -> None:
     reader.opens(links["digits-ddpm"])
@@ -182,32 +186,40 @@ def test_a_run_shows_its_verdict_and_what_the_model_draws_at_first_sight(
 
 
 @pytest.mark.slow
-def test_a_run_charts_its_losses_within_two_screens_and_pictures_with_labels(
-    store: MlflowClient, links: dict[str, str], reader: Reader
-) -> None:
-    found = run_of(store, "correction")
-    reader.opens(f"{page_of(store, links, 'correction').partition('?')[0]}/model-metrics?{pages.MODE}")
+def test_a_run_charts_its_losses_within_two_screens(store: MlflowClient, links: dict[str, str], reader: Reader) -> None:
+    reader.opens(charts_of(store, links))
     reader.finds("//*[contains(@class, 'js-plotly-plot')]")
     reader.finds_within("//*[normalize-space(text())='loss']", 2)
     reader.keeps("ui-charts")
+
+
+@pytest.mark.slow
+def test_the_pictures_of_a_run_are_seen_at_first_sight_from_step_0_and_bear_labels(
+    store: MlflowClient, links: dict[str, str], reader: Reader
+) -> None:
+    found = run_of(store, "correction")
+    reader.opens(charts_of(store, links))
+    reader.types("//input[contains(@placeholder, 'Search metric charts')]", "samples")
+    for key in ("by_step", "forgotten"):
+        picture = reader.sees_picture("run_uuid=" + found.info.run_id, 0.5, f"//*[contains(text(), 'samples/{key}')]")
+        assert picture.location["y"] + picture.size["height"] < reader.screen
+    reader.keeps("ui-pictures")
     paths = [each.path for each in store.list_artifacts(found.info.run_id, "images") if "samples~by_step" in each.path]
     assert min(int(each.split("+")[2]) for each in paths) == 0
 
 
 @pytest.mark.slow
-def test_the_tab_of_models_shows_the_data_and_ua_by_which_python_sorts(
+def test_the_tab_of_models_shows_the_data_and_begins_its_numbers_with_ua_by_which_python_sorts(
     store: MlflowClient, links: dict[str, str], reader: Reader
 ) -> None:
     found = run_of(store, "correction")
     reader.opens(f"{links['']}/#/experiments/{found.info.experiment_id}/models?{pages.MODE}")
     reader.finds("//*[@role='gridcell'][contains(., 'digits (#')]")
-    viewports = (
-        "document.querySelectorAll('[class*=ag-center-cols-viewport],[class*=ag-body-horizontal-scroll-viewport]')"
-    )
-    reader.browser.execute_script(f"for (const each of {viewports}) each.scrollLeft = 1400")
-    reader.finds_within(f"//*[@role='columnheader'][contains(@col-id, '{keys.UA}\"')]", 1)
+    reader.scrolls_right("[class*=ag-body-horizontal-scroll-viewport]", 1000)  # past the six columns of attributes
+    column = f"contains(@col-id, '\"{keys.UA}\"')"
+    reader.finds_within(f"//*[@role='columnheader'][{column}]", 1)
     ua = f"{found.data.metrics[keys.UA]:g}"[:5]
-    reader.finds_within(f"//*[@role='gridcell'][contains(@col-id, '{keys.UA}\"')][starts-with(., '{ua}')]", 1)
+    reader.finds_within(f"//*[@role='gridcell'][{column}][starts-with(., '{ua}')]", 1)
     reader.keeps("ui-models")
     models = mlflow.search_logged_models(
         [found.info.experiment_id],
@@ -238,5 +250,5 @@ def test_the_page_of_an_unfinished_search_says_how_far_it_is(
 ) -> None:
     reader.opens(page_of(store, links, "search"))
     reader.finds_within("//strong[contains(., 'Search under way')]", 0.5)
-    reader.finds_within("//*[contains(text(), 'of 6 trials ended')]", 0.5)
+    reader.finds_within("//*[contains(text(), '1 of 6 trials ended')]", 0.5)
     reader.keeps("ui-search")

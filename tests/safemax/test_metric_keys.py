@@ -90,3 +90,9 @@ def test_the_keys_of_classes_and_attacks_carry_their_names() -> None:
     assert keys.of_class("kid_se", "ship") == "retain_class/kid_se_ship"
     assert keys.of_attack("relearn_10", keys.ASR + "_gold") == "attack/relearn_10_asr_gold"
     assert keys.of_attack("invert", keys.SECONDS) == "attack/invert_seconds"
+
+
+def test_what_a_run_shows_begins_with_what_one_reads_first_and_leaves_out_details() -> None:
+    measured = {"cost/runtime_minutes": 1.0, "base/forget/ua": 0.0, "judges/recall": 90.0, "forget/present": 1.0}
+    measured |= {"forget/entropy": 2.0, "retain/fid_judge": 3.0, "forget/ua_low": 98.0, "forget/ua": 99.0}
+    assert list(keys.charted(measured)) == ["forget/ua", "retain/fid_judge", "cost/runtime_minutes", "forget/entropy"]

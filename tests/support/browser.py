@@ -67,12 +67,32 @@ class Reader:
         """Click on what a page shows, once nothing covers it."""
         self._tries(xpath, lambda each: each.click() is None)
 
-    def sees_picture(self, name: str, screens: float = 100) -> Any:
-        """Wait until a picture is on the page, loaded whole, within so many screens."""
+    def types(self, xpath: str, text: str) -> None:
+        """Type into a field."""
+        self._tries(xpath, lambda each: each.send_keys(text) is None)
+
+    def scrolls_right(self, selector: str, pixels: int) -> None:
+        """Scroll what a CSS selector finds."""
+        move = "for (const each of document.querySelectorAll(arguments[0])) each.scrollLeft = arguments[1]"
+        self.browser.execute_script(move, selector, pixels)
+
+    @property
+    def screen(self) -> float:
+        """The height of a screen in pixels."""
+        return float(self.browser.execute_script("return window.innerHeight"))
+
+    def sees_picture(self, name: str, screens: float = 100, beside: str = "//body") -> Any:
+        """Wait until a picture is on the page, loaded whole, within so many screens.
+
+        Args:
+            name: part of its address.
+            screens: how many.
+            beside: XPath of what the picture follows on the page.
+        """
         whole = "return arguments[0].complete && arguments[0].naturalWidth > 0"
         top = "return arguments[0].getBoundingClientRect().top / window.innerHeight"
         return self._tries(
-            f"//img[contains(@src, '{name}')]",
+            f"{beside}/following::img[contains(@src, '{name}')][1] | {beside}//img[contains(@src, '{name}')]",
             lambda each: self.browser.execute_script(whole, each) and self.browser.execute_script(top, each) < screens,
         )
 

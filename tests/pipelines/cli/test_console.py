@@ -137,11 +137,36 @@ def test_a_run_that_mlflow_opened_says_why_it_was_refused(
     assert "Refused before any work" in after.data.tags["mlflow.note.content"]
 
 
-def test_quiet_shows_no_bars_and_children_inherit_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TQDM_DISABLE", "0")
-    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "INFO")
-    console.ConsoleOptions(verbosity="quiet").apply()
-    assert os.environ["TQDM_DISABLE"] == "1"
+SPEAKING = """
+import logging, warnings
+from pipelines.cli.console import ConsoleOptions
+ConsoleOptions(verbosity={!r}).apply()
+import mlflow
+logging.getLogger("mlflow.store.db.utils").info("Creating tables")
+warnings.warn_explicit("going away", FutureWarning, "x.py", 1, module="diffusers.utils")
+warnings.warn("ema is slow")
+import os
+print(os.environ.get("TQDM_DISABLE"), os.environ["MLFLOW_LOGGING_LEVEL"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "inherited"), [("quiet", "1 ERROR"), ("normal", "None WARNING"), ("verbose", "None INFO")]
+)
+def test_only_verbose_shows_what_libraries_tell_each_other_and_children_inherit_it(
+    verbosity: str, inherited: str
+) -> None:
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("TQDM_DISABLE", "MLFLOW_LOGGING_LEVEL")
+    }
+    command = [sys.executable, "-c", SPEAKING.format(verbosity)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{inherited}\n"
+    if verbosity == "verbose":
+        assert "Creating tables" in done.stderr
+        assert "FutureWarning: going away" in done.stderr
+    else:
+        assert done.stderr == "warning: ema is slow\n"
 
 
 def test_a_choice_called_auto_is_a_value_and_no_way_to_give_none() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
@@ -13,10 +14,14 @@ from pipelines.cli.index import commands
 from pipelines.demo import demo
 from pipelines.planning.plan import Plan, Stage, alike, duration, size
 from pipelines.planning.rates import Rates
+from pipelines.planning.stages import Planner
 from safemax.errors import InputError
+from safemax.judges.load import JudgeConfig, judges
+from safemax.reports.numbers import duration as precise
 from tests.pipelines.test_end_to_end import EVALUATION, SMALL
+from tests.support import tiny_models
 
-LONG = ("demo", "pretrain", "unlearn", "evaluate", "attack", "compare", "hpo")
+LONG = ("demo", "pretrain", "unlearn", "evaluate", "attack", "compare", "hpo", "contest")
 
 
 @pytest.mark.parametrize(
@@ -74,15 +79,18 @@ def test_what_was_done_before_is_kept_and_no_plan_opens_a_run(
     mlflow_store: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     demo(SMALL)
-    assert capsys.readouterr().out.startswith("demo: digits-ddpm forgets 0: in all about ")
+    said = capsys.readouterr().out
+    assert said.startswith("demo: digits-ddpm forgets 0: in all about ")
+    _compares_planned_minutes_with_real_ones(mlflow_store, said)
     before = _runs(mlflow_store)
     plans = {
         "demo": SMALL,
         "salun": ["--forget=1", "--steps=2", "--batch-size=8", "--mask_batches=1", *EVALUATION],
-        "evaluate": EVALUATION,
+        "evaluate": [*EVALUATION, "--gold=train"],
         "attack": ["--attacks=partial", "--attack_samples=10", "--judge-steps=5", "--reject-judges=1"],
         "compare": ["--methods=safemax", "--classes=0,1", "--steps=2", "--batch-size=8", *EVALUATION],
         "hpo": ["--forget=0", "--trials=3", "--batch-size=8", *EVALUATION],
+        "contest": ["--methods=safemax,salun", "--tune=3", "--rows=64", "--base_steps=2", *EVALUATION],
     }
     text = {}
     for name, words in plans.items():
@@ -93,10 +101,26 @@ def test_what_was_done_before_is_kept_and_no_plan_opens_a_run(
     assert "measure base kept" in text["demo"]
     assert "prepare salun: 0 rows drawn, 4 rows with gradients" in text["salun"]
     assert "measure model kept" in text["evaluate"]
+    assert "gold 0 s train a model that never sees the classes: 3 steps of 8 rows measure gold" in text["evaluate"]
     assert "attack the model, its base, gold" in text["attack"]
     assert "2 classes x 1 seeds: unlearn: 2 steps of 8 rows" in text["compare"]
     assert "3 trials: unlearn: " in text["hpo"]
+    assert "2 bases, 0 kept: train the base" in text["contest"]
+    assert "3 gold models, 0 kept: train a model that never sees the classes" in text["contest"]
+    assert "salun: search" in text["contest"]
+    assert "6 corrections, measured 2 times each" in text["contest"]
     assert _runs(mlflow_store) == before
+
+
+def _compares_planned_minutes_with_real_ones(store: MlflowClient, said: str) -> None:
+    experiment = store.get_experiment_by_name("digits-ddpm")
+    assert experiment is not None
+    (run,) = store.search_runs([experiment.experiment_id], "tags.kind = 'correction'")
+    minutes = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/environment.json")["minutes"]
+    seconds = (run.info.end_time - run.info.start_time) / 1000
+    assert minutes["real"] * 60 == pytest.approx(seconds, abs=5)
+    assert 0 < minutes["planned"] < 60
+    assert said.endswith(f"planned {precise(minutes['planned'])}, took {precise(minutes['real'])}\n")
 
 
 def _runs(store: MlflowClient) -> list[str]:
@@ -111,3 +135,15 @@ def test_a_rate_is_measured_once_and_says_of_what(tmp_path: Path, monkeypatch: p
     assert rates.kept(facts, lambda: {"step": 2.0}) == rates.kept(facts, lambda: {"step": 3.0}) == {"step": 2.0}
     (path,) = (tmp_path / "rates").glob("*.json")
     assert json.loads(path.read_text())["measured"]["threads"] > 0
+
+
+def test_none_heads_are_planned_until_they_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path))
+    dataset, config = tiny_models.dataset(), JudgeConfig(judge="small", reject_judge="none_head", judge_steps=3)
+    planner = Planner(tiny_models.diffusion(), dataset, (0,), Rates(0.0, 0.0))
+    *_, heads = planner.judges(config)
+    assert (heads.name, heads.reused) == ("none heads", False)
+    assert heads.minutes > 0
+    assert "heads that may answer none of these, on small: 3 batches each" in heads.does
+    judges(dataset, config, progress=False)
+    assert [each.reused for each in planner.judges(config)] == [True, True]

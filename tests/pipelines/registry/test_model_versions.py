@@ -137,6 +137,26 @@ def test_one_flipped_bit_in_any_file_is_refused(mlflow_store: MlflowClient) -> N
     model_versions.resolve(f"models:/{NAME}/1")
 
 
+def test_a_process_downloads_a_version_once_and_again_where_its_copy_was_damaged_or_freshness_matters(
+    mlflow_store: MlflowClient,
+) -> None:
+    address = f"models:/{NAME}/1"
+    register(new_run(mlflow_store))
+    first = model_versions.resolve(address)
+    assert model_versions.resolve(f"models:/{NAME}@candidate") == first
+    assert model_versions.resolve(address, fresh=True) != first
+    known = model_versions.resolve(address)
+    (known / "unet" / "config.json").write_text("{}")
+    again = model_versions.resolve(address)
+    assert again != known
+    assert Diffusion.load(again).digest() == Diffusion.load(first).digest()
+    (stored_files(mlflow_store) / "artifacts" / "evidence.json").write_text("{}")
+    with pytest.raises(InputError, match="evidence.json has changed"):
+        model_versions.resolve(address, fresh=True)
+    with pytest.raises(InputError, match="evidence.json has changed"):
+        model_versions.verified_copy(address, refuse_compiled=True)
+
+
 def test_a_version_whose_files_and_manifest_were_both_replaced_is_refused(mlflow_store: MlflowClient) -> None:
     register(new_run(mlflow_store))
     stored = stored_files(mlflow_store)
