@@ -64,7 +64,7 @@ class StudyNote:
 def begun(config: SearchConfig) -> str:
     """Return the note of a study whose workers are loading."""
     return (
-        f"**Search under way**: {config.method_name} shall forget {config.class_names}; "
+        f"**Search under way**: {config.method_name} on {config.class_names}, "
         f"{counted(config.search.trials, 'trial')} to run. The judges and the base are being measured first."
     )
 
@@ -96,7 +96,7 @@ def none_allowed(config: SearchConfig, scheduler: TrialScheduler) -> str:
     nearest = min(completed, key=lambda each: each.user_attrs["scores"]["accuracy_drop"])
     drop = nearest.user_attrs["scores"]["accuracy_drop"]
     return (
-        f"No trial is within accuracy_drop = {limit:g} points; nearest is trial {nearest.number}, which loses "
+        f"No trial is within accuracy_drop = {limit:g} points; the nearest is trial {nearest.number}, which loses "
         f"{quantity(drop, 'points')} points."
     )
 
@@ -113,12 +113,12 @@ def advice(config: SearchConfig, scheduler: TrialScheduler) -> str:
     nearest = min(completed, key=lambda each: each.user_attrs["scores"]["accuracy_drop"])
     drop = math.ceil(10 * nearest.user_attrs["scores"]["accuracy_drop"]) / 10
     tips = [
-        f"accuracy_drop={drop:g} would accept trial {nearest.number} (a new study, as another constraint steers it)"
+        f"accuracy_drop={drop:g} would accept trial {nearest.number} (in a new study, since the constraint guides the search)"
     ]
     if "lr" in nearest.params:
         tips.append(f"a smaller learning rate, such as space=lr=1e-6:{nearest.params['lr']:.1e}:log, damages less")
     if "retain_weight" in nearest.params:
-        tips.append("a larger retain_weight holds the other classes")
+        tips.append("a larger retain_weight protects the other classes")
     tips.append(f"trials={2 * scheduler.plan.size} extends this study")
     return f"What may help: {'; '.join(tips)}."
 

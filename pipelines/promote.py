@@ -1,7 +1,7 @@
 """Promote a version: move an alias to it if its evidence passes every gate, and record who did so, when and why.
 
-The version is measured again first, on a bounded number of fresh samples, and must be as good as its evidence says; without
-that where remeasure=false. The gates are in pipelines/registry/gates.yaml. A refusal, also of a dry run, ends with status 1
+The version is measured again first, on a bounded number of fresh samples, and must be as good as its evidence says;
+remeasure=false skips that. The gates are in pipelines/registry/gates.yaml. A refusal, also of a dry run, ends with status 1
 and does not move the alias.
 """
 

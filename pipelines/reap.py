@@ -2,8 +2,9 @@
 
 A run is ended as FAILED if its process is known to be dead: it ran on this machine, since its last boot and in this PID
 namespace. `mlflow run` opens a run before it starts our process; if none starts (no conda, a wrong path), the run is ended once
-it is older than unclaimed_minutes. All other runs are left alone: those of living processes, of other projects, and those of
-which this process cannot know (other machines and containers: reap there too). The last are listed; dead_run ends one.
+it is older than unclaimed_minutes. All other runs are left alone: those of living processes, those of other projects, and
+those whose process cannot be seen from here (other machines and containers: run reap there too). The latter are listed;
+dead_run ends one of them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class ReapOptions:
     """Which runs are ended."""
 
     unclaimed_minutes: float = knob(60.0, "age at which a run that no process has joined is ended", bounds=(1, 1e6))
-    dead_run: str = knob("", "id of a run whose process you know to be dead, though this machine cannot know")
+    dead_run: str = knob("", "id of a run whose process you know to be dead, although this machine cannot tell")
     dry_run: bool = knob(False, "show what would happen, change nothing")
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Take a promotion back: move an alias to the version that it pointed to before, after verifying that version's files."""
+"""Undo a promotion: move an alias to the version that it pointed to before, after verifying that version's files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Serve a version by MLflow's scoring server, from a copy whose files are held against the registry's digest first.
+"""Serve a version by MLflow's scoring server, from a copy whose files are first checked against the registry's digest.
 
-`mlflow models serve` runs a version's code where it lies; here a changed, added or compiled file is refused before any runs.
+`mlflow models serve` runs a version's code in place; here a changed, added or compiled file is refused before any runs.
 """
 
 from __future__ import annotations

@@ -49,11 +49,12 @@ class ContestOptions:
     seeds: int = knob(1, "corrections of each class on each base", bounds=(1, SEARCH_SEED))
     evaluations: int = knob(2, "evaluation seeds of each correction", bounds=(1, APART))
     base_steps: int = knob(800, "training steps of a base", bounds=(1, 10_000_000))
-    attacks: str = knob("none", "attacks on the first seed's corrections, beside base and gold; none, or names")
-    workers: int = knob(1, "processes that work off the list, each on one thread", bounds=(1, 256))
+    attacks: str = knob("none", "attacks on the corrections of the first seed, on base and gold; none, or names")
+    workers: int = knob(1, "processes that share the work, each on one thread", bounds=(1, 256))
     device: str = knob("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"))
     files: str = knob(
-        "contest", "folder of the result files, one for each method and base; others' files join the report"
+        "contest",
+        "folder of the result files, one for each method and base; the report includes files that others put there",
     )
     presets: str = knob(
         "none", "JSON file that tuned knobs are added to as presets, such as safemax/methods/tuned.json"

@@ -7,8 +7,8 @@ base, on classes and seeds that the report never uses: the lowest FID of the ret
 2 % of the class recognised, else the trial that is nearest to that.
 
 Every finished method and base leaves one small JSON file in --files. The report, comparison.html with its CSV and JSON, joins all
-files of that folder that were made by the same budget and protocol, whoever made them, and says what is not there. The same
-command goes on where a stopped one was: whatever was trained, measured or searched is kept in the cache.
+files of that folder that were made by the same budget and protocol, no matter who made them, and says what is missing. The same
+command resumes a contest that was stopped: whatever was trained, measured or searched is kept in the cache.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _work(contest: Contest, stop: StopSignal) -> Iterator[str]:
         for _ in jobs:
             while True:
                 if stop():
-                    raise Stopped("the same command goes on")
+                    raise Stopped("the same command resumes")
                 try:
                     failure = done.next(timeout=1)
                 except multiprocessing.TimeoutError:

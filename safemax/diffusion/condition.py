@@ -198,7 +198,9 @@ def _validate_encoder(folder: Path) -> None:
     try:
         kind = json.loads(path.read_text()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is missing or is not JSON: without a text encoder no prompt can be told") from error
+        raise InputError(
+            f"{path} is missing or is not JSON: without a text encoder no prompt can be encoded"
+        ) from error
     if kind not in ("clip_text_model", "clip"):
         raise InputError(
             f"{folder} has the text encoder {kind}; only CLIP's, as in Stable Diffusion 1 and 2, can be used"

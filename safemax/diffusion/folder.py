@@ -99,12 +99,12 @@ def _codec(source: str, folder: Path, kind: Kind, config: dict[str, Any]) -> Cod
 def _condition(source: str, home: Home, kind: Kind, prompts: Sequence[Prompt]) -> Labels | Prompts:
     if not isinstance(kind, kinds.TextUNet):
         if prompts:
-            raise InputError(f"{source} is told its classes by labels, not by prompts; leave concepts and prompt out")
+            raise InputError(f"{source} takes labels, not prompts; leave out concepts and prompt")
         rows = home.classes.get("labels")
         return Labels(None if rows is None else [int(row) for row in rows])
     if not prompts and "prompts" not in home.classes:
         raise InputError(
-            f"{source} is told by text what to draw: concepts = FILE.csv names its classes and their prompts, or prompt = "
+            f"{source} takes prompts: concepts = FILE.csv names its classes and their prompts, or prompt = "
             "'a photo of a {}' makes one of each name of the data"
         )
     if prompts:

@@ -37,7 +37,7 @@ def limitations(
     yield _bounded(verdict, metrics)
     yield (
         "The judges are classifiers trained on the same data; the ensemble is right for "
-        f"{judges['reject']['test_accuracy']:.1f} % of real test images. What all of them misjudge, this page misjudges."
+        f"{judges['reject']['test_accuracy']:.1f} % of real test images. Whatever all of them misjudge, this page misjudges too."
     )
     yield (
         "Frechet distance and KID are taken in the features of the plain judge, precision and coverage in those of all: "
@@ -61,21 +61,25 @@ def _bounded(verdict: Verdict, metrics: Mapping[str, float]) -> str:
     recall, present = ([metrics[key + end] for end in keys.INTERVAL] for key in (keys.JUDGE_RECALL, keys.PRESENT))
     text = (
         f"Of real test images of the class the judges recognise {recall[0]:.1f} % (95 %: {recall[1]:.1f} to {recall[2]:.1f}), and "
-        f"they take {metrics[keys.JUDGE_FALSE_ALARM]:.1f} % of other classes' images for it."
+        f"they mistake {metrics[keys.JUDGE_FALSE_ALARM]:.1f} % of other classes' images for it."
     )
     if verdict.outcome == "judge_unfit":
         return (
             f"{text} That is too little to judge this class: whatever share is recognised, a larger one may be there."
         )
-    return f"{text} The recognised share divided by it is {present[0]:.1f} %, at most {present[2]:.1f} % by both intervals."
+    return (
+        f"{text} Divided by that share, the recognised share of the samples is {present[0]:.1f} %, at most {present[2]:.1f} % by "
+        "both intervals."
+    )
 
 
 def _attacked(attacks: Mapping[str, float]) -> str:
     if not attacks:
         return (
-            "No attack was run: samples from the plain label do not tell a class that is gone from one that is hidden."
+            "No attack was run: samples from the plain label cannot tell a class that is gone from one that is hidden."
         )
-    without = "" if keys.WORST_DELTA in attacks else " Without a gold model, success does not tell hidden from learned."
+    taught = " Without a gold model, a success may mean that the class was hidden, or that the attack taught it."
+    without = "" if keys.WORST_DELTA in attacks else taught
     return (
         "The attacks are those listed, with the budgets of their run. Others exist, and a larger budget finds more; none of "
         f"them proves that the weights hold nothing of the class.{without}"

@@ -191,7 +191,7 @@ def announce(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluati
             "fast, take less, and panel_hours = 0 allows any"
         )
     print(
-        f"{cost}; the processes of torchrun share them, and a draw that is ended goes on after its last whole batch of {BATCH}",
+        f"{cost}; the processes of torchrun share them, and a draw that was stopped resumes after its last whole batch of {BATCH}",
         flush=True,
     )
 

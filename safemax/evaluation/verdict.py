@@ -238,7 +238,7 @@ def _uncertain(metrics: Mapping[str, float], limits: VerdictThresholds) -> Findi
 
 def _unreliable(metrics: Mapping[str, float], limits: VerdictThresholds) -> Iterator[Finding]:
     value = metrics[keys.NOISE_ATTRACTED]
-    text = f"the plain judge classifies more than {limits.attracted:g} % of some pure noise as the class"
+    text = f"the plain judge classifies more than {limits.attracted:g} % of one kind of pure noise as the class"
     yield Finding("ua_unreliable", text, f"{value:.1f} %", value > limits.attracted)
 
 
@@ -253,7 +253,7 @@ def _hidden(metrics: Mapping[str, float], limits: VerdictThresholds) -> Iterator
 def _unknown(base: Mapping[str, float] | None, limits: VerdictThresholds) -> Iterator[Finding]:
     if base is not None:
         value = base[keys.RECOGNISED]
-        text = f"of the base's samples less than {limits.base_recognised:g} % are recognised as the class"
+        text = f"less than {limits.base_recognised:g} % of the base's samples are recognised as the class"
         yield Finding("nothing_to_forget", text, f"{value:.1f} %", value < limits.base_recognised)
 
 

@@ -53,7 +53,9 @@ class Training:
     )
     lora_rank: int = knob(16, "rank of the adapters of trainable = lora", bounds=(1, 1024), added=True)
     gradient_checkpointing: bool = knob(
-        False, "compute a pass again block by block in the pass backward: less memory for a third more time", added=True
+        False,
+        "compute the forward pass again, block by block, in the backward pass: less memory for a third more time",
+        added=True,
     )
     precision: str = knob(
         "fp32", "arithmetic of the denoiser; auto is bf16 on a GPU, else fp32", choices=("fp32", "bf16", "auto")
@@ -74,7 +76,7 @@ class Training:
     accumulate: int = knob(1, "passes that a step's rows are split into, to save memory", bounds=(1, 1024))
     device: str = knob("auto", "auto uses a GPU if there is one", choices=("auto", "cpu", "cuda"))
     checkpoint_every: int = knob(
-        100, "steps between checkpoints, on a GPU a minute; 0 writes none before the end", bounds=(0, 10_000_000)
+        100, "steps between checkpoints (on a GPU, a minute); 0 writes none before the end", bounds=(0, 10_000_000)
     )
 
     def __post_init__(self) -> None:

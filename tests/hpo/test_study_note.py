@@ -38,8 +38,8 @@ def test_a_note_is_due_at_once_and_then_not_before_a_while(tiny_search: BuildSea
         assert [note.is_due(), note.is_due()] == [True, False]
 
 
-def test_a_study_that_begins_says_what_it_shall_find(tiny_search: BuildSearch) -> None:
-    assert begun(tiny_search(trials=1)).startswith("**Search under way**: safemax shall forget a; 1 trial to run.")
+def test_a_study_that_begins_says_what_it_searches(tiny_search: BuildSearch) -> None:
+    assert begun(tiny_search(trials=1)).startswith("**Search under way**: safemax on a, 1 trial to run.")
 
 
 def test_the_advice_names_the_trial_that_comes_nearest(tiny_search: BuildSearch, tmp_path: Path) -> None:
