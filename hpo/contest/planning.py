@@ -43,24 +43,24 @@ def plan_of(contest: Contest, product: str) -> Plan:
 
 
 def _entries(planner: Planner, contest: Contest) -> Iterator[Stage]:
-    """Yield the stages of every method, and of base and gold, over all bases."""
-    options = contest.options
-    models = options.bases * len(contest.classes)
+    """Yield the stages of base and gold and of every method, over all bases."""
+    options, models = contest.options, contest.options.bases * len(contest.classes)
     evaluation = planner.draw("corrected", contest.evaluation).minutes
-    measured = 2 * models * (options.evaluations * evaluation + _attacks(planner, contest))
-    yield Stage("base and gold", f"draw and measure {2 * models} models", measured, parallel=options.workers)
+    measured = options.evaluations * evaluation
+    attacked = _attacks(planner, contest)
+    does = f"draw and measure {counted(2 * models, 'model')}"
+    yield Stage("base and gold", does, 2 * models * (measured + attacked), parallel=options.workers)
+    variants = 2 if options.tune else 1
+    corrections = variants * models * options.seeds
     for name in options.method_names:
         once = _correction(planner, contest, name)
         if options.tune:
-            does = f"{counted(options.tune, 'trial')} of {counted(len(contest.tune_classes), 'class')}"
-            trials = options.tune * len(contest.tune_classes) * (once + evaluation)
-            yield Stage(f"{name}: search", does, trials, parallel=min(options.workers, options.bases))
-        variants = 2 if options.tune else 1
-        corrections = variants * models * options.seeds
+            does = f"{counted(options.tune, 'trial')} on {counted(len(contest.tune_classes), 'class')}"
+            trials = options.tune * len(contest.tune_classes)
+            together = min(options.workers, len(options.method_names))
+            yield Stage(f"{name}: search", does, trials * (once + evaluation), parallel=together)
         does = f"{counted(corrections, 'correction')}, measured {counted(options.evaluations, 'time')} each"
-        minutes = corrections * (once + options.evaluations * evaluation) + variants * models * _attacks(
-            planner, contest
-        )
+        minutes = corrections * (once + measured) + variants * models * attacked
         yield Stage(name, does, minutes, parallel=options.workers)
 
 

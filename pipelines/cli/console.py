@@ -59,7 +59,7 @@ class ConsoleOptions:
             os.environ["TQDM_DISABLE"] = "1"
 
 
-def _brief(message: Warning | str, *_: object) -> str:
+def _brief(message: Warning | str, category: object, filename: str, lineno: int, line: str | None = None) -> str:
     """Return a warning in one line, without the place in the code that Python adds."""
     return f"warning: {' '.join(str(message).split())}\n"
 

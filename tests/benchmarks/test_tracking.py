@@ -42,6 +42,6 @@ def test_a_demo_sends_fewer_requests_than_before(tmp_path: Path, monkeypatch: py
     finally:
         server.kill()
     kinds = table(sent.seconds, "request")["count"]
-    print(kinds.to_string(), kinds.sum())
-    assert kinds.sum() < BEFORE
-    assert kinds["GET artifact of a model"] < 0.7 * BEFORE
+    assert kinds.sum() < BEFORE - 200
+    # Of the two versions, both are read back when they are registered, and the base once more, to be corrected and measured.
+    assert kinds["GET artifact of a model"] == 1.5 * kinds["PUT artifact of a model"]
