@@ -310,12 +310,11 @@ def none_heads(dataset: Dataset, config: JudgeConfig) -> NoneHeads | None:
     if not none_head.is_named(config.reject_judge):
         return None
     seeds, draws = _reject_seeds(config), config.judge_steps or none_head.DRAWS
-    paths = none_head.backbones(config.reject_judge) or [Path(config.judge)] * is_path(config.judge)
-    own = _folder(dataset, config, False, config.judge_seed)
-    if not paths and not own.exists():
+    paths, names, shape = none_head.backbones(config.reject_judge), dataset.class_names, dataset.image_shape
+    if not (paths or is_path(config.judge) or _folder(dataset, config, False, config.judge_seed).exists()):
         return NoneHeads(config.judge, None, len(seeds), draws)
-    names, shape = dataset.class_names, dataset.image_shape
-    bodies = [load_judge(each, class_names=names, image_shape=shape) for each in paths or [own]]
+    bodies = [load_judge(each, class_names=names, image_shape=shape) for each in paths]
+    bodies = bodies or [plain_judge(dataset, config, progress=False)]
     shared = [(body, seeds[i :: len(bodies)]) for i, body in enumerate(bodies)]
     cached = all(none_head.is_kept(body, dataset, some, draws) for body, some in shared if some)
     return NoneHeads(bodies[0].arch, bodies[0], len(seeds), draws, cached)

@@ -169,7 +169,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
 def test_a_base_and_a_server_that_says_so_draw_at_every_guidance_scale(
     forgotten: list[str], limits: dict[str, float]
 ) -> None:
-    unbound = served_model.ImageModel()
+    unbound: Any = served_model.ImageModel()
     unbound.diffusion, unbound.forgotten = tiny_models.diffusion(), forgotten
     unbound.limits = served_model.LIMITS | limits
     context = PythonModelContext({}, {})
