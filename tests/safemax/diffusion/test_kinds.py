@@ -236,7 +236,7 @@ def test_what_cannot_be_unlearned_is_refused_with_the_nearest_that_can(
 def test_a_text_model_without_prompts_says_how_to_give_them(folders: dict[str, Path]) -> None:
     with pytest.raises(InputError, match=r"takes prompts: concepts = FILE.csv .* prompt = 'a photo of a {}'"):
         Diffusion.load(folders["epsilon"])
-    with pytest.raises(InputError, match="told its classes by labels, not by prompts"):
+    with pytest.raises(InputError, match="takes labels, not prompts"):
         Diffusion.load(folders["dit"], prompts=PROMPTS)
 
 
