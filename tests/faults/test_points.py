@@ -153,7 +153,8 @@ def _create_what_exists(failure: Failure) -> None:
 
 
 @pytest.mark.parametrize("failure", [Failure.KILLED_BEFORE, Failure.KILLED_AFTER])
-def test_a_point_whose_call_is_answered_with_an_error_kills_too(tmp_path: Path, failure: Failure) -> None:
+def test_a_point_whose_call_is_answered_with_an_error_kills_too(tmp_path: Path, schema: Path, failure: Failure) -> None:
+    shutil.copy(schema, tmp_path / "mlflow.db")
     assert in_child(tmp_path, partial(_create_what_exists, failure)).status == -9
 
 
