@@ -39,10 +39,14 @@ class Judge(nn.Module):
         reject: whether index K stands for "none of these".
         pixel_mean, pixel_std: per channel, before the network, x in [-1, 1] becomes (x - mean) / std; (0,), (1,) leaves it.
         config: of the architecture of a hub classifier or of CLIP (safemax.judges.hub_classifier, zero_shot); None for others.
+
+    Attributes:
+        temperature: by which `predict` divides the logits, so that confidence means something; it changes no answer.
     """
 
     mean: Tensor
     std: Tensor
+    temperature: float = 1.0
 
     def __init__(
         self,
@@ -129,7 +133,7 @@ def predict(judge: Judge, images: Tensor, batch_size: int = 512) -> tuple[Tensor
     judge.eval()
     device = next(judge.parameters()).device
     features = [judge.features(batch.to(device)) for batch in images.split(batch_size)]
-    probs = [judge.classify(part).softmax(dim=1) for part in features]
+    probs = [(judge.classify(part) / judge.temperature).softmax(dim=1) for part in features]
     return torch.cat(probs).cpu(), torch.cat(features).cpu()
 
 

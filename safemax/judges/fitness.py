@@ -11,9 +11,9 @@ from torch import Tensor
 
 from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset, Split
+from safemax.judges.calibration import calibration
 from safemax.judges.classifier import Judge, noise_histogram, predict
 
-BINS = 15  # of confidence, in the calibration error
 DROWNED = 2000  # test images that the noise "diffused" drowns
 
 
@@ -34,8 +34,8 @@ def examine(judge: Judge, dataset: Dataset) -> dict[str, Any]:
 
     Returns:
         arch; test_accuracy, the share of right answers in percent, a rejection counts as wrong; answers, how many images of
-        a class got which answer, {class: {answer: count}}, without zeros; calibration_error, 0 to 1 (Guo et al. 2017,
-        arXiv:1706.04599, with 15 bins); noise, as of `noise_histogram`.
+        a class got which answer, {class: {answer: count}}, without zeros; what `calibration` returns; noise, as of
+        `noise_histogram`.
     """
     probs, labels = _probabilities(judge, dataset.test), dataset.test.labels.cpu()
     answers = probs.argmax(1)
@@ -43,7 +43,7 @@ def examine(judge: Judge, dataset: Dataset) -> dict[str, Any]:
         "arch": judge.arch,
         "test_accuracy": 100 * (answers == labels).double().mean().item(),
         "answers": _answers_by_class(judge, answers, labels),
-        "calibration_error": _calibration_error(probs, labels),
+        **calibration(judge.arch, probs, labels),
         "noise": noise_histogram(judge, images=to_float(dataset.test.images[:DROWNED])),
     }
 
@@ -82,9 +82,3 @@ def _answers_by_class(judge: Judge, answers: Tensor, labels: Tensor) -> dict[str
         counts = answers[labels == k].bincount(minlength=len(judge.answers)).tolist()
         found[judge.class_names[k]] = {name: n for name, n in zip(judge.answers, counts, strict=True) if n}
     return found
-
-
-def _calibration_error(probs: Tensor, labels: Tensor) -> float:
-    from torchmetrics.functional.classification import multiclass_calibration_error  # a second to import
-
-    return multiclass_calibration_error(probs, labels, probs.shape[1], n_bins=BINS).item()

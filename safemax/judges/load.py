@@ -18,7 +18,7 @@ from safemax.judges import none_head, zero_shot
 from safemax.judges.classifier import PROMPT, Ensemble, Judge, is_path, load_judge, predict, save
 from safemax.judges.fitness import examine
 from safemax.judges.inception import Inception, Moments, by_class, find_inception
-from safemax.judges.recipes import planned_steps, recipe_of
+from safemax.judges.recipes import is_smoothed, planned_steps, recipe_of
 from safemax.judges.train import train_judge
 from safemax.knobs import check, knob
 from safemax.storage import atomic, cache, checkpoint, hub
@@ -28,7 +28,8 @@ NOISE = 500  # images of pure noise, the far end of the normalised KID
 RECIPE = {False: 2, True: 3}
 # Of a hub's repository of transformers, timm or CLIP.
 _DOWNLOADED = ("*.json", "model*.safetensors", "merges.txt", "vocab.txt")
-EXAMINED = 2  # part of the key of what a judge was examined for: a change of `examine` must change it
+# Part of the key of what a judge was examined for, by whether its labels were smoothed: a change of `examine` must change it.
+EXAMINED = {False: 2, True: 3}
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Judges:
         plain: judges as the paper does, one of K classes for every image, noise included; its features feed FID and KID.
         reject: an ensemble that also knows "none of these"; its verdict counts.
         about: of each, what real test images and pure noise show of it (safemax.judges.fitness.examine).
-        digest: of the weights of both.
+        digest: of the weights of both, and of their temperatures.
         inception: the network of the standard FID, None where no weights were given.
     """
 
@@ -146,7 +147,13 @@ def judges(dataset: Dataset, config: JudgeConfig, *, device: str = "cpu", progre
     plain = plain_judge(dataset, config, device=device, progress=progress).to(device)
     reject = _reject(dataset, config, plain, device, progress).to(device)
     about = {"plain": _about(plain, dataset), "reject": _about(reject, dataset)}
-    facts = {"plain": cache.tensors_digest(plain.state_dict()), "reject": cache.tensors_digest(reject.state_dict())}
+    facts: dict[str, Any] = {
+        "plain": cache.tensors_digest(plain.state_dict()),
+        "reject": cache.tensors_digest(reject.state_dict()),
+    }
+    for role, judge in {"plain": plain, "reject": reject}.items():
+        if "temperature" in about[role]:
+            judge.temperature = facts[f"{role}_temperature"] = about[role]["temperature"]
     return Judges(plain, reject, about, cache.key(facts), inception)
 
 
@@ -383,7 +390,8 @@ def _facts(dataset: Dataset, arch: str, config: JudgeConfig, reject: bool, seed:
 
 
 def _about(judge: Judge, dataset: Dataset) -> dict[str, Any]:
-    facts = {"judge": cache.tensors_digest(judge.state_dict()), "data": dataset.digest, "examined": EXAMINED}
+    facts: dict[str, Any] = {"judge": cache.tensors_digest(judge.state_dict()), "data": dataset.digest}
+    facts["examined"] = EXAMINED[is_smoothed(judge.arch)]
     path = cache.folder("judges") / f"about-{cache.key(facts)}.safetensors"
     cached = cache.load_or_create(path, lambda: {"about": cache.json_to_tensor(examine(judge, dataset))})
     return cache.tensor_to_json(cached["about"])

@@ -77,6 +77,16 @@ def recipe_of(arch: str, lr: float | None, pretrained: str | None, batch_size: i
     return replace(recipe, lr=lr, head_lr=lr * recipe.head_lr / recipe.lr, batch_size=batch_size or recipe.batch_size)
 
 
+def is_smoothed(arch: str) -> bool:
+    """Return whether a judge was trained with smoothed labels, heads on it and an ensemble with it included: it doubts too much.
+
+    Args:
+        arch: of the judge, such as whitened, whitened-none3 or small+small+small.
+    """
+    bodies = (member.partition("-none")[0] for member in arch.split("+"))
+    return any(body in RECIPES and RECIPES[body].smoothing > 0 for body in bodies)
+
+
 def planned_steps(recipe: Recipe, num_images: int, reject: bool) -> int:
     """Return the steps of a recipe on a number of images."""
     steps = max(LEAST_STEPS, recipe.epochs * num_images / recipe.batch_size)
