@@ -47,7 +47,7 @@ def evaluate(rank: int, world: int, port: int, model: str, answer: Path) -> None
     clock, cpu = time.perf_counter(), time.process_time()
     metrics = {}
     if rank:
-        sampling.follow()
+        team.follow({sampling.JOB: sampling.draw_along})
     else:
         with team.leading():
             metrics = measure(draw(diffusion, FORGET, DEMO, progress=False), classifiers, real, FORGET)

@@ -13,12 +13,15 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from pipelines.cli.options import DataOptions, PlanOptions
 from pipelines.cli.parser import parse
+from pipelines.correction import retrained
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.retrained import GoldOptions
-from pipelines.engine.signals import die_with_parent, stop_on_signals
+from pipelines.engine.shared_draws import follow_draws, shared_draws
+from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_signals
 from pipelines.examination.attack_report import publish
 from pipelines.examination.attack_suite import AttackSuite, Clock, Models
 from pipelines.examination.subject import Subject
@@ -26,6 +29,8 @@ from pipelines.planning.plan import Plan, show
 from pipelines.planning.stages import Planner
 from pipelines.registry import lineage
 from safemax import attacks
+from safemax.evaluation import shared_attack
+from safemax.evaluation.shared_attack import attack_along
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob, knobs
 from safemax.training.settings import Training
@@ -86,6 +91,12 @@ def attack(argv: Sequence[str]) -> None:
     stop = stop_on_signals()
     die_with_parent()
     options: AttackOptions = chosen["model"]
+    if is_follower_rank():
+        images = cache(chosen["data"].load)
+        follow_draws(
+            stop, {retrained.JOB: retrained.train_along(images, stop), shared_attack.JOB: attack_along(images)}
+        )
+        return
     subject = Subject.of(options, options.base, chosen["data"])
     suite = AttackSuite(
         {name: chosen[name] if name in chosen else attacks.find(name)() for name in options.names},
@@ -102,7 +113,7 @@ def attack(argv: Sequence[str]) -> None:
         "model.base": subject.base, "model.gold": chosen["gold"].gold, "attack.samples": suite.samples,
         "attack.seed": suite.seed, "attack.names": ",".join(options.names),
     }  # fmt: skip
-    with subject.run("attack", f"attack-{subject.title}-seed{suite.seed}", params, list(params)) as run:
+    with shared_draws(), subject.run("attack", f"attack-{subject.title}-seed{suite.seed}", params, list(params)) as run:
         run.parameters(chosen.record(model=subject.address))
         clock = Clock()
         models = Models.load(subject, model, chosen["gold"], stop, clock)

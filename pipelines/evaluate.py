@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pipelines.cli.options import DataOptions, PlanOptions
 from pipelines.cli.parameters import with_defaults
 from pipelines.cli.parser import parse
+from pipelines.correction import retrained
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.retrained import GoldOptions
 from pipelines.engine.shared_draws import follow_draws, shared_draws
@@ -30,13 +31,11 @@ from pipelines.planning.plan import Plan, show
 from pipelines.planning.stages import Planner
 from pipelines.registry import lineage, model_versions
 from safemax.diffusion.model import Diffusion
-from safemax.errors import InputError
 from safemax.evaluation.enough_images import check_enough_samples
 from safemax.evaluation.panel_classes import AUTO
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
-from safemax.training.devices import number_of_processes
 from safemax.training.settings import Training
 
 
@@ -77,12 +76,8 @@ def evaluate(argv: Sequence[str]) -> None:
     )
     stop = stop_on_signals()
     die_with_parent()
-    if number_of_processes() > 1 and chosen["gold"].gold == "train":
-        raise InputError(
-            "gold = train needs one process: run it without torchrun once; gold = kept takes the model then"
-        )
     if is_follower_rank():
-        follow_draws(stop)
+        follow_draws(stop, {retrained.JOB: retrained.train_along(chosen["data"].load, stop)})
         return
     options = chosen["model"]
     subject = Subject.of(options, options.beside, chosen["data"])

@@ -1,4 +1,7 @@
-"""The gold model: trained as the base was, on everything but the forgotten classes; made once, then cached."""
+"""The gold model: trained as the base was, on everything but the forgotten classes; made once, then cached.
+
+Inside `shared_draws`, all processes train it together.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pipelines import tracking
 from pipelines.correction.base_model import BASE_TRAINING, START
+from pipelines.engine.signals import StopSignal
 from pipelines.registry import lineage, model_versions
 from safemax.data.dataset import Dataset
+from safemax.diffusion import team
 from safemax.diffusion.model import Diffusion
+from safemax.diffusion.team import Job, Team
 from safemax.errors import InputError, note
-from safemax.knobs import check, knob, without_added
+from safemax.knobs import check, knob, knobs, without_added
 from safemax.methods import knobs_of
 from safemax.methods.retrain import Retrain
 from safemax.storage import atomic, cache, checkpoint
@@ -23,6 +32,7 @@ from safemax.training.trainer import Trainer
 
 # Fields of a training that depend on the machine and do not name another gold model.
 MACHINE = ("device", "precision", "compile", "checkpoint_every", "accumulate")
+JOB = "gold"  # that all processes train
 # How a base is trained whose record does not say so.
 USUAL = {"null_drop": 0.1, "min_snr_gamma": 0.0}
 
@@ -227,11 +237,40 @@ def _train(
     folder: Path,
     stop: Callable[[], bool],
 ) -> None:
-    gold = template.untrained()
+    gold, crew = template.untrained(), team.current()
     checkpoints = cache.folder("checkpoints") / f"gold-{folder.name}"
-    Trainer(
+    trainer = Trainer(
         gold, method, dataset.train, forget, training,
         flip=dataset.natural, hooks=Hooks(should_stop=stop, title="gold"), folders=Folders(checkpoints),
-    ).fit()  # fmt: skip
+    )  # fmt: skip
+    if crew is None:
+        trainer.fit()
+    else:
+        own = {name: getattr(method, name) for name in knobs(method)}
+        crew.hand_out(
+            JOB, team.packed(gold.save, "model:"), {"method": own, "training": asdict(training), "forget": forget}
+        )
+        with crew.acting_together():
+            trainer.fit()
     atomic.create_folder(folder, gold.save)
     checkpoint.clear(checkpoints)
+
+
+def train_along(dataset: Callable[[], Dataset], stop: StopSignal) -> Job:
+    """Return the job of a process that follows, by the name JOB: its rows of the steps that train a gold model.
+
+    Args:
+        dataset: returns the leader's images.
+        stop: called before each step.
+    """
+
+    def run(crew: Team, about: dict[str, Any], told: dict[str, Tensor], device: torch.device) -> None:
+        gold, images = team.unpacked(told, Diffusion.load, "model:"), dataset()
+        assert gold is not None
+        with stop.deferred(), crew.acting_together():
+            Trainer(
+                gold, Retrain(**about["method"]), images.train, tuple(about["forget"]), Training(**about["training"]),
+                flip=images.natural, hooks=Hooks(should_stop=stop, progress=False),
+            ).fit()  # fmt: skip
+
+    return run

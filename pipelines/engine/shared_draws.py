@@ -1,27 +1,33 @@
-"""Under torchrun, all processes draw: rank 0 leads and alone has a run, the others compute the rows that it hands them."""
+"""Under torchrun, all processes examine: rank 0 leads and alone has a run, the others take part in what it hands them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pipelines.engine.signals import StopSignal
 from safemax.diffusion import sampling, team
+from safemax.diffusion.team import Job
 from safemax.training.devices import accelerator_for, number_of_processes
 from safemax.training.settings import Training
 
 
 @contextmanager
 def shared_draws() -> Iterator[None]:
-    """Share every draw inside with the ranks that `follow_draws`; for rank 0. Alone, nothing changes."""
+    """Share draws, attacks and the training of gold models inside with the ranks that `follow_draws`; for rank 0."""
     if number_of_processes() > 1:
         accelerator_for(Training())  # connects the processes, where no training has
     with team.leading():
         yield
 
 
-def follow_draws(stop: StopSignal) -> None:
-    """Draw what rank 0 hands out, until it is done; for all other ranks."""
+def follow_draws(stop: StopSignal, jobs: Mapping[str, Job] | None = None) -> None:
+    """Take part in what rank 0 hands out, until it is done; for all other ranks.
+
+    Args:
+        stop: ends the wait, and a draw; a job that trains defers it to the end of a step.
+        jobs: what rank 0 may hand out besides draws, by name.
+    """
     device = accelerator_for(Training()).device
     with stop.interruptible():
-        sampling.follow(device)
+        team.follow({sampling.JOB: sampling.draw_along, **(jobs or {})}, device)

@@ -43,6 +43,15 @@ class StopSignal:
         finally:
             self._interrupts = False
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only raise the flag inside, also within `interruptible`: for training, which reads it between two steps."""
+        before, self._interrupts = self._interrupts, False
+        try:
+            yield
+        finally:
+            self._interrupts = before
+
     def request(self) -> None:
         """Raise the flag from another thread: a worker of a cluster gets no signal, but a call."""
         self._raised = True

@@ -248,7 +248,7 @@ def _rows(labels: Sequence[Any]) -> list[Any]:
     return list(labels[0] if columnwise else labels)
 
 
-def _in_time(x_t: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+def _in_time(x_t: torch.Tensor, t: torch.Tensor, eps: torch.Tensor, rows: slice) -> torch.Tensor:
     """Stop at the step at which MLflow's time-out has answered a request already; outside a server there is none."""
     if time.monotonic() > _DEADLINE.get(float("inf")):
         raise InputError("the request took longer than the server's time-out and was stopped")

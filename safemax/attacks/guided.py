@@ -62,17 +62,17 @@ def pull(diffusion: Diffusion, judge: Judge, labels: Tensor, strength: float) ->
     Args:
         diffusion: the model that is sampled.
         judge: the classifier whose gradient is used.
-        labels: the wanted label of each image, (N,) int64.
+        labels: the wanted label of each image that is drawn, (N,) int64.
         strength: root mean square change of a pixel per step, in units of the range [-1, 1].
     """
     judge.eval()
 
-    def guide(x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def guide(x_t: Tensor, t: Tensor, eps: Tensor, rows: slice) -> Tensor:
         alpha_bar = diffusion.alpha_bar[t].view(-1, 1, 1, 1)
         x0 = diffusion.bounded((x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt())
         with torch.enable_grad():
             variable = x0.detach().requires_grad_(True)
-            log_p = judge(diffusion.decode(variable)).log_softmax(1).gather(1, labels.to(x0.device)[:, None])
+            log_p = judge(diffusion.decode(variable)).log_softmax(1).gather(1, labels[rows].to(x0.device)[:, None])
             (gradient,) = torch.autograd.grad(log_p.sum(), variable)
         length = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
         x0 = diffusion.bounded(x0 + strength * gradient / length)

@@ -27,6 +27,7 @@ class Inversion(Method):
 
     paper: ClassVar[str] = "arXiv:2308.01508"
     needs_forget: ClassVar[bool] = False
+    noise_by_row: ClassVar[bool] = True
 
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Start from the embedding of the null label, or from the mean of all labels if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from safemax.data.dataset import Split
+from safemax.data.row_share import RowShare
 from safemax.errors import InputError, unknown
 
 # First stream of every derived seed, so that no two uses of one seed draw the same numbers.
@@ -42,9 +44,14 @@ def derive_seed(seed: int, *streams: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of a step in a process."""
+    return derive_seed(seed, _STEP, step, rank)
+
+
 def reseed(seed: int, step: int, rank: int) -> None:
     """Seed Python's, NumPy's and torch's generators (CPU and all GPUs) as a function of (seed, step, rank)."""
-    derived = derive_seed(seed, _STEP, step, rank)
+    derived = step_seed(seed, step, rank)
     random.seed(derived)
     np.random.seed(derived % 2**32)
     torch.manual_seed(derived)
@@ -141,7 +148,13 @@ class Batches:
         place = self._images.device
         self._forget = _Shuffle(torch.nonzero(is_forget).flatten(), forget_size, seed, _FORGET, place)
         self._retain = _Shuffle(torch.nonzero(~is_forget).flatten(), retain_size, seed, _RETAIN, place)
-        self._mine, self._seed, self.flip = slice(rank, None, world), seed, flip
+        self._mine, self._seed, self.flip = RowShare(rank, world).rows, seed, flip
+
+    def whole(self) -> Batches:
+        """Return the same batches with the rows of all processes."""
+        every = copy.copy(self)
+        every._mine = slice(None)
+        return every
 
     def __call__(self, step: int) -> Batch:
         """Return this process's part of the global batch of a step (from 0)."""

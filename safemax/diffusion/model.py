@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import Parameter
 from torch.nn.functional import pad
 
@@ -20,6 +20,7 @@ from safemax.diffusion.condition import Labels, Prompt, Prompts
 from safemax.diffusion.home import Home
 from safemax.diffusion.networks import architectures, kinds
 from safemax.diffusion.networks.architectures import Cost
+from safemax.diffusion.row_noise import ALONE, RowNoise
 from safemax.errors import InputError
 from safemax.storage import cache
 
@@ -69,6 +70,7 @@ class Diffusion(nn.Module):
         self.class_names, self.names_are_stated = tuple(class_names), True
         self.moving: tuple[str, ...] = ("",)  # parts of the names of the weights that may move
         self.adapters: dict[str, tuple[Tensor, Tensor]] = {}  # that the last training added to weights, by their names
+        self.row_noise = ALONE
         self.has_null = kinds.has_null(self.denoiser, self.condition, self.num_classes)
         channels, side = denoiser.config.in_channels, denoiser.config.sample_size
         self.x0_shape: tuple[int, int, int] = (channels, side, side)
@@ -202,7 +204,9 @@ class Diffusion(nn.Module):
 
     def label_tables(self) -> list[Parameter]:
         """Return the tables whose rows tell the network a class: of label embeddings, in each block, or of prompts."""
-        return [self.condition.table] if isinstance(self.condition, Prompts) else self.kind.label_tables(self.denoiser)
+        if isinstance(self.condition, Prompts):
+            return [self.condition.table]
+        return self.kind.label_tables(getattr(self.denoiser, "module", self.denoiser))  # of several processes' wrapper
 
     def class_embeddings(self) -> Tensor:
         """Return what tells the network each class, (K, D): a class's rows of all tables, side by side; its first prompt's."""
@@ -227,15 +231,36 @@ class Diffusion(nn.Module):
         """Replace each label by the null label with probability `share`, in [0, 1]."""
         if share == 0:
             return c
-        return torch.where(torch.rand(c.shape, device=c.device) < share, self.null(c), c)
+        drawn = self.row_noise(len(c), lambda n, source: torch.rand(n, device=c.device, generator=source))
+        return torch.where(drawn < share, self.null(c), c)
 
     def times(self, n: int) -> Tensor:
         """Draw n antithetic steps, (n,) int64: half uniform in [0, T), half their mirror images T - 1 - t.
 
         The reference code of the DDIM, SA and SalUn family draws them so, in pretraining too.
         """
-        t = torch.randint(0, self.T, (n // 2 + 1,), device=self.device)
-        return torch.cat([t, self.T - 1 - t])[:n]
+
+        def draw(rows: int, source: Generator | None) -> Tensor:
+            t = torch.randint(0, self.T, (rows // 2 + 1,), device=self.device, generator=source)
+            return torch.cat([t, self.T - 1 - t])[:rows]
+
+        return self.row_noise(n, draw)
+
+    def noise_like(self, x0: Tensor) -> Tensor:
+        """Draw eps ~ N(0, I) in the shape of x0, (N, C, H, W)."""
+        if self.row_noise.world == 1:
+            return torch.randn_like(x0)
+        shape, device = x0.shape[1:], x0.device
+        return self.row_noise(len(x0), lambda n, source: torch.randn(n, *shape, device=device, generator=source))
+
+    @contextmanager
+    def drawing(self, row_noise: RowNoise) -> Iterator[None]:
+        """Draw steps, noise and dropped labels by row for as long as the block lasts."""
+        self.row_noise = row_noise
+        try:
+            yield
+        finally:
+            self.row_noise = ALONE
 
     def diffuse(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Return x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps (equation 1 of the SAFEMax paper)."""
@@ -251,7 +276,7 @@ class Diffusion(nn.Module):
             null_drop: share of labels replaced by the null label.
             min_snr_gamma: gamma of `min_snr_weights`; 0 weighs all steps t alike.
         """
-        eps = torch.randn_like(x0)
+        eps = self.noise_like(x0)
         t = self.times(len(x0))
         square = (self(self.diffuse(x0, t, eps), t, self.drop_labels(c, null_drop)) - eps).square()
         if min_snr_gamma:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -20,9 +19,9 @@ from safemax.diffusion.samplers import SECOND as SECOND
 from safemax.diffusion.samplers import USERS as USERS
 from safemax.diffusion.samplers import Sampler
 from safemax.progress import Bar, bar
-from safemax.storage import cache
 
-Guide = Callable[[Tensor, Tensor, Tensor], Tensor]
+Guide = Callable[[Tensor, Tensor, Tensor, slice], Tensor]
+JOB = "sample"
 Rule: TypeAlias = DDIMScheduler | DPMSolverMultistepScheduler
 
 
@@ -39,7 +38,7 @@ def sample(
     start: tuple[Tensor, int] | None = None,
     decode: bool = True,
 ) -> Tensor:
-    """Draw one image a label. Inside `team.leading`, all processes share the rows, unless label_at or guide is given.
+    """Draw one image a label. Inside `team.leading`, all processes share the rows; label_at and guide only `together`.
 
     Args:
         diffusion: the model, sampled in eval mode and left in the mode it was in.
@@ -49,7 +48,7 @@ def sample(
         batch_size: images denoised together; guidance doubles the rows.
         progress: show a bar.
         label_at: labels to use at step t instead, from (t, labels).
-        guide: changes eps at each step, from (x_t, t, eps).
+        guide: changes eps at each step, from (x_t, t, eps, which of the labels' rows they are).
         start: images (N, C, H, W) in [-1, 1] and the step t0 to noise them to, instead of pure noise at T.
         decode: return images; else x0, which is latents where the model is one of latents.
 
@@ -89,7 +88,9 @@ class Request:
             drawn: a bar to continue instead.
         """
         self.sampler.validate(self.diffusion)
-        crew = None if self.label_at or self.guide else team.current()
+        crew = team.current()
+        if crew is not None and not crew.together and (self.label_at or self.guide):
+            crew = None  # functions cannot be told
         total, done = (n * self.sampler.steps for n in (len(self.firsts), skip))
         text = f"sampling {self.sampler}"
         own = bar(shown=progress, total=total, initial=done, desc=text, leave=False) if drawn is None else None
@@ -97,10 +98,10 @@ class Request:
         try:
             if crew is not None and not crew.together and len(self.firsts) > skip:
                 crew.is_whole = False  # until all have done their part
-                crew.tell(self._told(crew, skip))
+                self._hand_out(crew, skip)
             for first in self.firsts[skip:]:
                 yield self._batch(first, noise, crew, drawn or own)
-            if crew is not None:
+            if crew is not None and not crew.together:
                 crew.is_whole = True
         finally:
             if own is not None:
@@ -109,46 +110,37 @@ class Request:
     def _batch(self, first: int, noise: Tensor, crew: team.Team | None, drawn: Bar | None) -> Tensor:
         """Draw this process's share of a batch; return the whole batch where this process leads, or is alone."""
         count = len(self.labels[first : first + self.batch_size])
-        world, rank = (crew.world, crew.rank) if crew else (1, 0)
-        ends = [-(-count * k // world) for k in range(world + 1)]  # the leader has a row, if there is one
-        walk = _Trajectory(self, first, count, slice(ends[rank], ends[rank + 1]))
+        walk = _Trajectory(self, first, count, crew.share.rows if crew else slice(None))
         with self.diffusion.without_dropout():
             images = walk.denoise(noise, drawn)
-        return crew.whole(images, [b - a for a, b in pairwise(ends)]) if crew else images
+        return crew.whole(images, count) if crew else images
 
     def _noise(self) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, 0))
         return torch.randn(len(self.labels), *self.diffusion.x0_shape, generator=generator)
 
-    def _told(self, crew: team.Team, skip: int) -> dict[str, Tensor]:
+    def _hand_out(self, crew: team.Team, skip: int) -> None:
         about = {
             "sampler": asdict(self.sampler),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "decode": self.decode,
+            "skip": skip,
         }
-        about["skip"] = skip
         started = {} if self.start is None else {"x0": self.start[0], "t0": torch.tensor(self.start[1])}
-        return {"about": cache.json_to_tensor(about), "labels": self.labels, **started, **crew.model_of(self.diffusion)}
+        crew.hand_out(JOB, {"labels": self.labels, **started, **crew.model_of(self.diffusion)}, about)
 
 
-def follow(device: torch.device | str = "cpu") -> None:
-    """Compute the rows that the leader hands to this process, until it is done.
-
-    Args:
-        device: where this process computes.
-    """
-    crew = team.Team()
-    while told := crew.hear():
-        about = cache.tensor_to_json(told["about"])
-        start = (told["x0"], int(told["t0"])) if "x0" in told else None
-        request = Request(
-            crew.model_from(told, device), told["labels"], Sampler(**about["sampler"]), about["seed"], about["batch_size"],
-            start=start, decode=about["decode"],
-        )  # fmt: skip
-        noise = request._noise()
-        for first in request.firsts[about["skip"] :]:
-            request._batch(first, noise, crew, None)
+def draw_along(crew: team.Team, about: dict[str, Any], told: dict[str, Tensor], device: torch.device) -> None:
+    """Draw this process's rows of what the leader draws: the job of a process that follows, by the name JOB."""
+    start = (told["x0"], int(told["t0"])) if "x0" in told else None
+    request = Request(
+        crew.model_from(told, device), told["labels"], Sampler(**about["sampler"]), about["seed"], about["batch_size"],
+        start=start, decode=about["decode"],
+    )  # fmt: skip
+    noise = request._noise()
+    for first in request.firsts[about["skip"] :]:
+        request._batch(first, noise, crew, None)
 
 
 def predict(diffusion: Diffusion, x_t: Tensor, t: Tensor, c: Tensor, guidance_scale: float) -> Tensor:
@@ -168,7 +160,7 @@ class _Trajectory:
         request: what to draw.
         first: row of the request that the batch begins with.
         count: rows of the batch.
-        rows: those that this process draws.
+        rows: those of the batch that this process draws.
     """
 
     request: Request
@@ -179,8 +171,7 @@ class _Trajectory:
     @torch.no_grad()
     def denoise(self, noise: Tensor, drawn: Bar | None) -> Tensor:
         """Return the images of the rows, on the CPU, from the starting noise of all rows of the request."""
-        request, diffusion = self.request, self.request.diffusion
-        mine = slice(self.first + self.rows.start, self.first + self.rows.stop)
+        request, diffusion, mine = self.request, self.request.diffusion, self._mine
         x_t, labels = noise[mine].to(diffusion.device), request.labels[mine].to(diffusion.device)
         times = request.sampler.times(diffusion.T, diffusion.schedule.config.steps_offset).to(diffusion.device)
         rule = _rule(diffusion, request.sampler, times)
@@ -198,6 +189,11 @@ class _Trajectory:
         x0 = diffusion.bounded(x_t.nan_to_num(0.0))
         return (diffusion.decode(x0).nan_to_num(0.0).clamp(-1, 1) if request.decode and len(x0) else x0).cpu()
 
+    @property
+    def _mine(self) -> slice:
+        """The rows of the request that this process draws."""
+        return slice(self.first + (self.rows.start or 0), self.first + self.count, self.rows.step)
+
     def _step(
         self, rule: Rule, x_t: Tensor, labels: Tensor, now: tuple[Tensor, Tensor], generator: torch.Generator
     ) -> Tensor:
@@ -206,7 +202,7 @@ class _Trajectory:
         t = t_now.expand(len(x_t))
         eps = predict(request.diffusion, x_t, t, c, sampler.guidance_scale) if len(x_t) else x_t
         if request.guide is not None:
-            eps = request.guide(x_t, t, eps)
+            eps = request.guide(x_t, t, eps, self._mine)
         if sampler.name == "dpmpp":
             return rule.step(eps, step, x_t, return_dict=False)[0]
         eta = 1.0 if sampler.name == "ddpm" else sampler.eta

@@ -12,23 +12,29 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from safemax.data import row_share
 from safemax.diffusion.model import Diffusion
+from safemax.storage import cache
 
+T = TypeVar("T")
 _PATIENCE = timedelta(days=1)  # others wait while the leader trains a judge
 _POLL_SECONDS = 0.01  # a wait in Python lets signals through
 _MODEL = "model:"
 
 _teams: list[Team] = []
+# A piece of work of a process that follows: it gets its team, what was said about the work, its tensors, and its device.
+Job: TypeAlias = "Callable[[Team, dict[str, Any], dict[str, Tensor], torch.device], None]"
 
 
 class Team:
@@ -40,13 +46,14 @@ class Team:
     Attributes:
         rank: the index of this process.
         world: their number.
+        share: this process's rows of a batch.
         is_whole: no draw is under way.
     """
 
     def __init__(self, *, together: bool = False) -> None:
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        self.together = together
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.together, self.share = together, row_share.of_this_process()
+        self.rank, self.world = self.share.rank, self.share.world
         self.is_whole = True
         self._model = ""
         self._diffusion: Diffusion | None = None
@@ -82,15 +89,29 @@ class Team:
                 dist.recv(part, src=source, group=self._group)
         return parts
 
-    def whole(self, own: Tensor, counts: list[int]) -> Tensor:
-        """Return all processes' rows where this process leads, or where all are together; else its own."""
-        parts = self.gather(own, counts)
-        images = torch.cat(parts) if parts else own
+    def whole(self, own: Tensor, total: int) -> Tensor:
+        """Return all rows of a batch where this process leads, or where all are together; else its own."""
+        parts = self.gather(own, self.share.counts(total))
+        rows = row_share.joined(parts) if parts else own
         if self.together:
             if not self.rank:
-                self.tell({"images": images})
-            images = images if not self.rank else self.hear()["images"]
-        return images
+                self.tell({"rows": rows})
+            rows = rows if not self.rank else self.hear()["rows"]
+        return rows
+
+    def hand_out(self, job: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Tell all others what to do next; see `follow`."""
+        self.tell({"about": cache.json_to_tensor({**about, "job": job}), **tensors})
+
+    @contextmanager
+    def acting_together(self) -> Iterator[None]:
+        """Do the same in all processes: each gets all that they draw; what one raises ends the others by their connection."""
+        self.together, self.is_whole = True, False
+        try:
+            yield
+            self.is_whole = True
+        finally:
+            self.together = False
 
     def model_of(self, diffusion: Diffusion) -> dict[str, Tensor]:
         """Return the files of the leader's model, to be told; none where the others have it."""
@@ -98,21 +119,13 @@ class Team:
         if identity == self._model:
             return {}
         self._model = identity
-        with tempfile.TemporaryDirectory() as folder:
-            diffusion.save(folder)
-            files = [each for each in sorted(Path(folder).rglob("*")) if each.is_file()]
-            return {f"{_MODEL}{each.relative_to(folder)}": _bytes(each) for each in files}
+        return packed(diffusion.save, _MODEL)
 
     def model_from(self, tensors: Mapping[str, Tensor], device: torch.device | str) -> Diffusion:
         """Return the model whose files were told now, or last."""
-        files = {name.removeprefix(_MODEL): each for name, each in tensors.items() if name.startswith(_MODEL)}
-        if files:
-            with tempfile.TemporaryDirectory() as folder:
-                for name, content in files.items():
-                    path = Path(folder) / name
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(content.numpy().tobytes())
-                self._diffusion = Diffusion.load(folder).to(device)
+        told = unpacked(tensors, Diffusion.load, _MODEL)
+        if told is not None:
+            self._diffusion = told.to(device)
         assert self._diffusion is not None
         return self._diffusion
 
@@ -160,6 +173,44 @@ def together() -> Iterator[None]:
 
 def _is_alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
+
+
+def follow(jobs: Mapping[str, Job], device: torch.device | str = "cpu") -> None:
+    """Do what the leader hands out, until it is done.
+
+    Args:
+        jobs: by the names that the leader calls them.
+        device: where this process computes.
+    """
+    team = Team()
+    _teams.append(team)
+    try:
+        while told := team.hear():
+            about = cache.tensor_to_json(told.pop("about"))
+            jobs[about.pop("job")](team, about, told, torch.device(device))
+    finally:
+        _teams.pop()
+
+
+def packed(save: Callable[[str], object], prefix: str) -> dict[str, Tensor]:
+    """Return the files that something writes to a folder, to be told; their names begin with the prefix."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(folder)
+        files = [each for each in sorted(Path(folder).rglob("*")) if each.is_file()]
+        return {f"{prefix}{each.relative_to(folder)}": _bytes(each) for each in files}
+
+
+def unpacked(tensors: Mapping[str, Tensor], load: Callable[[str], T], prefix: str) -> T | None:
+    """Return what is read from a folder with the files that were told by this prefix; None where none were."""
+    files = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+    if not files:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.numpy().tobytes())
+        return load(folder)
 
 
 def _bytes(path: Path) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from safemax import metric_keys as keys
 from safemax.attacks.base import Attack, AttackResult, Cell, Setting
 from safemax.diffusion.model import Diffusion
+from safemax.evaluation.shared_attack import run_shared
 from safemax.storage import cache, source_digest
 
 
@@ -31,7 +32,7 @@ class AttackComparison:
 
 
 def cached_attack(name: str, attack: Attack, diffusion: Diffusion, setting: Setting, *, judges: str) -> AttackResult:
-    """Return `attack.run`, from the cache where the same model was attacked in the same way before.
+    """Return `attack.run`, by all processes of a team, from the cache where the same model was attacked in the same way before.
 
     Args:
         name: of the attack.
@@ -44,7 +45,7 @@ def cached_attack(name: str, attack: Attack, diffusion: Diffusion, setting: Sett
     path = cache.folder("attacks") / f"{cache.key(facts)}.safetensors"
 
     def make() -> dict[str, Tensor]:
-        result = attack.run(diffusion, setting)
+        result = run_shared(name, attack, diffusion, setting)
         about: dict[str, Any] = {"cells": [asdict(cell) for cell in result.cells], "success": result.success}
         about |= {"numbers": result.numbers, "seconds": result.seconds}
         return {"pictures": result.pictures, "about": cache.json_to_tensor(about)}

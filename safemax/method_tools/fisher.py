@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from safemax.data import row_share
 from safemax.data.batches import Rows
 from safemax.diffusion.model import Diffusion
 from safemax.progress import bar
@@ -19,12 +20,14 @@ def diagonal(
 ) -> tuple[list[Tensor], float]:
     """Return F_i = E_x[(sum over all t of d loss(x, t) / d theta_i)^2] for each weight, and its relative error.
 
+    Processes share the images, each with the numbers that one process alone would draw for it, and all get the sum.
+
     Only the sum of an image's gradients over t matters, so one pass takes many t of one image; the result equals that of
     one t at a time. With fewer t the square of the sum is estimated without bias (`squared_sum`).
 
     Args:
         diffusion: the model, in its current mode.
-        rows: images and labels, treated as a sample of all images.
+        rows: images and labels, treated as a sample of all images; the same in every process.
         times: steps t of an image; 0 means all, exactly. Fewer take at least two passes.
         batch: largest number of steps t in a pass.
         null_drop: share of labels replaced by the null label.
@@ -35,13 +38,18 @@ def diagonal(
     """
     mean = [torch.zeros_like(p) for p in diffusion.parameters()]
     squares = torch.zeros((), dtype=torch.float64, device=diffusion.device)
-    pairs, shown = zip(rows.x0, rows.c, strict=True), sys.stderr.isatty()
-    for x0, c in bar(pairs, shown=shown, desc="Fisher information", total=len(rows), leave=False):
-        sampled, total = _parts(diffusion.T, times or diffusion.T, batch)
-        gradients = _gradients(diffusion, x0, c, sampled, total, null_drop)
-        square = squared_sum(gradients, sampled, total)
+    share, (sampled, total) = row_share.of_this_process(), _parts(diffusion.T, times or diffusion.T, batch)
+    for i in bar(range(len(rows)), shown=sys.stderr.isatty(), desc="Fisher information", leave=False):
+        x0, c = rows.x0[i], rows.c[i]
+        parts = _drawn(diffusion, x0, c, sampled, total, null_drop)
+        if i % share.world != share.rank:
+            for _ in parts:  # another process's image, whose numbers are drawn and left
+                pass
+            continue
+        square = squared_sum((timestep_gradient(diffusion, x0, *part) for part in parts), sampled, total)
         torch._foreach_add_(mean, square, alpha=1 / len(rows))
         squares += _squared_norm(square)
+    row_share.summed([*mean, squares])
     # The mean of N draws has the variance (E||f||^2 - ||E f||^2) / (N - 1).
     variance = (squares / len(rows) - _squared_norm(mean)).clamp_min(0) / (len(rows) - 1 or math.nan)
     error = (variance / _squared_norm(mean)).sqrt().item()
@@ -96,14 +104,14 @@ def _parts(T: int, times: int, batch: int) -> tuple[int, int]:  # noqa: N803 - t
     return min(total, max(2, round(times / rows))), total
 
 
-def _gradients(
+def _drawn(
     diffusion: Diffusion, x0: Tensor, c: Tensor, sampled: int, total: int, null_drop: float
-) -> Iterator[list[Tensor]]:
-    """Yield the gradients of the sampled parts; part k has t = k, k + total, ..., so that all parts are alike."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield labels, t and noise of the sampled parts; part k has t = k, k + total, ..., so that all parts are alike."""
     for k in torch.randperm(total)[:sampled].tolist():
         t = torch.arange(k, diffusion.T, total, device=diffusion.device)
         labels = diffusion.drop_labels(c.expand(len(t)), null_drop)
-        yield timestep_gradient(diffusion, x0, labels, t, torch.randn(len(t), *x0.shape, device=x0.device))
+        yield labels, t, torch.randn(len(t), *x0.shape, device=x0.device)
 
 
 def _squared_norm(tensors: list[Tensor]) -> Tensor:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import Parameter
+
+from safemax.data import row_share
+from safemax.data.batches import Rows
+from safemax.diffusion.model import Diffusion
+from safemax.diffusion.row_noise import RowNoise
 
 Gradient = list[Tensor]
 
@@ -16,9 +21,24 @@ def trained(module: torch.nn.Module) -> list[Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def of(loss: Tensor, weights: Sequence[Tensor]) -> Gradient:
-    """Return the gradient of a loss, averaged over processes; for `prepare`, when the model is not yet distributed."""
-    return average(list(torch.autograd.grad(loss, weights)))
+def of_rows(diffusion: Diffusion, rows: Rows, loss: Callable[[Diffusion, Rows], Tensor]) -> Gradient:
+    """Return the gradient by all weights of a loss that is a mean over rows; for `prepare`, in every process alike.
+
+    The processes share the rows, and all get the sum. Each row has the noise that one process alone would give it.
+
+    Args:
+        diffusion: the model, not yet distributed.
+        rows: of the whole batch, at least one, the same in every process.
+        loss: of some rows, a mean; it draws by the model's own `times`, `noise_like`, `drop_labels` or `denoising_loss`.
+    """
+    weights, share = list(diffusion.parameters()), row_share.of_this_process()
+    if share.world == 1:
+        return list(torch.autograd.grad(loss(diffusion, rows), weights))
+    count = share.counts(len(rows))[share.rank]
+    mine = share.rows if count else slice(0, 1)  # a row without weight, where there are fewer rows than processes
+    with diffusion.drawing(RowNoise(mine, len(rows), share.world)):
+        part = loss(diffusion, rows[mine]) * (count / len(rows))
+    return row_share.summed(list(torch.autograd.grad(part, weights)))
 
 
 def separate(
@@ -74,10 +94,9 @@ def without_conflict(gradient: Gradient, other: Gradient) -> Gradient:
 
 def average(tensors: Gradient) -> Gradient:
     """Average tensors over the processes, in place, and return them."""
-    if distributed.is_available() and distributed.is_initialized():
-        for tensor in tensors:
-            distributed.all_reduce(tensor)
-            tensor /= distributed.get_world_size()
+    world = row_share.of_this_process().world
+    for tensor in row_share.summed(tensors):
+        tensor /= world
     return tensors
 
 

@@ -56,10 +56,10 @@ class AblatingConcepts(Method):
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Choose the anchor and collect images of it from the retain rows of successive batches."""
         label = self._choose(diffusion, batches.forget_classes, batches.retain_classes)
-        images: list[Tensor] = []
+        whole, images = batches.whole(), list[Tensor]()
         step = 0
         while sum(len(each) for each in images) < self.anchor_images:
-            rows = batches(step).retain
+            rows = whole(step).retain
             images.append(diffusion.stored(rows.x0[rows.c == label]))
             step += 1
         self._images = torch.cat(images)[: self.anchor_images]

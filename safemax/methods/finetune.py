@@ -22,6 +22,7 @@ class Finetune(Method):
     paper: ClassVar[str] = "Ho et al., arXiv:2006.11239; label drop of Ho and Salimans, arXiv:2207.12598"
     training: ClassVar[dict[str, object]] = {"forget_share": 0.0}
     needs_forget: ClassVar[bool] = False
+    noise_by_row: ClassVar[bool] = True
 
     null_drop: float = knob(
         0.1, "share of rows given the null label, which guidance needs", bounds=(0, 1), without_null=0

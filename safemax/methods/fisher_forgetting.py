@@ -51,7 +51,7 @@ class FisherForgetting(Method):
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Estimate the Fisher information and add the noise in place."""
         diffusion.eval()
-        fisher, _ = diagonal(diffusion, _retained(batches, self.fisher_images), times=self.fisher_times)
+        fisher, _ = diagonal(diffusion, _retained(batches.whole(), self.fisher_images), times=self.fisher_times)
         with torch.no_grad():
             for p, each in zip(diffusion.parameters(), fisher, strict=True):
                 p.add_(deviation(each, self.alpha, self.cap) * torch.randn_like(p))

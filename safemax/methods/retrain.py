@@ -27,6 +27,7 @@ class Retrain(Method):
     may_train: ClassVar[tuple[str, ...]] = ("all",)
     training: ClassVar[dict[str, object]] = {"steps": 800_000, "lr": 2e-4, "ema": 0.9999, "forget_share": 0.0}
     needs_forget: ClassVar[bool] = False
+    noise_by_row: ClassVar[bool] = True
 
     null_drop: float = knob(
         0.1, "share of rows given the null label, which guidance needs", bounds=(0, 1), without_null=0

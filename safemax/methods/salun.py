@@ -106,8 +106,9 @@ class SalUn(Method):
         diffusion.eval()
         self._anchors = anchors(diffusion, batches, self.anchor)
         total = [torch.zeros_like(p) for p in diffusion.parameters()]
+        whole = batches.whole()
         for step in range(self.mask_batches):
-            torch._foreach_add_(total, self._gradient(diffusion, batches(step).forget))
+            torch._foreach_add_(total, self._gradient(diffusion, whole(step).forget))
         self._mask = largest(torch.cat([g.flatten() for g in total]).abs_(), self.mask_ratio)
 
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
@@ -147,9 +148,11 @@ class SalUn(Method):
 
     def _gradient(self, diffusion: Diffusion, rows: Rows) -> list[Tensor]:
         """Return the gradient of the loss summed over pixels, clipped to norm 1."""
-        eps, t = torch.randn_like(rows.x0), diffusion.times(len(rows))
-        eps_pred = predict(diffusion, diffusion.diffuse(rows.x0, t, eps), t, rows.c, self.mask_guidance_scale)
-        loss = (eps_pred - eps).square().sum((1, 2, 3)).mean()
-        gradient = gradients.of(loss, list(diffusion.parameters()))
+        gradient = gradients.of_rows(diffusion, rows, self._guided_loss)
         norm = torch.stack(torch._foreach_norm(gradient)).norm()
         return [g / norm.clamp_min(1) for g in gradient]
+
+    def _guided_loss(self, diffusion: Diffusion, rows: Rows) -> Tensor:
+        eps, t = diffusion.noise_like(rows.x0), diffusion.times(len(rows))
+        eps_pred = predict(diffusion, diffusion.diffuse(rows.x0, t, eps), t, rows.c, self.mask_guidance_scale)
+        return (eps_pred - eps).square().sum((1, 2, 3)).mean()

@@ -81,10 +81,10 @@ class Scissorhands(Method):
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Re-initialise the trimmed weights in place."""
         diffusion.eval()
-        weights = list(diffusion.parameters())
+        weights, whole = list(diffusion.parameters()), batches.whole()
         total = [torch.zeros_like(w) for w in weights]
         for step in range(self.trim_batches):
-            gradient = gradients.of(self._guided_loss(diffusion, batches(step).forget), weights)
+            gradient = gradients.of_rows(diffusion, whole(step).forget, self._guided_loss)
             torch._foreach_add_(total, torch._foreach_abs(gradient))
         saliency = [(g * w.detach()).abs() for g, w in zip(total, weights, strict=True)]
         for (name, weight), cut in zip(diffusion.named_parameters(), connected(saliency, self.trim), strict=True):
@@ -97,7 +97,7 @@ class Scissorhands(Method):
         yield {"forget": self.lmbda * forget}
 
     def _guided_loss(self, diffusion: Diffusion, rows: Rows) -> Tensor:
-        t, eps = diffusion.times(len(rows)), torch.randn_like(rows.x0)
+        t, eps = diffusion.times(len(rows)), diffusion.noise_like(rows.x0)
         eps_pred = predict(diffusion, diffusion.diffuse(rows.x0, t, eps), t, rows.c, self.trim_guidance_scale)
         return (eps_pred - eps).square().mean()
 

@@ -98,9 +98,9 @@ class SFRon(Method):
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
         """Estimate both Fisher informations and make the mask."""
         diffusion.eval()
-        steps = range(self.fisher_batches)
-        forget = self._fisher(diffusion, (batches(step).forget for step in steps))
-        retain = self._fisher(diffusion, (batches(step).retain for step in steps))
+        steps, whole = range(self.fisher_batches), batches.whole()
+        forget = self._fisher(diffusion, (whole(step).forget for step in steps))
+        retain = self._fisher(diffusion, (whole(step).retain for step in steps))
         ratio = [(f + EPSILON) / (r + EPSILON) for f, r in zip(forget, retain, strict=True)]
         self._mask = torch.cat([each.flatten() for each in ratio]) >= self.threshold
 
@@ -165,15 +165,14 @@ class SFRon(Method):
         yield {"forget": -self.forget_weight * decay * adapted}
 
     def _fisher(self, diffusion: Diffusion, batches: Iterable[Rows]) -> Gradient:
-        weights = list(diffusion.parameters())
-        total = [torch.zeros_like(w) for w in weights]
+        total = [torch.zeros_like(w) for w in diffusion.parameters()]
         for rows in batches:
-            gradient = gradients.of(self._guided_loss(diffusion, rows), weights)
+            gradient = gradients.of_rows(diffusion, rows, self._guided_loss)
             share = 1 / get_total_norm(gradient).clamp_min(1).square() / self.fisher_batches
             torch._foreach_add_(total, [share * g.square() for g in gradient])
         return total
 
     def _guided_loss(self, diffusion: Diffusion, rows: Rows) -> Tensor:
-        t, eps = diffusion.times(len(rows)), torch.randn_like(rows.x0)
+        t, eps = diffusion.times(len(rows)), diffusion.noise_like(rows.x0)
         eps_pred = predict(diffusion, diffusion.diffuse(rows.x0, t, eps), t, rows.c, self.fisher_guidance_scale)
         return (eps_pred - eps).square().sum((1, 2, 3)).mean()

@@ -78,9 +78,9 @@ class SSD(Method):
         """Return I_f and I_D of every weight, up to a common factor; each batch has n forget rows, or n rows of all data."""
         weights = list(diffusion.parameters())
         forget, whole = ([torch.zeros_like(p) for p in weights] for _ in range(2))
-        share = len(batches.forget_classes) / diffusion.num_classes
+        share, every = len(batches.forget_classes) / diffusion.num_classes, batches.whole()
         for step in range(self.importance_batches):
-            batch = batches(step)
+            batch = every(step)
             n = min(len(batch.forget), len(batch.retain))
             own = max(1, round(share * n))
             shared, rest = self._gradient(diffusion, batch.forget[:own]), self._gradient(diffusion, batch.forget[own:n])
@@ -95,9 +95,12 @@ class SSD(Method):
         yield {"retain": diffusion.denoising_loss(batch.retain.x0, batch.retain.c)}
 
     def _gradient(self, diffusion: Diffusion, rows: Rows) -> Gradient:
-        weights = list(diffusion.parameters())
-        total = [torch.zeros_like(p) for p in weights]  # a sum: the factor of a mean cancels in I_D / I_f
+        total = [torch.zeros_like(p) for p in diffusion.parameters()]  # a sum: a mean's factor cancels in I_D / I_f
         for _ in range(self.importance_draws):
             if len(rows):
-                torch._foreach_add_(total, gradients.of(diffusion.denoising_loss(rows.x0, rows.c), weights))
+                torch._foreach_add_(total, gradients.of_rows(diffusion, rows, _loss))
         return total
+
+
+def _loss(diffusion: Diffusion, rows: Rows) -> Tensor:
+    return diffusion.denoising_loss(rows.x0, rows.c)

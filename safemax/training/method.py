@@ -93,6 +93,9 @@ class Method(ABC):
         shared: the prior is the same for every forget class.
         per_part: a batch may be split into parts whose gradients are summed (`accumulate`); False for a method that
             weighs gradients of the whole batch.
+        noise_by_row: its steps draw by the model's `denoising_loss`, `times`, `noise_like` and `drop_labels` alone. Processes
+            that share a step then give each row the noise that one process would, and differ from it by float rounding and by
+            dropout; with any other method each process draws for itself.
 
     Attributes:
         run_steps: optimizer steps of the run, set by the trainer before `prepare`; 1 before that.
@@ -108,6 +111,7 @@ class Method(ABC):
     may_train: ClassVar[tuple[str, ...]] = CHOICES
     shared: ClassVar[bool] = False
     per_part: ClassVar[bool] = True
+    noise_by_row: ClassVar[bool] = False
 
     run_steps: int = field(default=1, init=False, repr=False, compare=False)
     steps_done: int = field(default=0, init=False, repr=False, compare=False)

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from safemax.data.batches import Batch, Batches, reseed
+from safemax.data import row_share
+from safemax.data.batches import Batch, Batches, reseed, step_seed
 from safemax.data.dataset import Split
 from safemax.diffusion import weights
 from safemax.diffusion.codec import encoded
 from safemax.diffusion.model import Diffusion
+from safemax.diffusion.row_noise import ALONE, RowNoise
 from safemax.errors import Stopped
 from safemax.progress import Bar, bar
 from safemax.storage import checkpoint
@@ -161,7 +163,8 @@ class Trainer:
             reseed(self.training.seed, self.done, self.accelerator.process_index)
             self.optimizer.param_groups[0]["lr"] = self.budget.lr
             batch = self.batches(self.done)
-            terms = self.method.step(self.diffusion, batch, self._optimizer_step)
+            with self.diffusion.drawing(self._row_noise()):
+                terms = self.method.step(self.diffusion, batch, self._optimizer_step)
             if self.average:
                 torch._foreach_lerp_(self.average, self._values, 1 - self.training.ema_at(self.done))
             self.cost.images_seen += (len(batch.forget) + len(batch.retain)) * self.accelerator.num_processes
@@ -169,6 +172,15 @@ class Trainer:
             self._settle()
             self.processes.stepped(self.done)
         return terms
+
+    def _row_noise(self) -> RowNoise:
+        """Return how this process draws for its rows of a step, where the method draws by row and is not alone."""
+        if self.processes.world == 1 or not self.method.noise_by_row:
+            return ALONE
+        generator = torch.Generator(self.accelerator.device)
+        return RowNoise.of(
+            row_share.of_this_process(), generator.manual_seed(step_seed(self.training.seed, self.done, 0))
+        )
 
     def _settle(self) -> None:
         """Wait for the device: check its gradients, and count the time of its steps."""

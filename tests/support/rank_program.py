@@ -7,16 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from safemax import metrics
+from safemax.attacks.base import Setting
+from safemax.attacks.guidance import Guidance
+from safemax.attacks.guided import Guided
+from safemax.attacks.invert import Invert
+from safemax.attacks.relearn import Relearn
+from safemax.attacks.weights import Weights
+from safemax.data import row_share
 from safemax.diffusion import sampling, team
 from safemax.diffusion.sampling import Sampler
 from safemax.errors import Stopped
+from safemax.evaluation import shared_attack
+from safemax.judges.classifier import Judge
 from safemax.methods import create
 from safemax.training import processes
 from safemax.training.devices import accelerator_for
 from safemax.training.hooks import Folders, Hooks
 from safemax.training.settings import Training
+from safemax.training.trainer import Trainer
 from tests.support import made_up_measurements, tiny_models
 
 
@@ -76,10 +87,71 @@ def draw(rank: int, folder: Path, *, together: bool = False) -> list[list[float]
         with team.together():
             return draws()
     if rank:
-        sampling.follow()
+        team.follow({sampling.JOB: sampling.draw_along})
         return []
     with team.leading():
         return draws()
+
+
+def prepare(rank: int, folder: Path, *, method: str, knobs: dict[str, Any]) -> None:
+    """Let a method prepare on a tiny model, 4 + 4 rows a batch; write its state and the model's weights to prepared.safetensors."""
+    torch.set_num_threads(1)
+    model, chosen = tiny_models.diffusion(steps=20), create(method, **knobs)
+    settings = Training(steps=1, batch_size=8, device="cpu")
+    trainer = Trainer(model, chosen, tiny_models.split(), (0,), settings, hooks=tiny_models.SILENT)
+    trainer.prepare()
+    weights = {name.replace(".module.", "."): each.detach() for name, each in model.named_parameters()}
+    save_file({name: each.contiguous() for name, each in (chosen.state() | weights).items()}, folder / PREPARED)
+
+
+PREPARED = "prepared.safetensors"
+
+
+def add_up(rank: int, folder: Path) -> list[list[float]]:
+    """Add up a tensor whose memory lies in another order in rank 1."""
+    accelerator_for(Training(device="cpu"))
+    tensor = torch.arange(6.0).view(2, 3)
+    return row_share.summed([tensor.T.contiguous().T if rank else tensor])[0].tolist()
+
+
+def finetune(rank: int, folder: Path, *, method: str = "finetune", steps: int = 6) -> list[float]:
+    """Fine-tune a tiny model and return its weights."""
+    torch.set_num_threads(1)
+    model = tiny_models.diffusion()
+    tiny_models.train(model, create(method), Training(steps=steps, batch_size=8, device="cpu", forget_share=0.0))
+    return torch.cat([each.detach().flatten() for each in model.parameters()]).tolist()
+
+
+ATTACKS = {
+    "relearn": Relearn(relearn_steps=8, relearn_batch_size=4),
+    "invert": Invert(invert_steps=4, invert_images=8, invert_batch_size=4),
+    "guided": Guided(guided_seeds=2),
+    "guidance": Guidance(),
+    "weights": Weights(),
+}
+
+
+def attack(rank: int, folder: Path) -> dict[str, list[list[int]]]:
+    """Attack a tiny model by each of ATTACKS; rank 1 takes part. Returns the pictures of each, as bytes, where this rank leads."""
+    torch.set_num_threads(1)
+    accelerator_for(Training(device="cpu"))
+    if rank:
+        team.follow({shared_attack.JOB: shared_attack.attack_along(tiny_models.dataset)})
+        return {}
+    with team.leading():
+        return attacked()
+
+
+def attacked() -> dict[str, list[list[int]]]:
+    """Return the pictures of each trial of each attack."""
+    torch.manual_seed(3)
+    judge, helper = (Judge("small", ("a", "b", "c"), (1, 8, 8), reject=each) for each in (True, False))
+    sampler = Sampler("ddim", 4, 1.5)
+    setting = Setting(tiny_models.dataset(), (0,), judge, helper, 1, tiny_models.diffusion(5), 9, sampler=sampler)
+    results = {
+        name: shared_attack.run_shared(name, each, tiny_models.diffusion(), setting) for name, each in ATTACKS.items()
+    }
+    return {name: each.pictures.flatten(1).tolist() for name, each in results.items()}
 
 
 def draws() -> list[list[float]]:

@@ -22,7 +22,7 @@ def test_the_pull_moves_the_predicted_x0_by_its_strength_towards_the_class():
     x0 = 0.5 * torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     eps = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     x_t = diffusion.diffuse(x0, t, eps)
-    moved = x0_of(diffusion, x_t, t, pull(diffusion, helper, LABELS, 0.05)(x_t, t, eps))
+    moved = x0_of(diffusion, x_t, t, pull(diffusion, helper, LABELS, 0.05)(x_t, t, eps, slice(None)))
     assert torch.allclose((moved - x0).square().mean(dim=(1, 2, 3)).sqrt(), torch.full((6,), 0.05), atol=1e-4)
     assert (predict(helper, moved)[0][:, 0] > predict(helper, x0)[0][:, 0]).all()
 
@@ -31,7 +31,7 @@ def test_no_strength_is_no_guidance_where_x0_lies_within_its_bounds():
     diffusion, t = tiny_models.diffusion(), torch.full((6,), 100)
     eps = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     x_t = diffusion.diffuse(torch.zeros(6, 1, 8, 8), t, eps)
-    assert torch.allclose(pull(diffusion, judge(reject=False), LABELS, 0.0)(x_t, t, eps), eps, atol=1e-5)
+    assert torch.allclose(pull(diffusion, judge(reject=False), LABELS, 0.0)(x_t, t, eps, slice(None)), eps, atol=1e-5)
 
 
 def test_of_many_seeds_the_helpers_favourite_is_kept():
