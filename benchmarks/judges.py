@@ -133,7 +133,9 @@ def benchmark(argv: Sequence[str]) -> None:
     """Run and write the table."""
     extent = parse("python -m benchmarks.judges", __doc__ or "", {"extent": Extent}, argv)["extent"]
     frame = pd.DataFrame(rows(load(extent.data), extent.forms.split(","))).set_index("form")
-    tables.write(f"judges-{extent.data}", TITLE.format(data=extent.data), frame, REMARK, digits=2)
+    left = [name for name in forms(extent.data) if name not in extent.forms.split(",")]
+    remark = f"{REMARK} Not run: {', '.join(left)}." if left else REMARK
+    tables.write(f"judges-{extent.data}", TITLE.format(data=extent.data), frame, remark, digits=2)
 
 
 if __name__ == "__main__":
