@@ -65,7 +65,7 @@ def started(program: Callable[..., Any], folder: Path, **given: Any) -> Iterator
             each.join()
 
 
-def wait(ranks: Sequence[BaseProcess], seconds: float = 60) -> list[int | None]:
+def wait(ranks: Sequence[BaseProcess], seconds: float = 180) -> list[int | None]:
     """Return the exit statuses of ranks that end by themselves; None for one that does not."""
     deadline = time.monotonic() + seconds
     for each in ranks:
