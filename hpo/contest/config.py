@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.cli.method_options import for_method
 from pipelines.cli.options import DataOptions
 from pipelines.correction.base_model import BaseTraining, NetworkOptions
+from pipelines.engine.options import WorkerOptions
 from safemax.attacks import find as find_attack
 from safemax.data.class_names import parse_classes
 from safemax.data.class_split import ClassSplit
@@ -18,7 +19,7 @@ from safemax.errors import InputError
 from safemax.evaluation.enough_images import check_enough_images, check_enough_samples
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
-from safemax.knobs import check, knob
+from safemax.knobs import knob
 from safemax.methods import available, create, find, preset_of
 from safemax.training.method import Method
 from safemax.training.settings import Training
@@ -33,8 +34,8 @@ FEW = "safemax,selective_amnesia,salun,sfron,erasediff,munba,dimum,expected_targ
 
 
 @dataclass(frozen=True)
-class ContestOptions:
-    """What to compare, and by which budget."""
+class ContestOptions(WorkerOptions):
+    """What to compare, by which budget, and where."""
 
     methods: str = knob(FEW, "methods, separated by commas; all takes every one")
     tune: int = knob(20, "trials of each method's search; 0 measures the defaults alone", bounds=(0, 10_000))
@@ -50,7 +51,6 @@ class ContestOptions:
     evaluations: int = knob(2, "evaluation seeds of each correction", bounds=(1, APART))
     base_steps: int = knob(800, "training steps of a base", bounds=(1, 10_000_000))
     attacks: str = knob("none", "attacks on the corrections of the first seed, on base and gold; none, or names")
-    workers: int = knob(1, "processes that share the work, each on one thread", bounds=(1, 256))
     device: str = knob("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"))
     files: str = knob(
         "contest",
@@ -61,7 +61,7 @@ class ContestOptions:
     )
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         for name in self.attack_names:
             find_attack(name)
 
@@ -151,6 +151,15 @@ class Contest:
         for name in self.options.method_names:
             method, training = self.method(name, {})
             Trainer(diffusion, method, dataset.train, self.classes[:1], training)
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any]) -> Contest:
+        """Return the contest whose fields (`dataclasses.asdict`) these are, as JSON brings them to a worker."""
+        return cls(
+            ContestOptions(**facts["options"]), DataOptions(**facts["data"]), NetworkOptions(**facts["network"]),
+            Evaluation(**facts["evaluation"]), JudgeConfig(**facts["judging"]),
+            tuple(facts["class_names"]), facts["digest"],
+        )  # fmt: skip
 
     @property
     def classes(self) -> tuple[int, ...]:

@@ -19,27 +19,26 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
     console.run("contest")
 
 import json
-import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hpo.contest.config import BASE, DEFAULT, GOLD, TUNED, Contest, ContestOptions
+from hpo.contest import jobs
+from hpo.contest.config import Contest, ContestOptions
 from hpo.contest.planning import plan_of
-from hpo.contest.tune import Found, preset, search
-from hpo.contest.work import Workshop
+from hpo.contest.tune import preset
 from pipelines import tracking
 from pipelines.cli.options import DataOptions, PlanOptions
 from pipelines.cli.parser import parse
 from pipelines.correction.base_model import NetworkOptions
-from pipelines.engine import notes
+from pipelines.correction.judge_jobs import train_judges
+from pipelines.engine.batch import Batches, raise_if_stopped
 from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_signals
+from pipelines.engine.worker import Message
+from pipelines.engine.workers import open_workers
 from pipelines.planning.plan import show
-from safemax.errors import InputError, NonFiniteError, Stopped
+from safemax.data.dataset import Dataset
+from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.reports import contest_page, contest_tables
@@ -53,7 +52,6 @@ PARAMETERS: dict[str, type] = {
     "judging": JudgeConfig,
     "plan": PlanOptions,
 }
-Entry = tuple[str, int]
 
 
 def run(argv: Sequence[str]) -> None:
@@ -79,13 +77,15 @@ def run(argv: Sequence[str]) -> None:
     with tracking.run(title, experiment=product, params=params, tags={"kind": "contest"}, shown=shown) as opened:
         opened.dataset(dataset, "training")
         opened.parameters(chosen.record())
-        failures = list(_work(contest, stop))
+        done = _work(contest, dataset, opened, stop)
         for path in publish(Path(options.files)):
             opened.artifact(path)
         if options.presets != "none":
             _add_presets(Path(options.presets), f"tuned-{dataset.name}", contest_tables.read(Path(options.files)))
-        if failures:
-            raise InputError(f"failed entries: {len(failures)}, the first: {failures[0]}; the same command tries again")
+        if done.failures:
+            raise InputError(
+                f"failed jobs: {len(done.failures)}, the first: {done.first_failure}; the same command tries again"
+            )
         print(f"{opened.url}  (after `make ui`)")
 
 
@@ -101,79 +101,28 @@ def publish(folder: Path) -> list[Path]:
     return [page, csv, data]
 
 
-def _work(contest: Contest, stop: StopSignal) -> Iterator[str]:
-    """Work off the list of methods and bases; yield why an entry failed."""
-    workshop = Workshop(contest, stop)
-    _ = workshop.reference, [workshop.base(number) for number in range(contest.options.bases)]
-    jobs = [(contest, entry) for entry in contest.entries()]
-    if contest.options.workers == 1:
-        yield from filter(None, (_entry(workshop, entry) for _, entry in jobs))
-        return
-    with multiprocessing.get_context("spawn").Pool(contest.options.workers, _start_worker) as pool:
-        done = pool.imap_unordered(_in_worker, jobs)
-        for _ in jobs:
-            while True:
-                if stop():
-                    raise Stopped("the same command resumes")
-                try:
-                    failure = done.next(timeout=1)
-                except multiprocessing.TimeoutError:
-                    continue
-                break
-            if failure:
-                yield failure
+def _work(contest: Contest, dataset: Dataset, run: tracking.Run, stop: StopSignal) -> Batches:
+    """Do all jobs, and write a file for each method and base; an entry that fails does not end the others."""
+    options = contest.options
 
+    def write(job: Message, result: Message) -> str:
+        if "content" not in result:
+            return ""
+        path = Path(options.files) / f"{job['method']}-base{job['base']}.json"
+        atomic.write_bytes(path, (json.dumps(result["content"], indent=None) + "\n").encode())
+        return str(path)
 
-def _start_worker() -> None:
-    notes.show_as_lines()
-    torch.set_num_threads(1)
-    die_with_parent()
+    def note(deaths: Sequence[str]) -> None:
+        run.tag("contest.deaths", "; ".join(deaths))
 
-
-@cache
-def _workshop(contest: Contest) -> Workshop:
-    return Workshop(contest)
-
-
-def _in_worker(job: tuple[Contest, Entry]) -> str:
-    contest, entry = job
-    return _entry(_workshop(contest), entry)
-
-
-def _entry(workshop: Workshop, entry: Entry) -> str:
-    """Finish a method on a base and write its file; return why that failed, or ""."""
-    name, base = entry
-    options = workshop.contest.options
-    try:
-        found = search(workshop, name) if options.tune and name not in (BASE, GOLD) else None
-        content = _result(workshop, name, base, found)
-    except (InputError, NonFiniteError) as error:
-        print(f"{name} on base {base}: {error}", flush=True)
-        return f"{name} on base {base}: {error}"
-    path = Path(options.files) / f"{name}-base{base}.json"
-    atomic.write_bytes(path, (json.dumps(content, indent=None) + "\n").encode())
-    print(f"{name} on base {base}: {path}", flush=True)
-    return ""
-
-
-def _result(workshop: Workshop, name: str, base: int, found: Found | None) -> dict[str, Any]:
-    variants: dict[str, dict[str, Any]] = {DEFAULT: {}}
-    if found:
-        variants[TUNED] = found.values
-    content: dict[str, Any] = {
-        "contest": workshop.contest.describe(), "method": name, "base": base, "made": str(date.today()),
-        "values": variants, "search": found.describe() if found else None, "corrections": [],
-    }  # fmt: skip
-    for variant, values in variants.items():
-        for correction in workshop.contest.corrections(name, base, values):
-            done = workshop.correct(correction)
-            place = {
-                "variant": variant,
-                "class": workshop.contest.class_names[correction.forget],
-                "seed": correction.seed,
-            }
-            content["corrections"].append({**place, **done})
-    return content
+    batches = Batches(options, jobs.name_of, write, note)
+    tick = raise_if_stopped(stop)
+    train_judges(options, contest.data, dataset, contest.judging, options.device, stop)
+    with open_workers(options, jobs.load, contest, stop, tick, device=options.device) as workers:
+        for stage in jobs.stages(contest):
+            if not batches.failures:
+                batches.do(workers, stage)
+    return batches
 
 
 def _add_presets(path: Path, title: str, results: Sequence[Mapping[str, Any]]) -> None:

@@ -88,7 +88,7 @@ class Workshop:
         self, kind: str, method: type[Finetune] | type[Retrain], number: int, without: tuple[int, ...]
     ) -> Diffusion:
         folder = self.folder(kind, number, without)
-        if not folder.exists():
+        if not cache.has(folder):
             training = self.contest.base_training(number)
             diffusion = self.contest.network.create(self.dataset, training.seed)
             self._fit(diffusion, method(**self._base_knobs), training, without)
@@ -243,7 +243,7 @@ class RowCounter:
 
 def _kept(facts: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     path = cache.folder("contest") / f"{cache.key(facts)}.json"
-    if not path.exists():
+    if not cache.has(path):
         atomic.write_bytes(path, json.dumps(make()).encode())
     content: dict[str, Any] = json.loads(path.read_text())
     return content

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +22,7 @@ from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.reports import contest_tables
-from tests.support import tiny_models
+from tests.support import ray_clusters, tiny_models
 
 SMALL = [
     "--protocol=custom", "--sampler-steps=2", "--forget-samples=6", "--retain-samples=6", "--second-samples=5",
@@ -55,6 +58,11 @@ def test_results_of_another_network_judge_or_protocol_do_not_stand_in_one_table(
 def test_the_name_of_the_registered_model_keeps_results_together(contest):
     named = replace(contest(), network=NetworkOptions(name="mine"))
     assert named.describe() == contest().describe()
+
+
+def test_a_worker_gets_the_very_contest_as_json(contest):
+    chosen = contest(workers=3, cluster="ray://host:1", tune=7)
+    assert Contest.read(json.loads(json.dumps(asdict(chosen)))) == chosen
 
 
 @pytest.mark.parametrize(
@@ -128,3 +136,56 @@ def test_a_contest_leaves_a_file_a_method_and_base_and_a_page_that_joins_them(
     results = contest_tables.read(files)
     assert "newcomer" in set(contest_tables.standings(results)["method"])
     assert "newcomer on base 0" in contest_tables.missing(results)
+
+
+def test_an_entry_that_fails_is_named_and_the_others_leave_their_files(
+    shared_folder, hpo_cache, mlflow_module_store, tmp_path, monkeypatch
+):
+    real = Workshop.gold
+
+    def refuse(self: Workshop, number: int, label: int) -> object:
+        if number == 0:
+            raise InputError("there is no gold today")
+        return real(self, number, label)
+
+    monkeypatch.setattr(Workshop, "gold", refuse)
+    monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path / "cache"))
+    argv = [f"--data={shared_folder / 'data'}", "--methods=safemax", "--tune=0", "--rows=300", f"--files={tmp_path}"]
+    with pytest.raises(
+        InputError, match="failed jobs: 1, the first: gold on base 0: InputError: there is no gold today"
+    ):
+        contest_run.run([*argv, *SMALL])
+    assert {path.name for path in tmp_path.glob("*-base0.json")} == {"base-base0.json", "safemax-base0.json"}
+
+
+def without_times(value: Any) -> Any:
+    """Return a result file's content but for the minutes that its parts took."""
+    if isinstance(value, dict):
+        return {key: without_times(each) for key, each in value.items() if not key.endswith("minutes")}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.slow
+def test_two_workers_one_of_which_is_killed_leave_the_files_of_one_process(
+    shared_folder, mlflow_module_store, tmp_path, monkeypatch
+):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'safemax[ray]'")
+    argv = [f"--data={shared_folder / 'data'}", "--methods=safemax,finetune", "--tune=2", "--rows=600", *SMALL]
+
+    def hold(name: str, *more: str) -> dict[str, Any]:
+        monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path / f"{name}-cache"))
+        contest_run.run([*argv, f"--files={tmp_path / name}", *more])
+        return {path.name: without_times(json.loads(path.read_text())) for path in (tmp_path / name).glob("*-base*")}
+
+    def kill_one_of_two() -> None:
+        while not list((tmp_path / "two").glob("*-base0.json")):
+            time.sleep(0.02)
+        ray_clusters.workers()[0].kill()
+
+    threading.Thread(target=kill_one_of_two, daemon=True).start()
+    together = hold("two", "--workers=2")
+    experiment = mlflow_module_store.get_experiment_by_name("data-ddpm").experiment_id
+    newest = mlflow_module_store.search_runs([experiment], order_by=["attributes.start_time DESC"])[0]
+    assert "the end of worker " in newest.data.tags["contest.deaths"]
+    assert len(together) == 4
+    assert hold("one") == together
