@@ -45,6 +45,7 @@ from pipelines.cli.parameters import UsageError
 from pipelines.cli.parser import text_of
 from pipelines.correction import concepts
 from pipelines.correction.base_model import find_base
+from pipelines.correction.judge_jobs import train_judges
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.source import ready
 from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_signals
@@ -79,6 +80,7 @@ def run(config: SearchConfig, stop: StopSignal) -> str:
         _validate_key(scheduler, config)
         with _opened(config, tags) as opened:
             _lead(scheduler, opened) if store.leads else _wait_for_leader(scheduler, stop)
+            train_judges(config.search, config.data, config.dataset, config.judging, config.training.device, stop)
             workers = open_workers(
                 config.search, load, config.trial_config(), stop, lambda: _raise_if_stopped(stop),
                 device=config.training.device,

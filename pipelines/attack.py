@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from functools import cache
 
 from pipelines.cli.options import DataOptions, PlanOptions
-from pipelines.cli.parser import parse
+from pipelines.cli.parser import Arguments, parse
 from pipelines.correction import retrained
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.retrained import GoldOptions
+from pipelines.engine.options import WorkerOptions
 from pipelines.engine.shared_draws import follow_draws, shared_draws
-from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_signals
+from pipelines.engine.signals import StopSignal, die_with_parent, is_follower_rank, stop_on_signals
 from pipelines.examination.attack_report import publish
 from pipelines.examination.attack_suite import AttackSuite, Clock, Models
+from pipelines.examination.fan_out import Folders, Prepared, attacks_on, each_named, prepare
 from pipelines.examination.subject import Subject
 from pipelines.planning.plan import Plan, show
 from pipelines.planning.stages import Planner
@@ -42,7 +44,10 @@ FIRST = ("relearn", "invert", "guided")  # of the attacks with knobs, in the hel
 class AttackOptions:
     """The model under attack."""
 
-    model: str = knob("models:/digits-ddpm@candidate", "models:/NAME@ALIAS, a folder, or a Hugging Face id")
+    model: str = knob(
+        "models:/digits-ddpm@candidate",
+        "models:/NAME@ALIAS, a folder, or a Hugging Face id; several, separated by commas, get a run each",
+    )
     forget: str = knob("auto", "classes to bring back, separated by commas; auto is all that the version has forgotten")
     base: str = knob(
         "auto", "the model before the correction: auto (by the version's tags), none, a folder or an address"
@@ -79,6 +84,7 @@ PARAMETERS: dict[str, type] = {
     "data": DataOptions,
     "judging": JudgeConfig,
     **with_knobs(),
+    "workers": WorkerOptions,
     "plan": PlanOptions,
 }
 
@@ -97,25 +103,50 @@ def attack(argv: Sequence[str]) -> None:
             stop, {retrained.JOB: retrained.train_along(images, stop), shared_attack.JOB: attack_along(images)}
         )
         return
-    subject = Subject.of(options, options.base, chosen["data"])
+    subjects = Subject.every(options, options.base, chosen["data"])
     suite = AttackSuite(
         {name: chosen[name] if name in chosen else attacks.find(name)() for name in options.names},
         options.attack_samples,
         options.attack_seed,
     )
     if chosen["plan"].plan:
-        show(_plan(subject, suite, chosen["gold"], chosen["judging"]))
+        for each in subjects:
+            show(_plan(each, suite, chosen["gold"], chosen["judging"]))
         return
-    model = lineage.load(subject.address, subject.dataset)
-    suite.validate(model)
-    chosen["gold"].validate(subject.base, subject.dataset)
+    for each in subjects:
+        suite.validate(lineage.load(each.address, each.dataset))
+        chosen["gold"].validate(each.base, each.dataset)
+    prepared = _prepare(subjects, suite, chosen, stop)
+    with shared_draws():
+        each_named(
+            [each.address for each in subjects], lambda n: _attack(subjects[n], suite, prepared[n], chosen, stop)
+        )
+
+
+def _prepare(subjects: Sequence[Subject], suite: AttackSuite, chosen: Arguments, stop: StopSignal) -> list[Prepared]:
+    """Do on workers what takes long, where there are several."""
+    options: WorkerOptions = chosen["workers"]
+    if options.in_process:
+        return [Prepared() for _ in subjects]
+    models = [
+        (each, attacks_on(each, suite, Folders.of(each, chosen["gold"], options, like_base=True))) for each in subjects
+    ]
+    return prepare(options, chosen["data"], chosen["judging"], models, stop)
+
+
+def _attack(subject: Subject, suite: AttackSuite, prepared: Prepared, chosen: Arguments, stop: StopSignal) -> None:
+    """Attack one model in a run of its own."""
+    options: AttackOptions = chosen["model"]
     params = {
         "model.base": subject.base, "model.gold": chosen["gold"].gold, "attack.samples": suite.samples,
         "attack.seed": suite.seed, "attack.names": ",".join(options.names),
     }  # fmt: skip
-    with shared_draws(), subject.run("attack", f"attack-{subject.title}-seed{suite.seed}", params, list(params)) as run:
+    with subject.run("attack", f"attack-{subject.title}-seed{suite.seed}", params, list(params)) as run:
         run.parameters(chosen.record(model=subject.address))
-        clock = Clock()
+        prepared.note(run)
+        prepared.raise_failure()
+        clock = Clock(prepared.seconds())
+        model = lineage.load(subject.address, subject.dataset)
         models = Models.load(subject, model, chosen["gold"], stop, clock)
         with stop.interruptible():
             results = suite.run(models, subject, chosen["judging"], clock)

@@ -17,15 +17,17 @@ from dataclasses import dataclass, replace
 
 from pipelines.cli.options import DataOptions, PlanOptions
 from pipelines.cli.parameters import with_defaults
-from pipelines.cli.parser import parse
+from pipelines.cli.parser import Arguments, parse
 from pipelines.correction import retrained
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.retrained import GoldOptions
+from pipelines.engine.options import WorkerOptions
 from pipelines.engine.shared_draws import follow_draws, shared_draws
-from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_signals
+from pipelines.engine.signals import StopSignal, die_with_parent, is_follower_rank, stop_on_signals
 from pipelines.examination.attack_run import AttackRun
 from pipelines.examination.evaluation import Evaluator
 from pipelines.examination.evaluation_report import publish
+from pipelines.examination.fan_out import Folders, Prepared, each_named, measurements, prepare
 from pipelines.examination.subject import Subject
 from pipelines.planning.plan import Plan, show
 from pipelines.planning.stages import Planner
@@ -43,7 +45,10 @@ from safemax.training.settings import Training
 class EvaluateOptions:
     """The model to measure."""
 
-    model: str = knob("models:/digits-ddpm@candidate", "models:/NAME@ALIAS, a folder, or a Hugging Face id")
+    model: str = knob(
+        "models:/digits-ddpm@candidate",
+        "models:/NAME@ALIAS, a folder, or a Hugging Face id; several, separated by commas, get a run each",
+    )
     forget: str = knob("auto", "classes to look for, separated by commas; auto is all that the version has forgotten")
     beside: str = knob(
         "auto",
@@ -51,7 +56,7 @@ class EvaluateOptions:
         "a folder or an address",
     )
     attack_run: str = knob(
-        "auto", "id of the run that attacked this model; auto is the newest on this version, or none"
+        "auto", "id of the run that attacked this model; auto is the newest on each version, or none"
     )
     name: str = knob("auto", "experiment; auto is DATA-ddpm")
 
@@ -65,6 +70,7 @@ PARAMETERS: dict[str, type] = {
     "data": DataOptions,
     "evaluation": Evaluation,
     "judging": JudgeConfig,
+    "workers": WorkerOptions,
     "plan": PlanOptions,
 }
 
@@ -80,25 +86,59 @@ def evaluate(argv: Sequence[str]) -> None:
         follow_draws(stop, {retrained.JOB: retrained.train_along(chosen["data"].load, stop)})
         return
     options = chosen["model"]
-    subject = Subject.of(options, options.beside, chosen["data"])
-    diffusion = lineage.load(subject.address, subject.dataset)
-    evaluation = as_recorded(chosen["evaluation"], subject.address).fitted(diffusion, subject.classes.forget)
-    check_enough_samples(evaluation, subject.classes, subject.dataset.class_names)
-    chosen["gold"].validate(subject.base, subject.dataset)
+    subjects = Subject.every(options, options.beside, chosen["data"])
+    for each in subjects:
+        evaluation = _fitted(chosen["evaluation"], each, lineage.load(each.address, each.dataset))
+        check_enough_samples(evaluation, each.classes, each.dataset.class_names)
+        chosen["gold"].validate(each.base, each.dataset)
     if chosen["plan"].plan:
-        show(_plan(subject, diffusion, evaluation, chosen["judging"], chosen["gold"]))
+        for each in subjects:
+            show(_plan(each, chosen["evaluation"], chosen["judging"], chosen["gold"]))
         return
-    attack_run = AttackRun.find(subject.address, options.attack_run)
+    attack_runs = [AttackRun.find(each.address, options.attack_run) for each in subjects]
+    prepared = _prepare(subjects, chosen, stop)
+    with shared_draws():
+        each_named(
+            [each.address for each in subjects],
+            lambda n: _evaluate(subjects[n], attack_runs[n], prepared[n], chosen, stop),
+        )
+
+
+def _prepare(subjects: Sequence[Subject], chosen: Arguments, stop: StopSignal) -> list[Prepared]:
+    """Do on workers what takes long, where there are several."""
+    options: WorkerOptions = chosen["workers"]
+    if options.in_process:
+        return [Prepared() for _ in subjects]
+    models = []
+    for each in subjects:
+        evaluation = _fitted(chosen["evaluation"], each, lineage.load(each.address, each.dataset))
+        folders = Folders.of(each, chosen["gold"], options, like_base=False)
+        models.append((each, measurements(each, evaluation, folders)))
+    return prepare(options, chosen["data"], chosen["judging"], models, stop)
+
+
+def _evaluate(subject: Subject, attack_run: AttackRun, prepared: Prepared, chosen: Arguments, stop: StopSignal) -> None:
+    """Measure one model in a run of its own."""
+    diffusion = lineage.load(subject.address, subject.dataset)
+    evaluation = _fitted(chosen["evaluation"], subject, diffusion)
     params = {"model.beside": subject.base, "model.gold": chosen["gold"].gold, "attack.run": attack_run.id}
     params |= {f"eval.{key}": value for key, value in evaluation.describe().items()}
     shown = ("model.beside", "model.gold", "attack.run", "eval.protocol", "eval.seed")
-    with shared_draws(), subject.run("evaluation", f"evaluate-{subject.title}", params, shown) as run:
+    with subject.run("evaluation", f"evaluate-{subject.title}", params, shown) as run:
         run.parameters(chosen.record(model=subject.address))
+        prepared.note(run)
+        prepared.raise_failure()
         evaluator = Evaluator.load(subject, diffusion, evaluation, chosen["judging"], chosen["gold"], stop)
+        evaluator = replace(evaluator, known=prepared.metrics())
         with stop.interruptible():
             started = time.perf_counter()
             before, after = evaluator.measure_base(), evaluator.measure(subject.address, diffusion)
-            publish(evaluator, before, after, attack_run, (time.perf_counter() - started) / 60, run)
+            seconds = time.perf_counter() - started + sum(prepared.seconds().values())
+            publish(evaluator, before, after, attack_run, seconds / 60, run)
+
+
+def _fitted(evaluation: Evaluation, subject: Subject, diffusion: Diffusion) -> Evaluation:
+    return as_recorded(evaluation, subject.address).fitted(diffusion, subject.classes.forget)
 
 
 def as_recorded(evaluation: Evaluation, address: str) -> Evaluation:
@@ -109,9 +149,9 @@ def as_recorded(evaluation: Evaluation, address: str) -> Evaluation:
     return replace(evaluation, retain_classes=str(recorded))
 
 
-def _plan(
-    subject: Subject, diffusion: Diffusion, evaluation: Evaluation, judging: JudgeConfig, gold: GoldOptions
-) -> Plan:
+def _plan(subject: Subject, wanted: Evaluation, judging: JudgeConfig, gold: GoldOptions) -> Plan:
+    diffusion = lineage.load(subject.address, subject.dataset)
+    evaluation = _fitted(wanted, subject, diffusion)
     planner = Planner.measured(diffusion, subject.dataset, subject.classes.forget, Training())
     base = lineage.load(subject.base, subject.dataset) if subject.base else None
     stages = planner.gold_stages(gold, subject.base, evaluation)

@@ -16,6 +16,7 @@ from pipelines.comparison.child_runs import ChildRuns
 from pipelines.comparison.job import ChildConfig, load
 from pipelines.comparison.note import ComparisonNote
 from pipelines.comparison.plan import GOLD, Comparison
+from pipelines.correction.judge_jobs import train_judges
 from pipelines.engine.progress import Progress
 from pipelines.engine.signals import StopSignal
 from pipelines.engine.worker import FINAL, Message
@@ -79,7 +80,8 @@ class ComparisonRunner:
             "gold": [job for job in todo if job["kind"] == GOLD],
             "children": [job for job in todo if job["kind"] != GOLD],
         }
-        started, options = time.perf_counter(), self.comparison.options
+        started, options, comparison = time.perf_counter(), self.comparison.options, self.comparison
+        train_judges(options, comparison.data, comparison.dataset, comparison.judging, options.device, self.stop)
         workers = open_workers(options, load, config, self.stop, self._raise_if_stopped, device=options.device)
         with ChildRuns(self.comparison, config, self.run.id) as self._open, workers:
             self._log_minutes("judges", started)

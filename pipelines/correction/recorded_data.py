@@ -82,7 +82,8 @@ def _address(arguments: Arguments) -> str | None:
     """Return the version whose data the command line means, None where it names no version that there is."""
     options = arguments["model"]
     if options.model != "base":
-        return options.model if model_versions.is_registry_address(options.model) else None
+        first = options.model.partition(",")[0].strip()  # of several, which have the same data
+        return first if model_versions.is_registry_address(first) else None
     try:
         name = product_name(options.name, Path(arguments["data"].data).expanduser().absolute().name)
     except InputError:  # the data have no such name; loading them tells why

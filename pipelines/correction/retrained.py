@@ -78,19 +78,29 @@ class GoldOptions:
             forget: labels that the gold model must not see.
             stop: called before each step; True ends the training with a checkpoint and Stopped.
         """
+        if self.gold not in ("none", "train", "kept"):
+            return lineage.load(model_versions.resolve_alias(self.gold), dataset)
+        if self.place(template, base, dataset, forget) is None:
+            return None
+        return self.recipe(base).make(template, dataset, forget, stop)
+
+    def place(self, template: Diffusion, base: str | None, dataset: Dataset, forget: tuple[int, ...]) -> Path | None:
+        """Return the folder of the gold model, which is yet to be trained where it does not exist; as `find` otherwise."""
         if self.gold == "none":
             return None
         if self.gold not in ("train", "kept"):
-            return lineage.load(model_versions.resolve_alias(self.gold), dataset)
+            return model_versions.resolve(model_versions.resolve_alias(self.gold))
         try:
-            recipe = recipe_of(base, self.gold_steps)
+            folder = self.recipe(base).folder(template, dataset, forget)
         except TrainedFurther:
             if self.gold == "kept":
                 return None
             raise
-        if self.gold == "kept" and not recipe.folder(template, dataset, forget).exists():
-            return None
-        return recipe.make(template, dataset, forget, stop)
+        return folder if self.gold == "train" or folder.exists() else None
+
+    def recipe(self, base: str | None) -> GoldRecipe:
+        """Return how a gold model is trained, by the address of the base."""
+        return recipe_of(base, self.gold_steps)
 
     def untrained(
         self, template: Diffusion, base: str | None, dataset: Dataset, forget: tuple[int, ...]
@@ -121,7 +131,7 @@ class GoldRecipe:
     ) -> Diffusion:
         """Return the gold model, trained if it is not cached; the arguments are those of `GoldOptions.find`."""
         folder = self.folder(template, dataset, forget)
-        if not folder.exists():
+        if not cache.has(folder):
             _train(template, self._method(template), dataset, forget, self.training, folder, stop)
         return lineage.load(str(folder), dataset)
 

@@ -12,11 +12,12 @@ from pipelines.engine.signals import StopSignal
 from pipelines.examination.subject import Subject
 from pipelines.registry import lineage
 from safemax.attacks.base import Attack, Setting
+from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST
 from safemax.evaluation.attack_results import AttackComparison, cached_attack
 from safemax.judges.attack_helper import attack_helper
-from safemax.judges.load import JudgeConfig, judges, reference
+from safemax.judges.load import JudgeConfig, Judges, judges, reference
 from safemax.metrics.retention import neighbours
 
 
@@ -79,9 +80,7 @@ class AttackSuite:
         dataset, forget = subject.dataset, subject.classes.forget
         with clock.time("judges"):
             judge_set = judges(dataset, judging, device=str(models.model.device))
-            helper = attack_helper(dataset, judging, judge_set)
-            nearest = neighbours(reference(dataset, judge_set), forget)[0]
-        setting = Setting(dataset, forget, judge_set.reject, helper, nearest, models.base, self.samples, self.seed)
+            setting = self.setting(dataset, forget, judging, judge_set, models.base)
         comparisons = {}
         for name, attack in self.attacks.items():
             results = {}
@@ -91,6 +90,22 @@ class AttackSuite:
                     results[role] = cached_attack(name, attack, diffusion, setting, judges=judge_set.digest)
             comparisons[name] = AttackComparison(**results)
         return comparisons
+
+    def setting(
+        self, dataset: Dataset, forget: tuple[int, ...], judging: JudgeConfig, judge_set: Judges, base: Diffusion | None
+    ) -> Setting:
+        """Return what the attacker has.
+
+        Args:
+            dataset: the images.
+            forget: labels to bring back.
+            judging: of the judges.
+            judge_set: the judges.
+            base: the model before the correction, None where there is none.
+        """
+        helper = attack_helper(dataset, judging, judge_set)
+        nearest = neighbours(reference(dataset, judge_set), forget)[0]
+        return Setting(dataset, forget, judge_set.reject, helper, nearest, base, self.samples, self.seed)
 
     def changed_knobs(self) -> list[str]:
         """Return the knobs of these attacks that are not at their defaults, such as relearn_steps."""

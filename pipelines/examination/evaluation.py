@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pipelines.correction.retrained import GoldOptions
 from pipelines.engine.signals import StopSignal
@@ -33,12 +34,14 @@ class Evaluator:
         evaluation: samplers, seeds and counts.
         judges: of the data set.
         gold: a model that never saw the classes, None where there is none.
+        known: metrics of models that a worker has measured, by address.
     """
 
     subject: Subject
     evaluation: Evaluation
     judges: Judges
     gold: Diffusion | None
+    known: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -60,6 +63,8 @@ class Evaluator:
         """Draw from a model, or take the same samples from the cache, and measure them."""
         classes = self.subject.classes
         samples = cached_samples(diffusion, classes.forget, self.evaluation)
+        if address in self.known:
+            return Measured(address, samples, self.known[address])
         gold = None
         if self.gold is not None:
             gold = classes.counted(cached_samples(self.gold, classes.forget, self.evaluation))

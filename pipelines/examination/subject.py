@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from pipelines import tracking
@@ -12,6 +13,7 @@ from pipelines.cli.options import DataOptions, product_name
 from pipelines.registry import lineage, model_versions
 from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
+from safemax.errors import InputError
 from safemax.evaluation.enough_images import check_enough_images
 
 
@@ -20,7 +22,7 @@ class SubjectOptions(Protocol):
 
     @property
     def model(self) -> str:
-        """Address of the model."""
+        """Address of the model, or of several, separated by commas."""
 
     @property
     def forget(self) -> str:
@@ -29,6 +31,16 @@ class SubjectOptions(Protocol):
     @property
     def name(self) -> str:
         """Experiment; auto is DATA-ddpm."""
+
+
+def models_of(options: SubjectOptions) -> list[str]:
+    """Return the models that the user named, several separated by commas; InputError for an empty or repeated one."""
+    if Path(options.model).is_dir():  # its name may have a comma
+        return [options.model]
+    names = [each.strip() for each in options.model.split(",")]
+    if not all(names) or len({model_versions.resolve_alias(each) for each in names}) < len(names):
+        raise InputError(f"model = {options.model} is not allowed; it names each model once, separated by commas")
+    return names
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +62,17 @@ class Subject:
     experiment: str
 
     @classmethod
-    def of(cls, options: SubjectOptions, base: str, data: DataOptions) -> Subject:
+    def every(cls, options: SubjectOptions, base: str, data: DataOptions) -> list[Subject]:
+        """Find all models that the user named; arguments and errors as of `of`."""
+        return [cls.of(each, options, base, data) for each in models_of(options)]
+
+    @classmethod
+    def of(cls, model: str, options: SubjectOptions, base: str, data: DataOptions) -> Subject:
         """Find a model and what it is compared with.
 
         Args:
-            options: what the user gave.
+            model: its address.
+            options: what else the user gave.
             base: auto (by the version's lineage), none, a folder or an address.
             data: the real images.
 
@@ -63,7 +81,7 @@ class Subject:
         """
         dataset = data.load()
         experiment = product_name(options.name, dataset.name)
-        address = model_versions.resolve_alias(options.model)
+        address = model_versions.resolve_alias(model)
         lineage.refuse_other_data(address, dataset)
         forget = lineage.classes_of(address, options.forget, dataset)
         check_enough_images(dataset, forget)

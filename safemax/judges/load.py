@@ -271,12 +271,14 @@ class OwnJudge(NamedTuple):
     Args:
         arch: its architecture.
         reject: whether it knows "none of these".
+        seed: of its training.
         steps: of its training.
         cached: whether it was trained before.
     """
 
     arch: str
     reject: bool
+    seed: int
     steps: int
     cached: bool
 
@@ -286,7 +288,9 @@ def own_judges(dataset: Dataset, config: JudgeConfig) -> list[OwnJudge]:
     config = _resolved(config, dataset)
     roles = [(config.judge, False, [config.judge_seed]), (config.reject_judge, True, list(_reject_seeds(config)))]
     return [
-        OwnJudge(name, reject, _steps(dataset, config, name, reject), _folder(dataset, config, reject, seed).exists())
+        OwnJudge(
+            name, reject, seed, _steps(dataset, config, name, reject), _folder(dataset, config, reject, seed).exists()
+        )
         for name, reject, seeds in roles
         if not (is_path(name) or none_head.is_named(name))
         for seed in seeds
@@ -325,6 +329,13 @@ def none_heads(dataset: Dataset, config: JudgeConfig) -> NoneHeads | None:
     shared = [(body, seeds[i :: len(bodies)]) for i, body in enumerate(bodies)]
     cached = all(none_head.is_kept(body, dataset, some, draws) for body, some in shared if some)
     return NoneHeads(bodies[0].arch, bodies[0], len(seeds), draws, cached)
+
+
+def train_own(dataset: Dataset, config: JudgeConfig, seed: int, *, device: str = "cpu", progress: bool = True) -> None:
+    """Train one judge of `own_judges`, by its seed, unless it is cached; other arguments and errors as of `judges`."""
+    config = _resolved(config, dataset)
+    reject = next(each.reject for each in own_judges(dataset, config) if each.seed == seed)
+    _cached(dataset, config, reject=reject, seed=seed, device=device, progress=progress)
 
 
 def _steps(dataset: Dataset, config: JudgeConfig, arch: str, reject: bool) -> int:
@@ -367,7 +378,7 @@ def _folder(dataset: Dataset, config: JudgeConfig, reject: bool, seed: int) -> P
 
 def _cached(dataset: Dataset, config: JudgeConfig, *, reject: bool, seed: int, device: str, progress: bool) -> Judge:
     folder = _folder(dataset, config, reject, seed)
-    if folder.exists():
+    if cache.has(folder):
         return load_judge(folder, class_names=dataset.class_names)
     arch = config.reject_judge if reject else config.judge
     pretrained = config.judge_pretrained if arch == "resnet34" and config.judge_pretrained != "none" else None

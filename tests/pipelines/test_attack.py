@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,59 @@ def test_attacks_on_another_version_are_refused(attacked):
     run_id = newest(attacked, "attack").info.run_id
     with pytest.raises(InputError, match=f"attack_run = {run_id} attacked {CANDIDATE}, not models:/digits-ddpm/1"):
         evaluate_module.evaluate(["--model=models:/digits-ddpm/1", "--forget=0", f"--attack-run={run_id}", *MEASURE])
+
+
+@pytest.mark.parametrize("pipeline", [attack_module.attack, evaluate_module.evaluate])
+@pytest.mark.parametrize(
+    "several", [f"{CANDIDATE},{CANDIDATE}", f"{CANDIDATE},", f"{CANDIDATE},models:/digits-ddpm@candidate"]
+)
+def test_a_model_named_twice_or_not_at_all_is_refused(corrected, pipeline, several):
+    with pytest.raises(InputError, match="it names each model once, separated by commas"):
+        pipeline([f"--model={several}"])
+
+
+def newest_first(store, kind):
+    experiment = store.get_experiment_by_name("digits-ddpm").experiment_id
+    return store.search_runs([experiment], f"tags.kind = '{kind}'", order_by=["attributes.start_time DESC"])
+
+
+def test_several_models_get_a_run_each_and_those_that_fail_are_named(corrected, monkeypatch):
+    measure = evaluate_module.Evaluator.measure
+
+    def refuse(self, address, diffusion):
+        if self.subject.address == CANDIDATE:
+            raise InputError("the candidate is not measured today")
+        return measure(self, address, diffusion)
+
+    monkeypatch.setattr(evaluate_module.Evaluator, "measure", refuse)
+    both = f"--model={CANDIDATE},models:/digits-ddpm/1"
+    with pytest.raises(InputError, match=f"failed models: 1 of 2, the first: {CANDIDATE}: the candidate is not"):
+        evaluate_module.evaluate([both, "--forget=0", "--attack-run=none", *MEASURE])
+    other, candidate = newest_first(corrected, "evaluation")[:2]
+    assert (candidate.data.tags["version"], candidate.info.status) == (CANDIDATE, "FAILED")
+    assert (other.data.tags["version"], other.info.status) == ("models:/digits-ddpm/1", "FINISHED")
+
+
+def numbers(run):
+    """Return what a run measured, but for the time that it took."""
+    return {k: v for k, v in run.data.metrics.items() if not k.endswith(("minutes", "seconds", "seconds_base"))}
+
+
+@pytest.mark.slow
+def test_workers_give_several_models_the_numbers_of_one_after_the_other(corrected):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'safemax[ray]'")
+    both = f"--model={CANDIDATE},models:/digits-ddpm/1"
+    measured = [both, "--forget=0", "--attack-run=none", "--gold=train", "--gold-steps=3", *MEASURE]
+    attacked = [both, "--forget=0", "--gold-steps=3", "--attacks=invert,weights", *ATTACK, "--attack-seed=7"]
+    found = []
+    for more in (["--workers=2"], []):
+        for kind in ("samples", "attacks", "gold"):
+            shutil.rmtree(f".safemax/{kind}", ignore_errors=True)
+        evaluate_module.evaluate([*measured, *more])
+        attack_module.attack([*attacked, *more])
+        attacks_made = sorted(Path(".safemax/attacks").iterdir())
+        runs = [*newest_first(corrected, "evaluation")[:2], *newest_first(corrected, "attack")[:2]]
+        assert {each.info.status for each in runs} == {"FINISHED"}
+        found.append(([numbers(each) for each in runs], [each.data.tags["version"] for each in runs], attacks_made))
+    assert found[0] == found[1]
+    assert found[0][1] == ["models:/digits-ddpm/1", CANDIDATE] * 2
