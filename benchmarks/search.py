@@ -3,7 +3,8 @@
     python -m benchmarks.search --part=digits              40 trials for each of three classes, front and defaults
     python -m benchmarks.search --part=hypervolume         TPE and random search, 20 trials, three seeds
     python -m benchmarks.search --part=overhead            twelve trials by one worker
-    python -m benchmarks.search --part=workers             twelve trials by one worker, then by two
+    python -m benchmarks.search --part=workers             ten trials by one worker, then by two
+    python -m benchmarks.search --part=engine              forty trials that do nothing: what workers cost a study
 
 Run them on an idle machine with two cores. The same command resumes a benchmark that was stopped: finished searches are cached
 with their runs in benchmarks/ of the cache; an unfinished one resumes, or starts afresh where its time is measured.
@@ -28,7 +29,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks import tables
+from benchmarks import empty_jobs, tables
 from benchmarks.corrections import base_of, source
 from hpo import figures
 from hpo.config import SearchConfig
@@ -39,12 +40,13 @@ from pipelines.cli.parser import main, parse
 from pipelines.engine.signals import StopSignal, stop_on_signals
 from pipelines.registry import model_versions
 from safemax.data.sources import load
+from safemax.errors import InputError
 from safemax.judges.load import JudgeConfig, judges, reference
 from safemax.knobs import check, knob
 from safemax.storage import atomic, cache
 
 SPACE = "lr=1e-5:1e-3:log,lambda=0:5"
-TRIALS = {"digits": 40, "hypervolume": 20, "overhead": 12, "workers": 12}
+TRIALS = {"digits": 40, "hypervolume": 20, "overhead": 12, "workers": 10, "engine": 40}
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,12 @@ class Measured:
 
 def searched(options: BenchmarkOptions, stop: StopSignal, forget: str, *more: str, timed: bool = False) -> Measured:
     """Return a search of digits over lambda and lr at equal steps; it is run unless it is cached."""
-    given = [f"--forget={forget}", f"--model={base(options)}", f"--trials={options.count}", f"--steps={options.steps}"]
+    given = [
+        f"--forget={forget}",
+        f"--model={base_folder(options.model)}",
+        f"--trials={options.count}",
+        f"--steps={options.steps}",
+    ]
     given += ["--accuracy_drop=100"] if timed else []  # no trial is left out
     given += [f"--retain_samples={options.samples}", f"--forget_samples={2 * options.samples}"]
     config = read_config([*given, f"--space={SPACE}", "--retain_weight=3.072", "--device=cpu", *more])
@@ -146,10 +153,10 @@ def trials_of(config: SearchConfig) -> list[FrozenTrial]:
     return optuna.load_study(study_name=config.study, storage=journal).get_trials(deepcopy=False)
 
 
-def base(options: BenchmarkOptions) -> Path:
-    """Return the folder of the base."""
-    if options.model != "demo":
-        return Path(options.model)
+def base_folder(model: str) -> Path:
+    """Return the folder of the base; `demo` trains the demonstration's, once."""
+    if model != "demo":
+        return Path(model)
     diffusion = base_of(load("digits"))
     folder = cache.folder("bases") / f"demo-{diffusion.digest()[:16]}"
     if not folder.exists():
@@ -224,17 +231,42 @@ def overhead(options: BenchmarkOptions, stop: StopSignal) -> None:
 
 def workers(options: BenchmarkOptions, stop: StopSignal) -> None:
     """Measure the gain from a second worker."""
-    results = {n: searched(options, stop, options.first, "--prune=false", f"--workers={n}", timed=True) for n in (1, 2)}
+    more = ("--prune=false", "--final_samples=1")
+    results = {n: searched(options, stop, options.first, *more, f"--workers={n}", timed=True) for n in (1, 2)}
     rows = [
-        {"workers": n, "minutes of trials": each.trial_minutes, "minutes in all": each.minutes}
+        {
+            "workers": n,
+            "trials": each.completed,
+            "minutes of trials": each.trial_minutes,
+            "minutes in all": each.minutes,
+        }
         for n, each in results.items()
     ]
     trials, whole = (getattr(results[2], key) / getattr(results[1], key) for key in ("trial_minutes", "minutes"))
     remark = (
         f"{options.count} trials. Two workers take {trials:.2f} of one worker's time for the trials and {whole:.2f} in all, "
-        "including loading the workers, measuring the front on fresh seeds and registering."
+        "including loading the workers, measuring the front on fresh seeds and registering. The bar is 0.6."
     )
     tables.write("search-workers", "One worker and two", pd.DataFrame(rows).set_index("workers"), remark)
+
+
+def engine(options: BenchmarkOptions, stop: StopSignal) -> None:
+    """Measure what the engine costs a study, and its share of one whose trials take as long as those of `workers`."""
+    workers_table = tables.FOLDER / "search-workers.csv"
+    if not workers_table.exists():
+        raise InputError(f"{workers_table} does not exist; run --part=workers first: it says how long trials take")
+    measured_trials = pd.read_csv(workers_table, index_col="workers")
+    rows = {n: empty_jobs.seconds(options.count, n) for n in (1, 2)}
+    frame = pd.DataFrame(rows).T.rename_axis("workers")
+    frame["in all s"] = frame.sum(axis=1)
+    own = 60 * measured_trials.loc[2, "minutes of trials"] * options.count / measured_trials.loc[2, "trials"]
+    added = frame.loc[2, "in all s"] - frame.loc[1, "in all s"]
+    remark = (
+        f"{options.count} trials that do nothing; one worker is the command's own process, two are on Ray. The engine takes "
+        f"{added:.1f} s of a study; of {options.count} trials that two workers do in {own:.0f} s, as "
+        f"[measured](search-workers.md), that is {100 * added / own:.2f} %. The bars are 10 s and 2 %."
+    )
+    tables.write("search-engine", "What the engine costs a study", frame, remark, digits=2)
 
 
 def _own(trial: FrozenTrial) -> float:
@@ -277,9 +309,8 @@ def benchmark(argv: Sequence[str]) -> None:
     )  # as after `make demo`: the first search must not be charged for them
     os.chdir(place)
     mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")
-    {"digits": digits, "hypervolume": hypervolume, "overhead": overhead, "workers": workers}[options.part](
-        options, stop
-    )
+    parts = {"digits": digits, "hypervolume": hypervolume, "overhead": overhead, "workers": workers, "engine": engine}
+    parts[options.part](options, stop)
 
 
 if __name__ == "__main__":
