@@ -118,9 +118,16 @@ def nodes(ray: ModuleType) -> list[dict[str, float]]:
     return [each["Resources"] for each in ray.nodes() if each["Alive"]]
 
 
-def environment(threads: int) -> dict[str, str]:
-    """Return the environment variables of a worker; secrets are not among them, since Ray shows them."""
+def environment(threads: int, *, local: bool) -> dict[str, str]:
+    """Return the environment variables of a worker; secrets are not among them, since Ray shows them.
+
+    Args:
+        threads: of the worker.
+        local: whether all workers run on this machine.
+    """
     python_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    if not local:  # a machine of a cluster may have a cache of its own
+        passed_on.pop("SAFEMAX_CACHE", None)
     numbers = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     return {**passed_on, **numbers, **_SETTINGS, "PYTHONPATH": python_path}

@@ -20,10 +20,12 @@ from pathlib import Path
 import torch
 
 from pipelines.engine import notes
+from pipelines.engine.relay import Relay, path_below
 from pipelines.engine.signals import StopSignal
 from pipelines.engine.source_tree import tree_digest
 from pipelines.engine.worker import REPORT, Load, Message, WorkerContext, attempt
 from safemax.errors import InputError, Stopped
+from safemax.storage import cache
 
 _LONGEST_LOG = 1 << 16  # bytes of what a job printed
 
@@ -32,8 +34,8 @@ class RayWorker:
     """What `ray.remote` makes an actor of.
 
     Args:
-        start: JSON: load (MODULE:FUNCTION), config, folder (the driver's), threads, code (its digest), marker (a file that
-            shows whether the cache is the driver's; "" where it must be).
+        start: JSON: load (MODULE:FUNCTION), config, folder (the driver's), threads, code (its digest), cache (the driver's),
+            marker (a file that shows whether this machine sees that cache; "" where it must).
     """
 
     def __init__(self, start: str) -> None:
@@ -41,6 +43,7 @@ class RayWorker:
         self._to_driver: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._from_driver: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._stop = StopSignal()
+        self._relay: Relay | None = None
         self._log = _captured_output()
         threading.Thread(target=self._work, daemon=True).start()
 
@@ -57,6 +60,15 @@ class RayWorker:
         """Give a job, or the answer to a report."""
         self._from_driver.put(json.loads(message))
 
+    def bring(self, digests: str, *contents: bytes) -> None:
+        """Give files of the driver's cache, with their digests by name in the same order; none say that its own are kept."""
+        named = json.loads(digests)
+        self._from_driver.put({"digests": named, "contents": dict(zip(named, contents, strict=True))})
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file of this machine's cache."""
+        return path_below(cache.root(), name).read_bytes()
+
     def stop(self) -> None:
         """Stop after this step, with a checkpoint."""
         self._stop.request()
@@ -67,7 +79,8 @@ class RayWorker:
             context = self._load()
             while (job := self._from_driver.get()).get("kind") != "stop":
                 began = self._log_size()
-                message = attempt(context, job, self._send)
+                message = attempt(context, self._relay.moved(job) if self._relay else job, self._send)
+                self._give_back()
                 self._to_driver.put({**message, "log": self._logged_since(began)})
         except InputError as error:
             self._to_driver.put({"kind": "refused", "reason": str(error)})
@@ -85,8 +98,10 @@ class RayWorker:
         self._validate()
         module, _, name = start["load"].partition(":")
         load: Load = getattr(import_module(module), name)
+        config = self._relay.moved(start["config"]) if self._relay else start["config"]
         with self._stop.interruptible():
-            context = load(start["config"], self._stop)
+            context = load(config, self._stop)
+        self._give_back()
         self._to_driver.put({"kind": "ready", "worker": self._name(), **context.greeting})
         return context
 
@@ -94,22 +109,35 @@ class RayWorker:
         start, host = self._start, socket.gethostname()
         if tree_digest() != start["code"]:
             raise InputError(f"{host} has other code or another torch than the driver; install the same version there")
-        if start["marker"] and not Path(start["marker"]).exists():
-            raise InputError(
-                f"{Path(start['marker']).parent} on {host} is not the driver's; SAFEMAX_CACHE must be a folder that all "
-                "machines share, under one path"
-            )
         with contextlib.suppress(OSError):  # paths of the command line may be relative
             os.chdir(start["folder"])
+        if start["marker"]:
+            self._choose_cache(Path(start["marker"]), Path(start["cache"]))
+
+    def _choose_cache(self, marker: Path, drivers: Path) -> None:
+        """Use the driver's cache where this machine sees it and has no other; else its own, and exchange files."""
+        own = Path(os.environ.get("SAFEMAX_CACHE") or drivers).absolute()
+        is_shared = marker.exists() and (own / marker.relative_to(drivers)).exists()
+        os.environ["SAFEMAX_CACHE"] = str(drivers if is_shared else own)
+        if not is_shared:
+            self._relay = Relay(own, drivers, self._ask)
+
+    def _give_back(self) -> None:
+        if self._relay:
+            self._relay.give_back()
 
     def _send(self, message: Message) -> bool:
-        self._to_driver.put(message)
         if message["kind"] != REPORT:
+            self._to_driver.put(message)
             return False
+        return bool(self._ask(message)["answer"])
+
+    def _ask(self, message: Message) -> Message:
+        self._to_driver.put(message)
         answer = self._from_driver.get()
         if answer.get("kind") == "stop":
             raise Stopped
-        return bool(answer["answer"])
+        return answer
 
     def _name(self) -> str:
         gpu = f", GPU {os.environ['CUDA_VISIBLE_DEVICES']}" if torch.cuda.is_available() else ""

@@ -16,6 +16,7 @@ from typing import Any
 from pipelines.engine import ray_cluster
 from pipelines.engine.options import NONE, WorkerOptions
 from pipelines.engine.ray_worker import RayWorker
+from pipelines.engine.relay import MADE, WANT, Origin
 from pipelines.engine.source_tree import tree_digest
 from pipelines.engine.worker import FINAL, REPORT, Load, Message
 from pipelines.engine.workers import RETRIES, Job, OnMessage, Source
@@ -62,7 +63,7 @@ class RayWorkers:
         self._options, self._device, self.tick, self._size = options, device, on_tick, options.workers
         self._start_facts: Message = {
             "load": f"{load.__module__}:{load.__name__}", "config": config, "folder": os.getcwd(),
-            "code": tree_digest(), "marker": "",
+            "code": tree_digest(), "marker": "", "cache": str(cache.root().absolute()),
         }  # fmt: skip
         self._workers: list[_Worker] = []
         self._failed_starts = 0
@@ -105,12 +106,11 @@ class RayWorkers:
             ray_cluster.gpus_for(self._options, self._device, nodes),
         )
         self._start_facts["threads"] = threads
+        self._origin = Origin(self._ray)
         if self._options.cluster != NONE:
             self._start_facts["marker"] = str(self._closing.enter_context(_Marker()))
         cores = sum(each.get("CPU", 0) for each in nodes)
-        environment = ray_cluster.environment(threads)
-        if self._options.cluster != NONE:
-            environment["SAFEMAX_CACHE"] = str(cache.root().absolute())
+        environment = ray_cluster.environment(threads, local=self._options.cluster == NONE)
         self._actor = self._ray.remote(RayWorker).options(
             num_cpus=max(_TINY_SHARE, min(1.0, int(1000 * cores / self._options.workers) / 1000)), num_gpus=gpus,
             max_restarts=0, max_task_retries=0, max_concurrency=8, scheduling_strategy="SPREAD",
@@ -179,6 +179,8 @@ class RayWorkers:
                 worker.name += f" ({message['reason']})"
             elif message["kind"] == "stopped":
                 worker.stopped = True
+            elif message["kind"] in (WANT, MADE):
+                self._origin.answer(worker.actor, message)
             else:
                 yield message
 

@@ -34,6 +34,7 @@ _MIRRORED_TEXT = (
     "the images look like photographs, so training mirrors them, but their classes are named like digits or letters; "
     "if a mirrored image is of no class, pass flip=false"
 )
+_decoded: dict[str, Path] = {}  # files of decoded data by the key under which a worker asks for them
 HUB = {"cifar10": "uoft-cs/cifar10", "fashion_mnist": "zalando-datasets/fashion_mnist", "mnist": "ylecun/mnist"}
 KNOWN = ("digits", *HUB, "a hub id owner/name", "a folder", "FOLDER/*.parquet")
 
@@ -91,12 +92,31 @@ def _load(source: str, options: ReadOptions) -> Dataset:
     with _one_line(f"data = {source}"):
         if source == "digits":
             return _digits(options)
+        asked = cache.key({"source": source, "options": asdict(options)})
+        if cache.is_filled_from_elsewhere() and (dataset := _brought(asked)):
+            return dataset
         origin = _origin(source, options.label_column)
         key = cache.key({"decoding": VERSION, "options": asdict(options), "origin": origin.key})
         path = cache.root() / f"{origin.name}-{key}.safetensors"
+        _decoded[asked] = path
         return load_cached(path, origin.name) or save_cached(
             decode(origin.name, origin.tables(), options, origin.classes, origin.notes), path
         )
+
+
+def decoded(key: str) -> list[Path]:
+    """Return the file of the data set that this process loaded under a worker's key, [] where it loaded none."""
+    path = _decoded.get(key)
+    return [path] if path is not None and path.exists() else []
+
+
+def _brought(key: str) -> Dataset | None:
+    """Return the data that the driver decoded, None where it decoded none such."""
+    folder = cache.folder("sources") / key
+    if not cache.has(folder):
+        return None
+    (path,) = folder.glob("*.safetensors")
+    return load_cached(path, path.stem.rpartition("-")[0])
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def _folder(plain: Judge, dataset: Dataset, seeds: tuple[int, ...], draws: int) 
 
 def _cached(plain: Judge, dataset: Dataset, seeds: tuple[int, ...], draws: int, progress: bool) -> Judge:
     folder = _folder(plain, dataset, seeds, draws)
-    if not folder.exists():
+    if not cache.has(folder):
         if progress:
             print(f"judge {plain.arch} gets {cost(len(seeds), draws)}", file=sys.stderr, flush=True)
         judge = train_none_heads(plain, dataset, seeds=seeds, draws=draws, progress=progress)

@@ -27,6 +27,29 @@ def folder(kind: str) -> Path:
     return root() / kind
 
 
+class _Elsewhere:
+    """Where a cache is filled from: on a worker's machine, from the driver's."""
+
+    bring: Callable[[Path], None] | None = None
+
+
+def bring_with(bring: Callable[[Path], None] | None) -> None:
+    """Let this process ask for each file or folder, before it looks for it; None ends that."""
+    _Elsewhere.bring = bring
+
+
+def is_filled_from_elsewhere() -> bool:
+    """Return whether this process asks another machine for what its cache lacks."""
+    return _Elsewhere.bring is not None
+
+
+def has(path: Path) -> bool:
+    """Return whether the cache has a file or folder, which a worker with a cache of its own first asks its driver for."""
+    if _Elsewhere.bring is not None:
+        _Elsewhere.bring(path)
+    return path.exists()
+
+
 def key(facts: Mapping[str, Any]) -> str:
     """Return 16 hex digits that identify a piece of work by everything it depends on."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -54,6 +77,7 @@ def load_or_create(path: Path, create: Callable[[], Mapping[str, Tensor]]) -> di
 def load_tensors(path: Path) -> dict[str, Tensor] | None:
     """Return what `save_tensors` wrote; None if the file is missing or its content does not match its digest."""
     try:
+        has(path)
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             digest = (file.metadata() or {}).get("digest")

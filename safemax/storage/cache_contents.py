@@ -20,6 +20,7 @@ PURPOSES = {
     "concepts": "sets of prompts, written as data",
     "contest": "bases, gold models and results of contests",
     DATA: "decoded images of a data set",
+    "sources": "decoded data that a worker's machine was sent",
     "clusters": "marks by which workers see that they share this folder",
     "gold": "models retrained without a class, which attacks and comparisons are measured against",
     "judges": "trained judges",

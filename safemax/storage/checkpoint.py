@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from safemax.storage import atomic
+from safemax.storage import atomic, cache
 
 _NAME = re.compile(r"step-(\d{8})-([0-9a-f]{64})\.safetensors")
 KEEP = 2  # newest checkpoints that stay
@@ -47,6 +47,7 @@ def newest(folder: Path) -> Checkpoint | None:
 
     Whatever is not whole is passed over; None if nothing is left.
     """
+    cache.has(folder)
     return next((whole for path in _files(folder) if (whole := _read(path)) is not None), None)
 
 

@@ -52,3 +52,26 @@ def test_all_of_60_trials_complete_once_although_one_of_two_machines_dies(
     assert {each.info.status for each in runs} == {"FINISHED"}
     assert mlflow_store.search_runs(everywhere, "attributes.status = 'RUNNING'") == []
     assert psutil.wait_procs(ray_clusters.left_below(), 60)[1] == []
+
+
+def test_two_machines_without_a_common_disk_are_sent_what_they_need_and_send_back_what_they_made(
+    mlflow_store: MlflowClient, tiny_search: BuildSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path / "driver"))
+    own = [tmp_path / "first", tmp_path / "second"]
+    config = tiny_search(trials=8, workers=2, steps=30, cluster="auto")
+    with ray_clusters.two_machines(1, [str(each) for each in own]):
+        run(config, StopSignal())
+    assert {each.state for each in trials_of(config)} == {TrialState.COMPLETE}
+    (version,) = mlflow_store.search_model_versions("")  # registered from weights that a machine sent
+    assert version.tags["search.study"] == config.study
+    weights = {each.name: each.read_bytes() for each in (tmp_path / "driver").glob("studies/*/trial-*/weights/*")}
+    assert len(list((tmp_path / "driver").glob("studies/*/trial-*/weights"))) == 8
+    for machine in own:
+        assert [each.name for each in machine.glob("bases/*")] == [config.base_digest]
+        assert list(machine.glob("judges/*/*.safetensors"))
+        assert list(machine.glob("sources/*/*.safetensors"))
+        assert not list(machine.glob("studies/*.journal"))
+        made = {each.name: each.read_bytes() for each in machine.glob("studies/*/trial-*/weights/*")}
+        assert made
+        assert made.items() <= weights.items()

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from pipelines import ROOT
-from pipelines.engine import ray_cluster, ray_worker
+from pipelines.engine import ray_cluster
 from pipelines.engine.options import WorkerOptions
 from pipelines.engine.signals import StopSignal, stop_on_signals
 from pipelines.engine.worker import Message
@@ -134,13 +134,26 @@ def test_without_ray_the_refusal_says_how_to_install_it(monkeypatch: pytest.Monk
         pass
 
 
-def test_a_worker_of_another_cache_is_refused() -> None:
-    start = {"load": "tests.support.division:load", "config": {"number": 1}, "folder": "/", "threads": 1}
-    facts = {**start, "code": ray_worker.tree_digest(), "marker": "/nowhere/clusters/marker"}
-    worker = ray_worker.RayWorker.__new__(ray_worker.RayWorker)
-    worker._start = facts
-    with pytest.raises(InputError, match="SAFEMAX_CACHE must be a folder that all machines share"):
-        worker._validate()
+@pytest.mark.slow
+def test_a_driver_outside_the_cluster_runs_jobs_and_gives_a_dead_workers_job_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("grpc", reason="needs Ray's client: pip install 'ray[client]'")
+    monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path / "cache"))
+    with ray_clusters.head_with_client_server() as address:
+        with opened(cluster=address) as workers:
+            messages = done(
+                workers,
+                {"by": 2},
+                {"by": 2, "kill_unless": str(tmp_path / "killed")},
+                {"by": 2, "report": True, "prune": True},
+            )
+            left = ray_clusters.workers()
+        assert messages[0][-1]["quotient"] == 3.0
+        assert kinds(messages[1]) == ["started", "died", "started", "done"]
+        assert kinds(messages[2]) == ["started", "report", "pruned"]
+        assert left
+        assert psutil.wait_procs(left, 10)[1] == []
 
 
 DRIVER = """
