@@ -20,6 +20,8 @@ from safemax.judges.load import JudgeConfig, own_judges, train_own
 from safemax.training.devices import accelerator_for
 from safemax.training.settings import Training
 
+FEWEST_STEPS = 500  # of all judges together, below which workers take longer to start than they save
+
 
 @dataclass(frozen=True)
 class JudgeJobs:
@@ -79,7 +81,7 @@ def train_judges(
         Stopped: the same command goes on.
     """
     untrained = [each for each in own_judges(dataset, judging) if not each.cached]
-    if options.workers == 1 or len(untrained) == 1 or not untrained:
+    if options.workers == 1 or len(untrained) < 2 or sum(each.steps for each in untrained) < FEWEST_STEPS:
         return
     fewer = replace(options, workers=min(options.workers, len(untrained)))
     batches = Batches(fewer, lambda job: f"judge {job['seed']}", lambda job, result: "trained")

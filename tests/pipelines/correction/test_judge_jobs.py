@@ -14,7 +14,7 @@ from pipelines.engine.signals import StopSignal
 from safemax.judges.load import JudgeConfig, judges, own_judges
 from tests.support import tiny_models
 
-JUDGING = JudgeConfig(judge_steps=5, reject_judges=2)
+JUDGING = JudgeConfig(judge_steps=200, reject_judges=2)
 
 
 @pytest.fixture
@@ -24,15 +24,19 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataOptions:
     return DataOptions(data=str(tmp_path / "tiny"))
 
 
-def test_one_worker_or_one_judge_is_left_to_who_loads_it(data: DataOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("workers", "judging"),
+    [
+        (1, JUDGING),
+        (2, JudgeConfig(judge_steps=100, reject_judges=2)),
+        (2, JudgeConfig(judge_steps=2000, reject_judge="none_head")),
+    ],
+)
+def test_one_worker_one_judge_and_short_trainings_are_left_to_who_loads_them(
+    data: DataOptions, monkeypatch: pytest.MonkeyPatch, workers: int, judging: JudgeConfig
+) -> None:
     monkeypatch.setattr(judge_jobs, "open_workers", None)  # any job would fail
-    dataset = data.load()
-    train_judges(WorkerOptions(), data, dataset, JUDGING, "cpu", StopSignal())
-    judges(dataset, JUDGING)
-    train_judges(
-        WorkerOptions(workers=2), data, dataset, JudgeConfig(judge_steps=5, reject_judges=3), "cpu", StopSignal()
-    )
-    train_judges(WorkerOptions(workers=2), data, dataset, JUDGING, "cpu", StopSignal())
+    train_judges(WorkerOptions(workers=workers), data, data.load(), judging, "cpu", StopSignal())
 
 
 @pytest.mark.slow
