@@ -30,7 +30,9 @@ def module(options: WorkerOptions) -> ModuleType:
     """Return the module `ray`; InputError with the command that installs it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anyone
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # of the command's own priority; Ray's 15 starves beside other work
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # of the command's own priority; Ray's 15 starves beside other work
     try:
         import ray
     except ImportError as error:

@@ -65,9 +65,12 @@ class RayWorker:
         named = json.loads(digests)
         self._from_driver.put({"digests": named, "contents": dict(zip(named, contents, strict=True))})
 
-    def read(self, name: str) -> bytes:
-        """Return the bytes of a file of this machine's cache."""
-        return path_below(cache.root(), name).read_bytes()
+    def read(self, name: str) -> bytes | None:
+        """Return the bytes of a file of this machine's cache, None where it has just been thrown away."""
+        try:
+            return path_below(cache.root(), name).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def stop(self) -> None:
         """Stop after this step, with a checkpoint."""

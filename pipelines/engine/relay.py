@@ -6,8 +6,10 @@ machine once, however many workers ask there; the machine's cache keeps it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,20 +37,20 @@ class CacheFiles:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self._digests: dict[tuple[Path, int, int], str] = {}
-        self._seen = {name: self._state(name) for name in self._names(self.root)}
+        self._seen = self._states()
 
     def below(self, name: str) -> Digests:
         """Return the files of a name, which is a file's or a folder's; {} where there is none."""
         place = self._path(name)
         names = [name] if place.is_file() else self._names(place)
-        return {each: self._digest(each) for each in names}
+        return self._digests_of(names)
 
     def changed(self) -> Digests:
         """Return the files that were written since the last call, but those of work under way."""
-        now = {name: self._state(name) for name in self._names(self.root)}
+        now = self._states()
         names = [name for name, state in now.items() if self._seen.get(name) != state]
         self._seen = now
-        return {name: self._digest(name) for name in names}
+        return self._digests_of(names)
 
     def store(self, contents: Mapping[str, bytes], digests: Digests) -> None:
         """Write files that came from another machine; a folder of a kind of work appears with all of them, or not at all.
@@ -70,12 +72,26 @@ class CacheFiles:
         self._seen |= {name: self._state(name) for name in contents}
 
     def _names(self, place: Path) -> list[str]:
-        files = (each for each in place.rglob("*") if each.is_file() and not each.match(atomic.TEMPORARY))
-        names = (each.relative_to(self.root) for each in files)
-        return [str(PurePosixPath(each)) for each in names if len(each.parts) > 1 and not set(each.parts) & set(_OWN)]
+        files = (Path(folder, file) for folder, _, every in os.walk(place) for file in every)
+        names = (PurePosixPath(each.relative_to(self.root)) for each in files)
+        return [str(each) for each in names if len(each.parts) > 1 and not any(map(_stays, each.parts))]
 
     def _path(self, name: str) -> Path:
         return path_below(self.root, name)
+
+    def _states(self) -> dict[str, tuple[int, int]]:
+        states = {}
+        for name in self._names(self.root):
+            with contextlib.suppress(FileNotFoundError):  # another worker's, which has just thrown it away
+                states[name] = self._state(name)
+        return states
+
+    def _digests_of(self, names: Iterable[str]) -> Digests:
+        digests = {}
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                digests[name] = self._digest(name)
+        return digests
 
     def _state(self, name: str) -> tuple[int, int]:
         facts = (self.root / name).stat()
@@ -126,8 +142,9 @@ class Relay:
         """Ask for a file or a folder, once; nothing happens where the driver has none, or has what is here."""
         if not path.absolute().is_relative_to(self.files.root):
             return
-        name = str(PurePosixPath(path.absolute().relative_to(self.files.root)))
-        if name in self._asked or set(Path(name).parts) & set(_OWN) - {"sources"}:
+        place = PurePosixPath(path.absolute().relative_to(self.files.root))
+        name, whole = str(place), {str(place), *map(str, place.parents)}
+        if whole & self._asked or set(place.parts) & set(_OWN) - {"sources"}:
             return
         self._asked.add(name)
         answer = self._ask({"kind": WANT, "name": name, "have": self.files.below(name)})
@@ -181,7 +198,12 @@ class Origin:
         """Fetch what this cache lacks."""
         lacking = {name: digest for name, digest in digests.items() if self.files.below(name).get(name) != digest}
         contents = {name: self._ray.get(actor.read.remote(name)) for name in lacking}
-        self.files.store(contents, lacking)
+        self.files.store({name: content for name, content in contents.items() if content is not None}, lacking)
+
+
+def _stays(part: str) -> bool:
+    """Return whether a file is under way or of its machine alone, by a part of its path."""
+    return part in _OWN or part.endswith((".tmp", ".parts", "-unfinished"))
 
 
 def path_below(root: Path, name: str) -> Path:

@@ -141,6 +141,7 @@ def test_data_come_decoded_to_a_machine_that_has_not_got_them(
     monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path / "a"))
     there = options.load()
     assert (there.digest, there.name, there.class_names) == (here.digest, here.name, here.class_names)
+    assert not (origin.files.root / "sources").exists()  # nor does the driver's own file come back
 
 
 def test_damaged_bytes_and_names_outside_the_cache_are_refused(tmp_path: Path) -> None:
