@@ -65,7 +65,15 @@ def test_measurements_and_attacks_done_ahead_are_those_of_each_model_alone(
         assert done.metrics().keys() == {each.address, each.base}
     kept = {each: each.stat().st_mtime_ns for each in (tmp_path / "cache" / "attacks").iterdir()}
     for each in subjects:
-        assert suite.run(Models.load(each, NO_GOLD, stop, Clock()), each, JUDGING, Clock())["weights"].base is not None
+        assert (
+            suite.run(
+                Models.load(each, lineage.load(each.address, each.dataset), NO_GOLD, stop, Clock()),
+                each,
+                JUDGING,
+                Clock(),
+            )["weights"].base
+            is not None
+        )
     assert {each: each.stat().st_mtime_ns for each in (tmp_path / "cache" / "attacks").iterdir()} == kept
     monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path / "alone"))
     for each, done in zip(subjects, ahead, strict=True):
