@@ -78,7 +78,7 @@ def train_judges(
 
     Raises:
         InputError: a judge cannot be trained.
-        Stopped: the same command goes on.
+        Stopped: the same command resumes.
     """
     untrained = [each for each in own_judges(dataset, judging) if not each.cached]
     if options.workers == 1 or len(untrained) < 2 or sum(each.steps for each in untrained) < FEWEST_STEPS:

@@ -75,10 +75,10 @@ class Batches:
 
 
 def raise_if_stopped(stop: StopSignal) -> Callable[[], None]:
-    """Return what to call every second, which ends the work once the user stopped it; the same command goes on."""
+    """Return what to call every second, which ends the work once the user stopped it; the same command resumes."""
 
     def tick() -> None:
         if stop():
-            raise Stopped("the same command goes on")
+            raise Stopped("the same command resumes")
 
     return tick

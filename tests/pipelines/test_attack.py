@@ -195,7 +195,7 @@ def test_attacks_on_another_version_are_refused(attacked):
 
 @pytest.mark.parametrize("pipeline", [attack_module.attack, evaluate_module.evaluate])
 @pytest.mark.parametrize(
-    "several", [f"{CANDIDATE},{CANDIDATE}", f"{CANDIDATE},", f"{CANDIDATE},models:/digits-ddpm@candidate"]
+    "several", [f"{CANDIDATE},{CANDIDATE}", f"{CANDIDATE},", "models:/digits-ddpm/1,models:/digits-ddpm@base"]
 )
 def test_a_model_named_twice_or_not_at_all_is_refused(corrected, pipeline, several):
     with pytest.raises(InputError, match="it names each model once, separated by commas"):
