@@ -184,7 +184,7 @@ class SearchConfig:
     def trial_config(self) -> TrialConfig:
         """Return what all trials share."""
         return TrialConfig(
-            asdict(self.data), str(seen_by_workers(self.base, self.base_digest, self.search)), list(self.forget),
+            asdict(self.data), str(seen_by_workers(self.base, self.search)), list(self.forget),
             self.forgotten, self.method_name, self._knobs(),
             asdict(self.training), asdict(self.evaluation), asdict(self.judging), str(self.folder),
             self.search.prune,

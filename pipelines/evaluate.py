@@ -129,6 +129,7 @@ def _evaluate(subject: Subject, attack_run: AttackRun, prepared: Prepared, chose
         prepared.note(run)
         prepared.raise_failure()
         evaluator = Evaluator.load(subject, diffusion, evaluation, chosen["judging"], chosen["gold"], stop)
+        prepared.refuse_other_judges(evaluator.judges)
         evaluator = replace(evaluator, known=prepared.metrics())
         with stop.interruptible():
             started = time.perf_counter()

@@ -100,10 +100,18 @@ def case(address: str, champion: str | None) -> tuple[gates.Case, Diffusion]:
 
 
 def _asked(diffusion: Diffusion, evidence: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the classes that a version was asked for: all, unless its evidence names those that were drawn."""
-    parameters = evidence.get("parameters")
+    """Return the names of the classes that a version is held to: of up to 100 retained ones all, else those that were drawn.
+
+    Who makes a version chooses `retain_classes`: fewer than auto takes must not spare the others the gates.
+    """
+    parameters, names = evidence.get("parameters"), diffusion.class_names
     chosen = parameters.get("eval.retain_classes", AUTO) if isinstance(parameters, Mapping) else AUTO
-    return tuple(diffusion.class_names[k] for k in panel_classes.labels(str(chosen), diffusion.class_names, ()))
+    drawn = panel_classes.labels(str(chosen), names, ())
+    forgotten = evidence.get("forgotten")
+    gone = {str(each) for each in forgotten} if isinstance(forgotten, list) else set()
+    retained = {k for k, name in enumerate(names) if name not in gone}
+    least = len(retained) if len(retained) <= panel_classes.MANY else panel_classes.SOME
+    return tuple(names[k] for k in drawn) if len(retained.intersection(drawn)) >= least else tuple(names)
 
 
 def _apply_gates(

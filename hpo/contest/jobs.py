@@ -12,6 +12,7 @@ from hpo.contest.tune import search
 from hpo.contest.work import Workshop
 from pipelines.engine.signals import StopSignal
 from pipelines.engine.worker import Message, Send
+from safemax.judges.load import Judges
 
 PRETRAIN, ENTRY = "base", "entry"
 
@@ -58,13 +59,19 @@ def name_of(job: Message) -> str:
     return "the search's base" if job["base"] == SEARCH_BASE else f"base {job['base']}"
 
 
+def _names(judges: Judges) -> list[str]:
+    """Return what judge=auto stood for: files of different machines are joined, and a GPU takes another judge."""
+    return [judges.plain.arch, judges.reject.arch, *(["inception"] if judges.inception else [])]
+
+
 def _result(workshop: Workshop, name: str, base: int) -> dict[str, Any]:
     found = search(workshop, name) if workshop.contest.options.tune and name not in (BASE, GOLD) else None
     variants: dict[str, dict[str, Any]] = {DEFAULT: {}}
     if found:
         variants[TUNED] = found.values
     content: dict[str, Any] = {
-        "contest": workshop.contest.describe(), "method": name, "base": base, "made": str(date.today()),
+        "contest": workshop.contest.describe() | {"judges": _names(workshop.judges)}, "method": name, "base": base,
+        "made": str(date.today()),
         "values": variants, "search": found.describe() if found else None, "corrections": [],
     }  # fmt: skip
     for variant, values in variants.items():

@@ -130,7 +130,7 @@ class Comparison:
         """Return what all jobs share."""
         steps = self.options.gold_steps
         gold = asdict(recipe_of(self.source, steps)) if self.options.gold else {}
-        base = seen_by_workers(Path(self.base), self.model_digest, self.options)
+        base = seen_by_workers(Path(self.base), self.options)
         return ChildConfig(
             asdict(self.data), str(base), self.source, self.name, asdict(self.evaluation),
             asdict(self.judging), steps, gold, self.options.device,

@@ -83,17 +83,18 @@ def ready(
     return Source(address, fitted)
 
 
-def seen_by_workers(folder: Path, digest: str, options: WorkerOptions) -> Path:
+def seen_by_workers(folder: Path, options: WorkerOptions) -> Path:
     """Return a folder that workers read a model from: its own, or on a cluster a copy in the cache, which all machines share.
 
     Args:
         folder: of the model; MLflow may keep it on this machine alone.
-        digest: of the model's weights.
         options: of the workers.
     """
     if options.cluster == NONE:
         return folder
-    shared = cache.folder("bases").absolute() / digest
+    diffusion = Diffusion.load(folder)
+    key = cache.key({"model": diffusion.identity(), "class_names": diffusion.class_names})  # weights, prompts, schedule
+    shared = cache.folder("bases").absolute() / key
     if not shared.exists():
         shared.parent.mkdir(parents=True, exist_ok=True)
         atomic.create_folder(shared, lambda place: shutil.copytree(folder, place, dirs_exist_ok=True))

@@ -174,7 +174,7 @@ class RayWorkers:
             if message["kind"] == "ready":
                 worker.ready, worker.name, self._failed_starts = True, message["worker"], 0
                 self.greeting = self.greeting or message
-            elif message["kind"] == "broken":
+            elif message["kind"] in ("broken", "refused"):  # refused behind its greeting: what it needs came damaged
                 self._ray.kill(worker.actor)
                 worker.name += f" ({message['reason']})"
             elif message["kind"] == "stopped":

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -172,6 +173,9 @@ class Origin:
                 self._give(actor, message["name"], message["have"])
         except self._ray.exceptions.RayError:
             return
+        except (InputError, OSError) as error:  # damaged on its way, or thrown away meanwhile: the job begins anew
+            print(f"a worker is replaced: {error}", file=sys.stderr, flush=True)
+            self._ray.kill(actor)
 
     def _give(self, actor: Any, name: str, have: Digests) -> None:
         here = self._here(name)
@@ -195,10 +199,12 @@ class Origin:
         return self._put[digest]
 
     def _keep(self, actor: Any, digests: Digests) -> None:
-        """Fetch what this cache lacks."""
-        lacking = {name: digest for name, digest in digests.items() if self.files.below(name).get(name) != digest}
+        """Fetch what this cache lacks; of what two machines made, the first stays, as others have used it."""
+        lacking = {name: digest for name, digest in digests.items() if name not in self.files.below(name)}
         contents = {name: self._ray.get(actor.read.remote(name)) for name in lacking}
-        self.files.store({name: content for name, content in contents.items() if content is not None}, lacking)
+        gone = {entry for entry, names in _by_entry(contents).items() if any(contents[name] is None for name in names)}
+        whole = {name: each for name, each in contents.items() if _entry(name) not in gone and each is not None}
+        self.files.store(whole, lacking)
 
 
 def _stays(part: str) -> bool:
@@ -218,8 +224,12 @@ def _by_entry(names: Iterable[str]) -> dict[str, list[str]]:
     """Return names by the piece of work that they are part of, such as judges/KEY."""
     entries: dict[str, list[str]] = {}
     for name in names:
-        entries.setdefault("/".join(name.split("/")[:2]), []).append(name)
+        entries.setdefault(_entry(name), []).append(name)
     return entries
+
+
+def _entry(name: str) -> str:
+    return "/".join(name.split("/")[:2])
 
 
 def _fill(folder: Path, entry: str, names: Iterable[str], contents: Mapping[str, bytes]) -> None:

@@ -19,11 +19,12 @@ from pipelines.engine.workers import open_workers
 from pipelines.examination import jobs
 from pipelines.examination.attack_suite import AttackSuite
 from pipelines.examination.subject import Subject
-from pipelines.registry import model_versions
+from pipelines.registry import lineage, model_versions
+from safemax.diffusion import team
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError, NonFiniteError
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
+from safemax.judges.load import JudgeConfig, Judges
 from safemax.training.devices import number_of_processes
 
 AUTO = "auto"  # device of the workers: models are examined where there is a GPU on it
@@ -52,6 +53,14 @@ class Prepared:
     def result(self, what: str) -> Message:
         """Return the result of a part; {} where it was not done ahead."""
         return self.results.get(_key(self.parts[what]), {}) if what in self.parts else {}
+
+    def refuse_other_judges(self, own: Judges) -> None:
+        """Raise InputError where a worker judged by other judges than these, as auto may mean others on its machine."""
+        for what in self.parts:
+            if self.result(what).get("judges", jobs.named(own)) != jobs.named(own):
+                raise InputError(
+                    f"{what} was measured by other judges than this machine has; name judge, reject_judge and inception"
+                )
 
     def seconds(self) -> dict[str, float]:
         """Return what the parts took, by what they are for."""
@@ -97,7 +106,7 @@ class Folders:
         model = _seen(subject.address, options)
         base = _seen(subject.base, options) if subject.base else ""
         template, forget = (base or model) if like_base else model, subject.classes.forget
-        place = gold.place(Diffusion.load(template), subject.base, subject.dataset, forget)
+        place = gold.place(lineage.load(template, subject.dataset), subject.base, subject.dataset, forget)
         training = None
         if place is not None and not place.exists():
             recipe = asdict(gold.recipe(subject.base))
@@ -181,7 +190,8 @@ def each_named(addresses: Sequence[str], examine: Callable[[int], None]) -> None
         try:
             examine(place)
         except (InputError, NonFiniteError) as error:
-            if len(addresses) == 1:
+            shared = team.current()
+            if len(addresses) == 1 or (shared is not None and not shared.is_whole):
                 raise
             failures.append(f"{address}: {error}")
     if failures:
@@ -198,9 +208,10 @@ def _stages(every: Iterable[Message]) -> list[list[Message]]:
 
 def _seen(address: str, options: WorkerOptions) -> str:
     folder = model_versions.resolve(address)
-    if options.cluster != "none":
-        folder = seen_by_workers(folder, Diffusion.load(folder).digest(), options)
-    return str(folder.absolute())
+    if not folder.is_dir():  # a hub id: the folder in the hub's cache
+        home = Diffusion.load(folder).home
+        folder = folder if home is None else home.folder
+    return str(seen_by_workers(folder, options).absolute())
 
 
 def _key(job: Message) -> str:

@@ -22,7 +22,7 @@ from safemax.data.class_split import ClassSplit
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.attack_results import cached_attack
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig, judges
+from safemax.judges.load import JudgeConfig, Judges, judges
 from safemax.training.devices import accelerator_for
 from safemax.training.settings import Training
 
@@ -80,7 +80,8 @@ class ExaminationContext:
         gold = self._model(job["gold"]) if job["gold"] else None
         evaluator = Evaluator(subject, Evaluation(**job["evaluation"]), self.judges, gold)
         with self.stop.interruptible():
-            return {"metrics": evaluator.measure(job["model"], self._model(job["model"])).metrics}
+            measured = evaluator.measure(job["model"], self._model(job["model"]))
+        return {"metrics": measured.metrics, "judges": named(self.judges)}
 
     def _attack(self, job: Message, forget: tuple[int, ...]) -> Message:
         attack = attacks.find(job["name"])(**job["knobs"])
@@ -93,6 +94,11 @@ class ExaminationContext:
 
     def _model(self, folder: str) -> Diffusion:
         return lineage.load(folder, self.dataset)
+
+
+def named(judges: Judges) -> Message:
+    """Return which judges these are, as JSON."""
+    return {"digest": judges.digest, "inception": judges.inception is not None}
 
 
 def load(config: Message, stop: StopSignal) -> ExaminationContext:

@@ -351,3 +351,19 @@ def test_bad_input_is_one_line_and_opens_no_run(mlflow_store: MlflowClient) -> N
             promote([f"{key}={value}" for key, value in given.items()])
         assert "\n" not in str(refusal.value)
     assert mlflow_store.get_experiment_by_name(tracking.ADMINISTRATION) is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "asked"),
+    [
+        (None, ("a", "b", "c")),
+        ({"eval.retain_classes": "auto"}, ("a", "b", "c")),
+        ({"eval.retain_classes": "b"}, ("a", "b", "c")),  # or a lost c would pass
+        ({"eval.retain_classes": "b,c"}, ("b", "c")),
+    ],
+)
+def test_fewer_retained_classes_than_there_are_spare_no_class_the_gates(
+    parameters: dict[str, str] | None, asked: tuple[str, ...]
+) -> None:
+    facts = {"forgotten": ["a"], "parameters": parameters}
+    assert promote_module._asked(tiny_models.diffusion(), facts) == asked

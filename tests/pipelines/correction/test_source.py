@@ -41,11 +41,22 @@ def unnamed(folder: Path) -> Path:
 def test_workers_of_a_cluster_read_a_copy_in_the_cache_that_all_machines_share(tmp_path: Path) -> None:
     model, folder = tiny_models.diffusion(), tmp_path / "mlflow" / "base"
     model.save(folder)
-    assert seen_by_workers(folder, model.digest(), WorkerOptions(workers=2)) == folder
+    assert seen_by_workers(folder, WorkerOptions(workers=2)) == folder
     for _ in range(2):
-        copy = seen_by_workers(folder, model.digest(), WorkerOptions(cluster="auto"))
+        copy = seen_by_workers(folder, WorkerOptions(cluster="auto"))
         assert copy.is_relative_to(tmp_path / "cache")
         assert Diffusion.load(copy).digest() == model.digest()
+
+
+def test_models_of_the_same_weights_with_another_schedule_or_other_names_are_copied_apart(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("model", "unnamed", "scheduled")]
+    for folder in folders:
+        tiny_models.diffusion().save(folder)
+    unnamed(folders[1])
+    schedule = folders[2] / "scheduler" / "scheduler_config.json"
+    schedule.write_text(json.dumps(json.loads(schedule.read_text()) | {"beta_end": 0.03}))
+    copies = {seen_by_workers(folder, WorkerOptions(cluster="auto")) for folder in folders}
+    assert len(copies) == 3
 
 
 def test_a_whole_model_is_taken_as_it_is(tmp_path: Path) -> None:

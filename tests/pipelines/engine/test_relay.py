@@ -152,3 +152,20 @@ def test_damaged_bytes_and_names_outside_the_cache_are_refused(tmp_path: Path) -
         with pytest.raises(InputError, match="is not below the cache"):
             files.store({name: b"x"}, {name: digest})
     assert not list(tmp_path.rglob("x"))
+
+
+def test_of_what_two_machines_made_the_first_stays_and_a_folder_with_a_lost_file_is_not_kept(
+    tmp_path: Path, origin: Origin
+) -> None:
+    for name, content in (("first", b"1"), ("second", b"2")):
+        machine = Machine(tmp_path / name, origin)
+        write(machine.root, "judges/KEY/model.safetensors", content)
+        machine.relay.give_back()
+    assert (origin.files.root / "judges/KEY/model.safetensors").read_bytes() == b"1"
+
+    loser = Machine(tmp_path / "loser", origin)
+    loser.read = SimpleNamespace(remote=lambda name: None if name.endswith("b") else b"a")
+    for name in ("gold/KEY/a", "gold/KEY/b"):
+        write(loser.root, name, b"a")
+    loser.relay.give_back()
+    assert not (origin.files.root / "gold").exists()
