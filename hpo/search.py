@@ -48,6 +48,7 @@ from pipelines.correction.base_model import find_base
 from pipelines.correction.judge_jobs import train_judges
 from pipelines.correction.recorded_data import parse_with_recorded
 from pipelines.correction.source import ready
+from pipelines.engine.batch import raise_if_stopped
 from pipelines.engine.signals import StopSignal, die_with_parent, stop_on_signals
 from pipelines.engine.workers import open_workers
 from pipelines.planning.plan import Plan, Stage, show
@@ -55,7 +56,7 @@ from pipelines.planning.stages import Planner
 from safemax import metric_keys as keys
 from safemax.data.class_names import parse_classes
 from safemax.diffusion.model import Diffusion
-from safemax.errors import InputError, Stopped
+from safemax.errors import InputError
 from safemax.evaluation.enough_images import check_enough_images
 from safemax.methods import validate_steps
 
@@ -82,7 +83,7 @@ def run(config: SearchConfig, stop: StopSignal) -> str:
             _lead(scheduler, opened) if store.leads else _wait_for_leader(scheduler, stop)
             train_judges(config.search, config.data, config.dataset, config.judging, config.training.device, stop)
             workers = open_workers(
-                config.search, load, config.trial_config(), stop, lambda: _raise_if_stopped(stop),
+                config.search, load, config.trial_config(), stop, raise_if_stopped(stop, "the study"),
                 device=config.training.device,
             )  # fmt: skip
             trial_runs = TrialRuns(
@@ -106,11 +107,6 @@ def _opened(config: SearchConfig, tags: Mapping[str, str]) -> Iterator[tracking.
         opened.dataset(config.dataset, "training")
         opened.parameters(config.parameters)
         yield opened
-
-
-def _raise_if_stopped(stop: StopSignal) -> None:
-    if stop():
-        raise Stopped("the same command resumes the study")
 
 
 def _lead(scheduler: TrialScheduler, opened: tracking.Run) -> None:
@@ -141,9 +137,10 @@ def _ending(trial: FrozenTrial) -> Ending:
 
 
 def _wait_for_leader(scheduler: TrialScheduler, stop: StopSignal) -> None:
+    tick = raise_if_stopped(stop, "the study")
     while "run" not in scheduler.study.user_attrs:
         time.sleep(1)
-        _raise_if_stopped(stop)
+        tick()
 
 
 def _validate_key(scheduler: TrialScheduler, config: SearchConfig) -> None:

@@ -22,24 +22,23 @@ from pipelines.cli.parser import Arguments, parse
 from pipelines.correction.base_model import BaseTraining, NetworkOptions, train_base
 from pipelines.correction.correct import correct
 from pipelines.correction.correction import Correction
+from pipelines.correction.source import fitting
 from pipelines.engine.signals import die_with_parent, is_follower_rank, stop_on_signals
 from pipelines.planning.plan import Plan, show
 from pipelines.planning.stages import Planner, logs_of
 from pipelines.registry import model_versions
 from pipelines.registry.lineage import agree_on_classes
 from safemax.data.class_names import parse_classes
-from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
-from safemax.evaluation.enough_images import check_enough_images, check_enough_samples
+from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import check, knob
 from safemax.methods import validate_steps
 from safemax.methods.safemax import SAFEMax
 from safemax.training.settings import Training
-from safemax.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,8 @@ def _base(name: str) -> Diffusion | None:
 def _evaluation(arguments: Arguments, diffusion: Diffusion, dataset: Dataset, forget: tuple[int, ...]) -> Evaluation:
     """Return how the model is measured; InputError where it does not fit the data, the method or the samples."""
     agree_on_classes(diffusion, dataset)
-    Trainer(diffusion, arguments["safemax"], dataset.train, forget, arguments["training"])
-    evaluation: Evaluation = arguments["evaluation"].fitted(diffusion, forget)
-    check_enough_samples(evaluation, ClassSplit.of(dataset.class_names, forget), dataset.class_names)
-    return evaluation
+    trainings = [(arguments["safemax"], arguments["training"])]
+    return fitting(diffusion, dataset, arguments["evaluation"], [forget], trainings)
 
 
 def _plan(correction: Correction, base: Diffusion | None, untrained: Diffusion, pretraining: Training) -> Plan:

@@ -32,7 +32,6 @@ from pipelines.examination.subject import Subject
 from pipelines.planning.plan import Plan, show
 from pipelines.planning.stages import Planner
 from pipelines.registry import lineage, model_versions
-from safemax.diffusion.model import Diffusion
 from safemax.evaluation.enough_images import check_enough_samples
 from safemax.evaluation.panel_classes import AUTO
 from safemax.evaluation.protocol import Evaluation
@@ -87,40 +86,42 @@ def evaluate(argv: Sequence[str]) -> None:
         return
     options = chosen["model"]
     subjects = Subject.every(options, options.beside, chosen["data"])
+    evaluations = [_fitted(chosen["evaluation"], each) for each in subjects]
     for each in subjects:
-        evaluation = _fitted(chosen["evaluation"], each, lineage.load(each.address, each.dataset))
-        check_enough_samples(evaluation, each.classes, each.dataset.class_names)
         chosen["gold"].validate(each.base, each.dataset)
     if chosen["plan"].plan:
-        for each in subjects:
-            show(_plan(each, chosen["evaluation"], chosen["judging"], chosen["gold"]))
+        for each, evaluation in zip(subjects, evaluations, strict=True):
+            show(_plan(each, evaluation, chosen["judging"], chosen["gold"]))
         return
     attack_runs = [AttackRun.find(each.address, options.attack_run) for each in subjects]
-    prepared = _prepare(subjects, chosen, stop)
+    prepared = _prepare(subjects, evaluations, chosen, stop)
     with shared_draws():
         each_named(
             [each.address for each in subjects],
-            lambda n: _evaluate(subjects[n], attack_runs[n], prepared[n], chosen, stop),
+            lambda n: _evaluate(subjects[n], evaluations[n], attack_runs[n], prepared[n], chosen, stop),
         )
 
 
-def _prepare(subjects: Sequence[Subject], chosen: Arguments, stop: StopSignal) -> list[Prepared]:
+def _prepare(
+    subjects: Sequence[Subject], evaluations: Sequence[Evaluation], chosen: Arguments, stop: StopSignal
+) -> list[Prepared]:
     """Do on workers what takes long, where there are several."""
     options: WorkerOptions = chosen["workers"]
     if options.in_process:
         return [Prepared() for _ in subjects]
     models = []
-    for each in subjects:
-        evaluation = _fitted(chosen["evaluation"], each, lineage.load(each.address, each.dataset))
+    for each, evaluation in zip(subjects, evaluations, strict=True):
         folders = Folders.of(each, chosen["gold"], options, like_base=False)
         models.append((each, measurements(each, evaluation, folders)))
     return prepare(options, chosen["data"], chosen["judging"], models, stop)
 
 
-def _evaluate(subject: Subject, attack_run: AttackRun, prepared: Prepared, chosen: Arguments, stop: StopSignal) -> None:
+def _evaluate(
+    subject: Subject, evaluation: Evaluation, attack_run: AttackRun, prepared: Prepared, chosen: Arguments,
+    stop: StopSignal,
+) -> None:  # fmt: skip
     """Measure one model in a run of its own."""
     diffusion = lineage.load(subject.address, subject.dataset)
-    evaluation = _fitted(chosen["evaluation"], subject, diffusion)
     params = {"model.beside": subject.base, "model.gold": chosen["gold"].gold, "attack.run": attack_run.id}
     params |= {f"eval.{key}": value for key, value in evaluation.describe().items()}
     shown = ("model.beside", "model.gold", "attack.run", "eval.protocol", "eval.seed")
@@ -138,8 +139,12 @@ def _evaluate(subject: Subject, attack_run: AttackRun, prepared: Prepared, chose
             publish(evaluator, before, after, attack_run, seconds / 60, run)
 
 
-def _fitted(evaluation: Evaluation, subject: Subject, diffusion: Diffusion) -> Evaluation:
-    return as_recorded(evaluation, subject.address).fitted(diffusion, subject.classes.forget)
+def _fitted(wanted: Evaluation, subject: Subject) -> Evaluation:
+    """Return how a model is measured; InputError where its samplers or the numbers of samples do not fit."""
+    diffusion = lineage.load(subject.address, subject.dataset)
+    evaluation = as_recorded(wanted, subject.address).fitted(diffusion, subject.classes.forget)
+    check_enough_samples(evaluation, subject.classes, subject.dataset.class_names)
+    return evaluation
 
 
 def as_recorded(evaluation: Evaluation, address: str) -> Evaluation:
@@ -150,9 +155,8 @@ def as_recorded(evaluation: Evaluation, address: str) -> Evaluation:
     return replace(evaluation, retain_classes=str(recorded))
 
 
-def _plan(subject: Subject, wanted: Evaluation, judging: JudgeConfig, gold: GoldOptions) -> Plan:
+def _plan(subject: Subject, evaluation: Evaluation, judging: JudgeConfig, gold: GoldOptions) -> Plan:
     diffusion = lineage.load(subject.address, subject.dataset)
-    evaluation = _fitted(wanted, subject, diffusion)
     planner = Planner.measured(diffusion, subject.dataset, subject.classes.forget, Training())
     base = lineage.load(subject.base, subject.dataset) if subject.base else None
     stages = planner.gold_stages(gold, subject.base, evaluation)

@@ -26,7 +26,6 @@ from pipelines.registry import aliases, gates, model_versions, registration, thr
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation import panel_classes
-from safemax.evaluation.panel_classes import AUTO
 from safemax.knobs import check, knob
 from safemax.reports.images_and_tables import as_markdown, as_text
 
@@ -105,13 +104,17 @@ def _asked(diffusion: Diffusion, evidence: Mapping[str, Any]) -> tuple[str, ...]
     Who makes a version chooses `retain_classes`: fewer than auto takes must not spare the others the gates.
     """
     parameters, names = evidence.get("parameters"), diffusion.class_names
-    chosen = parameters.get("eval.retain_classes", AUTO) if isinstance(parameters, Mapping) else AUTO
+    chosen = (
+        parameters.get("eval.retain_classes", panel_classes.AUTO)
+        if isinstance(parameters, Mapping)
+        else panel_classes.AUTO
+    )
     drawn = panel_classes.labels(str(chosen), names, ())
     forgotten = evidence.get("forgotten")
     gone = {str(each) for each in forgotten} if isinstance(forgotten, list) else set()
     retained = {k for k, name in enumerate(names) if name not in gone}
-    least = len(retained) if len(retained) <= panel_classes.MANY else panel_classes.SOME
-    return tuple(names[k] for k in drawn) if len(retained.intersection(drawn)) >= least else tuple(names)
+    is_enough = len(retained.intersection(drawn)) >= panel_classes.usual(len(retained))
+    return tuple(names[k] for k in drawn) if is_enough else tuple(names)
 
 
 def _apply_gates(

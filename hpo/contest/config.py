@@ -10,20 +10,19 @@ from typing import Any
 from pipelines.cli.method_options import for_method
 from pipelines.cli.options import DataOptions
 from pipelines.correction.base_model import BaseTraining, NetworkOptions
+from pipelines.correction.source import fitting
 from pipelines.engine.options import WorkerOptions
 from safemax.attacks import find as find_attack
 from safemax.data.class_names import parse_classes
-from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError
-from safemax.evaluation.enough_images import check_enough_images, check_enough_samples
+from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.knobs import knob
 from safemax.methods import available, create, find, preset_of
 from safemax.training.method import Method
 from safemax.training.settings import Training
-from safemax.training.trainer import Trainer
 
 BASE, GOLD = "base", "gold"  # not corrected, and trained without the class
 DEFAULT, TUNED = "default", "tuned"
@@ -144,13 +143,10 @@ class Contest:
                 "they begin untrained; name an architecture"
             )
         diffusion = self.network.create(dataset, 0)
+        trainings = [self.method(name, {}) for name in self.options.method_names]
         for label in (*self.classes, *self.tune_classes):
             check_enough_images(dataset, (label,))
-            evaluation = self.evaluation.fitted(diffusion, (label,))
-            check_enough_samples(evaluation, ClassSplit.of(self.class_names, (label,)), self.class_names)
-        for name in self.options.method_names:
-            method, training = self.method(name, {})
-            Trainer(diffusion, method, dataset.train, self.classes[:1], training)
+            fitting(diffusion, dataset, self.evaluation, [(label,)], trainings if label == self.classes[0] else ())
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> Contest:

@@ -17,13 +17,13 @@ from pipelines.comparison.job import ChildConfig, load
 from pipelines.comparison.note import ComparisonNote
 from pipelines.comparison.plan import GOLD, Comparison
 from pipelines.correction.judge_jobs import train_judges
+from pipelines.engine.batch import raise_if_stopped
 from pipelines.engine.progress import Progress
 from pipelines.engine.signals import StopSignal
 from pipelines.engine.worker import FINAL, Message
 from pipelines.engine.workers import Job, Workers, open_workers
 from pipelines.tracking import remote_run
 from safemax import metric_keys as keys
-from safemax.errors import Stopped
 from safemax.reports.comparison_tables import UNSEEDED
 from safemax.reports.numbers import duration, percent, quantity
 
@@ -82,7 +82,8 @@ class ComparisonRunner:
         }
         started, options, comparison = time.perf_counter(), self.comparison.options, self.comparison
         train_judges(options, comparison.data, comparison.dataset, comparison.judging, options.device, self.stop)
-        workers = open_workers(options, load, config, self.stop, self._raise_if_stopped, device=options.device)
+        tick = raise_if_stopped(self.stop, "the comparison")
+        workers = open_workers(options, load, config, self.stop, tick, device=options.device)
         with ChildRuns(self.comparison, config, self.run.id) as self._open, workers:
             self._log_minutes("judges", started)
             for name, jobs in stages.items():
@@ -167,10 +168,6 @@ class ComparisonRunner:
         prefix = "prior of " if job["kind"] == "prior" else ""
         seed = f", seed {job['seed']}" if job["seed"] != UNSEEDED else ""
         return f"{prefix}{label}, forget {self.comparison.dataset.class_names[job['forget']]}{seed}"
-
-    def _raise_if_stopped(self) -> None:
-        if self.stop():
-            raise Stopped("the same command resumes the comparison")
 
     def _log_minutes(self, name: str, started: float) -> None:
         self.minutes[name] = (time.perf_counter() - started) / 60

@@ -80,23 +80,29 @@ class GoldOptions:
         """
         if self.gold not in ("none", "train", "kept"):
             return lineage.load(model_versions.resolve_alias(self.gold), dataset)
-        if self.place(template, base, dataset, forget) is None:
-            return None
-        return self.recipe(base).make(template, dataset, forget, stop)
+        recipe = self._usable(template, base, dataset, forget)
+        return None if recipe is None else recipe.make(template, dataset, forget, stop)
 
     def place(self, template: Diffusion, base: str | None, dataset: Dataset, forget: tuple[int, ...]) -> Path | None:
         """Return the folder of the gold model, which is yet to be trained where it does not exist; as `find` otherwise."""
+        if self.gold not in ("none", "train", "kept"):
+            return model_versions.resolve(model_versions.resolve_alias(self.gold))
+        recipe = self._usable(template, base, dataset, forget)
+        return None if recipe is None else recipe.folder(template, dataset, forget)
+
+    def _usable(
+        self, template: Diffusion, base: str | None, dataset: Dataset, forget: tuple[int, ...]
+    ) -> GoldRecipe | None:
+        """Return how the gold model is trained, None for none: it is not wanted, or it is to be a kept one and there is none."""
         if self.gold == "none":
             return None
-        if self.gold not in ("train", "kept"):
-            return model_versions.resolve(model_versions.resolve_alias(self.gold))
         try:
-            folder = self.recipe(base).folder(template, dataset, forget)
+            recipe = self.recipe(base)
         except TrainedFurther:
             if self.gold == "kept":
                 return None
             raise
-        return folder if self.gold == "train" or folder.exists() else None
+        return recipe if self.gold == "train" or recipe.folder(template, dataset, forget).exists() else None
 
     def recipe(self, base: str | None) -> GoldRecipe:
         """Return how a gold model is trained, by the address of the base."""

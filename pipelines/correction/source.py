@@ -71,16 +71,40 @@ def ready(
         rest = whole.num_classes - diffusion.num_classes
         print(f"the model's other {rest} classes have no images in data = {dataset.name}: not trained on, not measured")
     lineage.agree_on_classes(diffusion, dataset)
-    union = tuple(dict.fromkeys(label for labels in forget for label in labels))
-    fitted, forgotten = evaluation.fitted(diffusion, union), lineage.forgotten(address)
-    for labels in forget:
-        check_enough_samples(fitted, ClassSplit.of(dataset.class_names, labels, forgotten), dataset.class_names)
-        for method, training in trainings:
-            Trainer(diffusion, method, dataset.train, labels, training)  # refuses what does not go together
+    fitted = fitting(diffusion, dataset, evaluation, forget, trainings, lineage.forgotten(address))
     if schedule != "auto" or prompts or diffusion is not whole or diffusion.has_null != had_null:
         address = str(_completed(diffusion))
         print(f"the model was completed in {address}")
     return Source(address, fitted)
+
+
+def fitting(
+    diffusion: Diffusion,
+    dataset: Dataset,
+    evaluation: Evaluation,
+    forget: Sequence[tuple[int, ...]],
+    trainings: Sequence[tuple[Method, Training]],
+    forgotten: Sequence[str] = (),
+) -> Evaluation:
+    """Return the evaluation that a model's sampling allows, once model, methods and samples go together.
+
+    Args:
+        diffusion: the model to correct.
+        dataset: the real images.
+        evaluation: how the model is to be measured.
+        forget: labels to forget, of each correction to come.
+        trainings: methods that are to correct it, each with its settings.
+        forgotten: names of classes that the model has forgotten already.
+
+    Raises:
+        InputError: a method or its settings do not fit the model, or too few samples are to be drawn.
+    """
+    fitted = evaluation.fitted(diffusion, tuple(dict.fromkeys(label for labels in forget for label in labels)))
+    for labels in forget:
+        check_enough_samples(fitted, ClassSplit.of(dataset.class_names, labels, forgotten), dataset.class_names)
+        for method, training in trainings:
+            Trainer(diffusion, method, dataset.train, labels, training)  # refuses what does not go together
+    return fitted
 
 
 def seen_by_workers(folder: Path, options: WorkerOptions) -> Path:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from pipelines.engine.options import WorkerOptions
 from pipelines.engine.progress import Progress
-from pipelines.engine.signals import StopSignal
 from pipelines.engine.worker import FINAL, Message
 from pipelines.engine.workers import Job, Workers
 from safemax.errors import Stopped
@@ -74,11 +73,16 @@ class Batches:
         return ""
 
 
-def raise_if_stopped(stop: StopSignal) -> Callable[[], None]:
-    """Return what to call every second, which ends the work once the user stopped it; the same command resumes."""
+def raise_if_stopped(stop: Callable[[], bool], work: str = "") -> Callable[[], None]:
+    """Return what to call every second, which ends the work once the user stopped it.
+
+    Args:
+        stop: whether the user has.
+        work: what the same command resumes, such as "the study", for the message.
+    """
 
     def tick() -> None:
         if stop():
-            raise Stopped("the same command resumes")
+            raise Stopped(" ".join(["the same command resumes", *filter(None, [work])]))
 
     return tick

@@ -38,7 +38,7 @@ class CacheFiles:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self._digests: dict[tuple[Path, int, int], str] = {}
-        self._seen = self._states()
+        self._seen: dict[str, tuple[int, int]] = {}
 
     def below(self, name: str) -> Digests:
         """Return the files of a name, which is a file's or a folder's; {} where there is none."""
@@ -46,8 +46,12 @@ class CacheFiles:
         names = [name] if place.is_file() else self._names(place)
         return self._digests_of(names)
 
+    def remember(self) -> None:
+        """Take note of all files, so that `changed` returns what comes later."""
+        self._seen = self._states()
+
     def changed(self) -> Digests:
-        """Return the files that were written since the last call, but those of work under way."""
+        """Return the files that were written since the last call, or since `remember`, but those of work under way."""
         now = self._states()
         names = [name for name, state in now.items() if self._seen.get(name) != state]
         self._seen = now
@@ -119,6 +123,7 @@ class Relay:
         root.mkdir(parents=True, exist_ok=True)
         self.files, self._origin, self._ask = CacheFiles(root), origin, ask
         self._asked: set[str] = set()
+        self.files.remember()
         cache.bring_with(self._bring)
 
     def moved(self, value: Any) -> Any:

@@ -21,7 +21,7 @@ from pipelines.examination.attack_suite import AttackSuite
 from pipelines.examination.subject import Subject
 from pipelines.registry import lineage, model_versions
 from safemax.diffusion import team
-from safemax.diffusion.model import Diffusion
+from safemax.diffusion.folder import locate
 from safemax.errors import InputError, NonFiniteError
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig, Judges
@@ -207,10 +207,7 @@ def _stages(every: Iterable[Message]) -> list[list[Message]]:
 
 
 def _seen(address: str, options: WorkerOptions) -> str:
-    folder = model_versions.resolve(address)
-    if not folder.is_dir():  # a hub id: the folder in the hub's cache
-        home = Diffusion.load(folder).home
-        folder = folder if home is None else home.folder
+    folder = locate(str(model_versions.resolve(address)))
     return str(seen_by_workers(folder, options).absolute())
 
 

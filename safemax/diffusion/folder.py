@@ -52,7 +52,7 @@ def read(source: str, schedule: str = "auto", prompts: Sequence[Prompt] = ()) ->
     Raises:
         InputError: nothing is at source, a file is missing or damaged, or the model is not one of those supported.
     """
-    folder = _locate(source)
+    folder = locate(source)
     index = _read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
     part = next((folder / name for name in ("transformer", "unet") if (folder / name).is_dir()), folder)
     config = _read_json(part / "config.json")
@@ -137,10 +137,11 @@ def numbered(names: Sequence[str]) -> tuple[str, ...]:
 
 def has_schedule(source: str) -> bool:
     """Return whether a model has a scheduler of its own."""
-    return _schedule_file(_locate(source)).exists()
+    return _schedule_file(locate(source)).exists()
 
 
-def _locate(source: str) -> Path:
+def locate(source: str) -> Path:
+    """Return the folder of a model by path or hub id, downloaded unless the hub's cache has it; InputError for neither."""
     folder = Path(source)
     if folder.is_dir():
         return folder

@@ -94,7 +94,7 @@ class Diffusion(nn.Module):
         if height != width:
             raise InputError(f"images of {height}x{width} are not square; size = {min(height, width)} crops them")
         denoiser = architectures.build(architecture, channels, height, len(class_names))
-        return cls(denoiser, DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, clip_sample=False), class_names)
+        return cls(denoiser, schedules.named("linear"), class_names)
 
     def untrained(self) -> Diffusion:
         """Return a model of the same network with new initial weights, which follow torch's global seed."""

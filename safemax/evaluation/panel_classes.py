@@ -62,12 +62,17 @@ def labels(choice: str, class_names: Sequence[str], forget: Sequence[int]) -> tu
     return chosen
 
 
+def usual(retained: int) -> int:
+    """Return how many classes auto takes of so many retained ones."""
+    return retained if retained <= MANY else SOME
+
+
 def _count(choice: str, retained: int) -> int | None:
     """Return how many classes a choice asks for, None where it names them."""
-    if choice == ALL or (choice == AUTO and retained <= MANY):
+    if choice == ALL:
         return retained
     if choice == AUTO:
-        return SOME
+        return usual(retained)
     if not (choice.isascii() and choice.isdigit()):
         return None
     if not 1 <= int(choice) <= retained:

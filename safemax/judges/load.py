@@ -321,13 +321,15 @@ def none_heads(dataset: Dataset, config: JudgeConfig) -> NoneHeads | None:
     if not none_head.is_named(config.reject_judge):
         return None
     seeds, draws = _reject_seeds(config), config.judge_steps or none_head.DRAWS
-    paths, names, shape = none_head.backbones(config.reject_judge), dataset.class_names, dataset.image_shape
-    if not (paths or is_path(config.judge) or _folder(dataset, config, False, config.judge_seed).exists()):
+    if not (
+        none_head.backbones(config.reject_judge)
+        or is_path(config.judge)
+        or _folder(dataset, config, False, config.judge_seed).exists()
+    ):
         return NoneHeads(config.judge, None, len(seeds), draws)
-    bodies = [load_judge(each, class_names=names, image_shape=shape) for each in paths]
+    bodies = none_head.loaded_backbones(config.reject_judge, dataset)
     bodies = bodies or [plain_judge(dataset, config, progress=False)]
-    shared = [(body, seeds[i :: len(bodies)]) for i, body in enumerate(bodies)]
-    cached = all(none_head.is_kept(body, dataset, some, draws) for body, some in shared if some)
+    cached = all(none_head.is_kept(body, dataset, own, draws) for body, own in none_head.spread(bodies, seeds))
     return NoneHeads(bodies[0].arch, bodies[0], len(seeds), draws, cached)
 
 

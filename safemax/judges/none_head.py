@@ -138,10 +138,20 @@ def ensemble(
         device: where they are trained.
         progress: whether to show a bar.
     """
+    chosen = spread(loaded_backbones(name, dataset) or [plain], seeds)
+    return Ensemble([_cached(body.to(device), dataset, own, draws or DRAWS, progress) for body, own in chosen])
+
+
+def loaded_backbones(name: str, dataset: Dataset) -> list[Judge]:
+    """Return the other judges that a name gives by path; [] for none_head alone."""
     names, shape = dataset.class_names, dataset.image_shape
-    bodies = [load_judge(path, class_names=names, image_shape=shape) for path in backbones(name)] or [plain]
+    return [load_judge(path, class_names=names, image_shape=shape) for path in backbones(name)]
+
+
+def spread(bodies: Sequence[Judge], seeds: Sequence[int]) -> list[tuple[Judge, tuple[int, ...]]]:
+    """Return each backbone with the seeds of its heads, in turn; one without a head is left out."""
     chosen = [(body, tuple(seeds[i :: len(bodies)])) for i, body in enumerate(bodies)]
-    return Ensemble([_cached(body.to(device), dataset, own, draws or DRAWS, progress) for body, own in chosen if own])
+    return [(body, own) for body, own in chosen if own]
 
 
 def is_kept(plain: Judge, dataset: Dataset, seeds: Sequence[int], draws: int = 0) -> bool:

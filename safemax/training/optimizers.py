@@ -15,6 +15,7 @@ from safemax.training.settings import Training
 
 State = dict[int, dict[str, Tensor]]
 
+STATE = "the optimizer's state"  # in messages
 _LEAST = 4096  # values of a tensor whose moments bitsandbytes keeps in 8 bits
 _BLOCK = 256  # values that share a scale
 _INSTALL = "pip install 'safemax[eight_bit]'"
@@ -64,8 +65,8 @@ def load(optimizer: torch.optim.Optimizer, state: State) -> None:
     for index, moments in state.items():
         like = weights[index]
         for name in ("exp_avg", "exp_avg_sq") if is_fp32 else ("state1", "state2"):
-            _match(moments[name], like if is_fp32 else like.to(moments[name].dtype))
-        _match(moments["step"].float(), torch.zeros(()))
+            match(STATE, moments[name], like if is_fp32 else like.to(moments[name].dtype))
+        match(STATE, moments["step"].float(), torch.zeros(()))
     groups = optimizer.state_dict()["param_groups"]
     counted = state if is_fp32 else {i: {**each, "step": int(each["step"])} for i, each in state.items()}
     optimizer.load_state_dict({"state": counted, "param_groups": groups})
@@ -76,10 +77,11 @@ def _alone(name: str, value: Tensor | int) -> Tensor:
     return torch.as_tensor(value).clone() if name.startswith("qmap") else torch.as_tensor(value)
 
 
-def _match(tensor: Tensor, like: Tensor) -> None:
+def match(what: str, tensor: Tensor, like: Tensor) -> None:
+    """Raise ValueError where a tensor of a checkpoint has another shape or type than the one that it replaces."""
     if (tensor.shape, tensor.dtype) != (like.shape, like.dtype):
         shapes = f"{tuple(tensor.shape)} {tensor.dtype} in place of {tuple(like.shape)} {like.dtype}"
-        raise ValueError(f"the optimizer's state has a tensor of {shapes}")
+        raise ValueError(f"{what} has a tensor of {shapes}")
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[Parameter]:

@@ -91,16 +91,9 @@ def average_of(saved: Checkpoint, like: Sequence[Tensor], device: torch.device) 
     """
     average = [value.to(device) for _, value in sorted(_under("average.", saved.tensors).items())]
     with _one_line(saved):
-        _match(average, like)
+        for ours, theirs in zip(average, like, strict=True):
+            optimizers.match("the moving average", ours, theirs)
     return average
-
-
-def _match(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> None:
-    """Raise ValueError where tensors have other shapes or types than those that they replace."""
-    for ours, theirs in zip(tensors, like, strict=True):
-        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
-            shapes = f"{tuple(ours.shape)} {ours.dtype} in place of {tuple(theirs.shape)} {theirs.dtype}"
-            raise ValueError(f"the moving average has a tensor of {shapes}")
 
 
 def _model_tensors(network: Module, method: Method) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 import torch
-from diffusers import DDPMScheduler
 
+from safemax.diffusion import schedules
 from safemax.diffusion.codec import Codec
 from safemax.diffusion.convert.tensors import Source, Tensors
 from safemax.diffusion.model import Diffusion
@@ -45,7 +45,7 @@ def from_tensors(
     Raises:
         InputError: a tensor is missing, unexpected or of a wrong shape, by name, or the positions are not the usual ones.
     """
-    try:
+    with source.taken_for("the official DiT"):
         denoiser = OfficialDiT(**_config(source, len(class_names), heads))
         _validate_positions(source, denoiser)
         translated = {name: source(theirs, like) for name, theirs, like in _plain(denoiser)} | _attention(
@@ -53,14 +53,11 @@ def from_tensors(
         )
         source.reject_unread()
         denoiser.load_state_dict(translated)
-    except InputError as error:
-        raise InputError(f"{source.path} is not the official DiT: {error}") from None
     if codec is not None and codec.latent_channels != denoiser.config.in_channels:
         raise InputError(
             f"the vae has latents of {codec.latent_channels} channels, {source.path} takes {denoiser.config.in_channels}"
         )
-    schedule = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, clip_sample=False)
-    return Diffusion(denoiser, schedule, class_names, codec=codec).eval()
+    return Diffusion(denoiser, schedules.named("linear"), class_names, codec=codec).eval()
 
 
 def _config(source: Source, num_classes: int, heads: int) -> dict[str, object]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from diffusers import DDPMScheduler
 
+from safemax.diffusion import schedules
 from safemax.diffusion.convert.tensors import Source, Tensors
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.networks.edm import EDMUNet
@@ -32,13 +32,10 @@ def from_tensors(source: Source, class_names: tuple[str, ...]) -> Diffusion:
     Raises:
         InputError: a tensor is missing, unexpected or of a wrong shape, by name.
     """
-    try:
+    with source.taken_for("EDM's network"):
         denoiser = EDMUNet(**_config(source, len(class_names)))
         denoiser.load_state_dict(_translated(source, denoiser))
-    except InputError as error:
-        raise InputError(f"{source.path} is not EDM's network: {error}") from None
-    schedule = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, clip_sample=False)
-    return Diffusion(denoiser, schedule, class_names).eval()
+    return Diffusion(denoiser, schedules.named("linear"), class_names).eval()
 
 
 def _config(source: Source, num_classes: int) -> dict[str, object]:

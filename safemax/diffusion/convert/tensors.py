@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -56,6 +57,14 @@ class Source:
     def count(self, pattern: str) -> int:
         """Return how many different numbers the pattern's group takes over all names."""
         return len({match[1] for name in self.tensors if (match := re.match(pattern, name))})
+
+    @contextmanager
+    def taken_for(self, network: str) -> Iterator[None]:
+        """Say of an InputError inside which file is not this network."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.path} is not {network}: {error}") from None
 
     def reject_unread(self) -> None:
         """Raise InputError, naming the first, where tensors were not read."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from torch.nn.functional import linear, silu
 
+from safemax.diffusion import schedules
 from safemax.diffusion.convert.tensors import Source, Tensors
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.networks.architectures import DDPM
@@ -46,13 +47,10 @@ def from_tensors(source: Source, class_names: tuple[str, ...], *, size: int = 32
     halvings = 2 ** max(source.count(r"down\.(\d+)\.") - 1, 0)
     if size % halvings:
         raise InputError(f"size = {size} is not divisible by {halvings}, as the levels of {source.path} need")
-    try:
+    with source.taken_for("the official U-Net"):
         denoiser = UNet2DModel(**_config(source, len(class_names), size))
         denoiser.load_state_dict(_translated(source, denoiser))
-    except InputError as error:
-        raise InputError(f"{source.path} is not the official U-Net: {error}") from None
-    schedule = DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, clip_sample=False)
-    return Diffusion(denoiser, schedule, class_names).eval()
+    return Diffusion(denoiser, schedules.named("linear"), class_names).eval()
 
 
 def _channels(source: Source, name: str) -> tuple[int, int]:
