@@ -69,11 +69,13 @@ def connected(options: WorkerOptions) -> Iterator[None]:
 def _connect(ray: ModuleType, options: WorkerOptions, place: str) -> None:
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "safemax"}
     if options.cluster == NONE:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        ray.init(
-            address="local", num_cpus=cores, include_dashboard=False, object_store_memory=_STORE_BYTES,
-            _temp_dir=place, **shared,
-        )  # fmt: skip
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # Inherited: a runtime_env of the same variables would not use the workers that Ray starts with the cluster.
+        with _inherited(environment(threads_for(options, [{"CPU": cores}]), local=True)):
+            ray.init(
+                address="local", num_cpus=cores, include_dashboard=False, object_store_memory=_STORE_BYTES,
+                _temp_dir=place, **shared,
+            )  # fmt: skip
         return
     try:
         ray.init(address=options.cluster, **shared)
@@ -85,6 +87,20 @@ def _connect(ray: ModuleType, options: WorkerOptions, place: str) -> None:
         hint = "; `ray start --head` starts one" if options.cluster == AUTO else ""
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cluster = {options.cluster} cannot be reached{hint}: {reason}") from error
+
+
+@contextmanager
+def _inherited(variables: dict[str, str]) -> Iterator[None]:
+    """Give the processes that are started inside these variables of the environment."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def gpus_for(options: WorkerOptions, device: str, nodes: list[dict[str, float]]) -> float:

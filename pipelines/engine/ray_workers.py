@@ -110,11 +110,12 @@ class RayWorkers:
         if self._options.cluster != NONE:
             self._start_facts["marker"] = str(self._closing.enter_context(_Marker()))
         cores = sum(each.get("CPU", 0) for each in nodes)
-        environment = ray_cluster.environment(threads, local=self._options.cluster == NONE)
+        is_local = self._options.cluster == NONE  # then the workers inherited their environment
+        runtime = {} if is_local else {"env_vars": ray_cluster.environment(threads, local=False)}
         self._actor = self._ray.remote(RayWorker).options(
             num_cpus=max(_TINY_SHARE, min(1.0, int(1000 * cores / self._options.workers) / 1000)), num_gpus=gpus,
             max_restarts=0, max_task_retries=0, max_concurrency=8, scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": environment},
+            runtime_env=runtime,
         )  # fmt: skip
 
     def _assign(self, requeued: deque[Job], source: Source, on_message: OnMessage) -> bool:
