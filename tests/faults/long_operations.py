@@ -28,14 +28,15 @@ from tests.support.registered_versions import NAME
 
 BASE = f"models:/{NAME}/1"
 _EVALUATION = Evaluation(
-    protocol="custom", sampler_steps=2, forget_samples=6, retain_samples=6, second_samples=5, evaluation_seed=0
+    protocol="custom", sampler_steps=2, forget_samples=6, retain_samples=6, second_samples=5, user_samples=0
 )
 _JUDGING = JudgeConfig(judge_steps=5, reject_judges=1)
 _DATA = "data"  # a folder of images, in the working directory
 _COMPARED = [
     *(f"--data={_DATA}", f"--model={BASE}", f"--name={NAME}", "--classes=a", "--steps=2", "--batch-size=8"),
     *("--gold-steps=2", "--device=cpu", "--protocol=custom", "--sampler-steps=2"),
-    *("--forget-samples=6", "--retain-samples=6", "--second-samples=5", "--judge-steps=5", "--reject-judges=1"),
+    *("--forget-samples=6", "--retain-samples=6", "--second-samples=5", "--user-samples=0"),
+    *("--judge-steps=5", "--reject-judges=1"),
 ]
 
 
