@@ -1,6 +1,6 @@
 """What corrections of digits keep under diffusers' DDIM as it comes, which clips x0 and keeps the noise: by method and weight.
 
-python -m benchmarks.clipped_ddim --classes=0,8             a correction of each variant and class; six minutes each on a core
+python -m benchmarks.clipped_ddim --classes=0,8             a correction of each variant and class; two minutes each on a core
 python -m benchmarks.clipped_ddim --classes=0,8 --seeds=3   three corrections of each
 """
 

@@ -19,6 +19,9 @@ FLAGS = (
 )
 PATIENCE = 90  # seconds for a page on a busy machine
 SHOTS = "SAFEMAX_SCREENSHOTS"  # a folder: the pictures of README and docs are made there
+_FOLDER = (
+    Path(os.environ[SHOTS]).absolute() if SHOTS in os.environ else None
+)  # before a test changes the working directory
 
 
 @contextlib.contextmanager
@@ -103,9 +106,9 @@ class Reader:
 
     def keeps(self, name: str) -> None:
         """Take a screenshot, where screenshots are asked for."""
-        if folder := os.environ.get(SHOTS):
+        if _FOLDER:
             time.sleep(2)
-            path = Path(folder) / f"{name}.png"
+            path = _FOLDER / f"{name}.png"
             self.browser.save_screenshot(str(path))
             Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
