@@ -52,13 +52,13 @@ class SearchOptions(WorkerOptions):
         choices=tuple(OBJECTIVES),
     )
     quality: str = knob(
-        "fid", "distance of retained classes from real ones, the base's subtracted", choices=tuple(QUALITIES)
+        "fid", "distance of retained classes from real images, minus the base's", choices=tuple(QUALITIES)
     )
     accuracy_drop: float = knob(1.0, "points of retained accuracy that a trial may lose", bounds=(0, 100))
     search_sampler: str = knob("tpe", "rule that proposes trials; nsga2 needs more than 100 of them", choices=SAMPLERS)
     search_seed: int = knob(0, "fixes what the sampler proposes", bounds=(0, 2**62))
     prune: bool = knob(
-        True, "end a trial early where three quarters of the others had far better denoising losses by then"
+        True, "end a trial early if three quarters of the others had far better denoising losses at the same step"
     )
     storage: str = knob("auto", "journal file, or postgresql://USER@HOST/DATABASE for several machines")
     study: str = knob("auto", "name of the study; auto makes one from what decides its trials")

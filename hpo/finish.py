@@ -53,8 +53,8 @@ def finish(runner: StudyRunner, stop: StopSignal, minutes: float) -> str:
     preface = _report(runner, members, fresh, winner)
     address = _registered_before(runner, winner)
     if address:
-        runner.run.note(f"{preface}Registered before, as {address}.")
-        print(f"\nregistered before, as {address}")
+        runner.run.note(f"{preface}Already registered as {address}.")
+        print(f"\nalready registered as {address}")
         return address
     address = _register(runner, trials[winner], evaluation, stop, minutes, _provenance(runner, winner, fresh, preface))
     runner.scheduler.study.set_user_attr(f"version of trial {winner}", address)

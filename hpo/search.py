@@ -196,7 +196,7 @@ def _refuse_logged_password(address: str) -> None:
         raise UsageError(
             f"storage = {masked} is not allowed under `mlflow run`, which has just written the password into the parameters of "
             f"run {run_id}: change the password, delete the run (mlflow runs delete --run-id {run_id}, then mlflow gc), and put "
-            "the new one into PGPASSWORD or ~/.pgpass"
+            "the new password into PGPASSWORD or ~/.pgpass"
         )
 
 

@@ -54,9 +54,7 @@ class AttackOptions:
     )
     name: str = knob("auto", "experiment; auto is DATA-ddpm")
     attacks: str = knob("all", f"of {', '.join(attacks.available())}, separated by commas")
-    attack_samples: int = knob(
-        80, "images of each trial; 80 give a share to within 11 points or better", bounds=(10, 100_000)
-    )
+    attack_samples: int = knob(80, "images of each trial; 80 give a share to within 11 points", bounds=(10, 100_000))
     attack_seed: int = knob(0, "fixes the attacks", bounds=(0, 2**62))
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from pipelines import tracking
 from pipelines.cli.parser import parse
 from safemax.errors import unknown
 from safemax.knobs import check, knob
+from safemax.reports.numbers import counted
 from safemax.storage import cache as storage
 from safemax.storage import cache_contents
 from safemax.storage.cache_contents import PURPOSES, UNKNOWN, Piece
@@ -64,7 +65,7 @@ def cache(argv: Sequence[str]) -> None:
     """List and free by the command line's parameters."""
     options: CacheOptions = parse("python -m pipelines.cache", __doc__ or "", PARAMETERS, argv)["cache"]
     every = cache_contents.pieces()
-    lines = [f"{storage.root().absolute()}: {_megabytes(every)} in {len(every)} pieces", _table(every)]
+    lines = [f"{storage.root().absolute()}: {_megabytes(every)} in {counted(len(every), 'piece')}", _table(every)]
     if options.free != "none":
         lines.append(_free(options.chosen(every), options))
     text = "\n\n".join(line for line in lines if line)
@@ -75,7 +76,7 @@ def cache(argv: Sequence[str]) -> None:
 def _free(chosen: list[Piece], options: CacheOptions) -> str:
     for each in () if options.dry_run else chosen:
         cache_contents.free(each)
-    what = f"{_megabytes(chosen)} in {len(chosen)} pieces not used for {options.days:g} days"
+    what = f"{_megabytes(chosen)} in {counted(len(chosen), 'piece')} not used for {options.days:g} days"
     return f"would free {what}; dry_run=false frees them" if options.dry_run else f"freed {what}"
 
 

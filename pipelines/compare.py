@@ -48,6 +48,7 @@ from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.load import JudgeConfig
 from safemax.methods import validate_steps
+from safemax.reports.numbers import counted
 
 PARAMETERS: dict[str, type] = {
     "comparison": ComparisonOptions,
@@ -127,7 +128,8 @@ def _child(planner: Planner, comparison: Comparison, variant: MethodVariant) -> 
         planner.draw("corrected", comparison.evaluation),
     ]
     options, times = comparison.options, len(comparison.classes) * comparison.options.seeds
-    does = f"{len(comparison.classes)} classes x {options.seeds} seeds: {parts[-2].does}; {parts[-1].does}"
+    runs = f"{counted(len(comparison.classes), 'class')} x {counted(options.seeds, 'seed')}"
+    does = f"{runs}: {parts[-2].does}; {parts[-1].does}"
     megabytes = times * parts[-1].megabytes
     return Stage(variant.label, does, times * sum(each.minutes for each in parts), megabytes, parallel=options.workers)
 

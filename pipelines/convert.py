@@ -66,19 +66,23 @@ class ConvertOptions:
 
     state_dict: str = knob("", "safetensors file of the official network's state dict")
     open_pickle: bool = knob(
-        False, "state_dict is a pickle of tensors alone, as DiT's .pt, to be opened by torch.load(weights_only=True)"
+        False, "open state_dict with torch.load(weights_only=True), for a pickle of tensors alone such as DiT's .pt"
     )
     vae: str = knob("none", "folder of the AutoencoderKL of a DiT's latents; none for a DiT of images")
-    heads: int = knob(0, "attention heads of a DiT, which its tensors do not show; 0 is as published", bounds=(0, 1024))
+    heads: int = knob(
+        0,
+        "attention heads of a DiT, which its tensors do not show; 0 takes the published number for its width",
+        bounds=(0, 1024),
+    )
     labels: str = knob(
         "none",
-        "JSON of all class names of the network, in label order or as id2label, where the data are of some of them; needs output",
+        "JSON file of all class names of the network, in label order or as id2label, if the data have only some; needs output",
     )
     reference: str = knob(
-        "none", "safetensors file of x_t, t, c (K is the null label) and the official network's eps on them"
+        "none", "safetensors file of x_t, t, c (K is the null label) and the official network's eps for them"
     )
     bin: str = knob(
-        "none", "diffusers folder with weights as .bin, pickles, to be opened by torch.load(weights_only=True)"
+        "none", "diffusers folder with weights as .bin files (pickles), to be opened with torch.load(weights_only=True)"
     )
     output: str = knob("none", "folder to write the model to, instead of registering it; bin needs one")
     name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
@@ -89,14 +93,14 @@ class ConvertOptions:
     def validate(self) -> None:
         """Raise InputError where there is nothing to convert or no place for the result; before any work."""
         if self.bin != "none" and (self.state_dict or self.output == "none"):
-            raise InputError("bin is given with output, a new folder, and without state_dict")
+            raise InputError("bin needs output, a new folder, and is given without state_dict")
         if self.bin != "none" and not Path(self.bin).is_dir():
             raise InputError(f"bin = {self.bin} is not a folder")
         if self.bin == "none" and not self.state_dict:
             raise InputError("state_dict has no value; it is a safetensors file of the official network's state dict")
         if self.labels != "none" and self.output == "none":
             raise InputError(
-                f"labels = {self.labels} is given with output, a new folder: the data are of some classes alone"
+                f"labels = {self.labels} needs output, a new folder: the data have only some of the classes"
             )
         if self.output != "none" and Path(self.output).exists():
             raise InputError(f"output = {self.output} already exists; name a new folder")

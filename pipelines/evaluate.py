@@ -55,7 +55,7 @@ class EvaluateOptions:
         "a folder or an address",
     )
     attack_run: str = knob(
-        "auto", "id of the run that attacked this model; auto is the newest on each version, or none"
+        "auto", "id of a run that attacked this model; auto (the newest one on each version) or none"
     )
     name: str = knob("auto", "experiment; auto is DATA-ddpm")
 

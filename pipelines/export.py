@@ -49,7 +49,7 @@ class ExportOptions:
     def validate(self) -> None:
         """Raise InputError where there is nothing to export or no place for it; before any work."""
         if not model_versions.is_registry_address(self.model):
-            raise InputError(f"model = {self.model} is not a version; models:/NAME@ALIAS or models:/NAME/NUMBER is")
+            raise InputError(f"model = {self.model} is not a version; write models:/NAME@ALIAS or models:/NAME/NUMBER")
         if not self.to:
             raise InputError("to has no value; it is a new folder to write to")
         if Path(self.to).exists():
@@ -91,5 +91,7 @@ def push(folder: Path, repository: str) -> None:
         hub.create_repo(repository, private=True, exist_ok=True)
         where = hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Exported by safemax")
     except Exception as error:  # the hub client raises by transport: network, token, rights
-        raise InputError(f"push = {repository}: {str(error).splitlines()[0]}; the folder {folder} is whole") from error
+        raise InputError(
+            f"push = {repository}: {str(error).splitlines()[0]}; the folder {folder} is complete"
+        ) from error
     print(f"uploaded to {where}")

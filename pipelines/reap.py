@@ -34,7 +34,9 @@ from safemax.knobs import check, knob
 class ReapOptions:
     """Which runs are ended."""
 
-    unclaimed_minutes: float = knob(60.0, "age at which a run that no process has joined is ended", bounds=(1, 1e6))
+    unclaimed_minutes: float = knob(
+        60.0, "age in minutes at which a run that no process has joined is ended", bounds=(1, 1e6)
+    )
     dead_run: str = knob("", "id of a run whose process you know to be dead, although this machine cannot tell")
     dry_run: bool = knob(False, "show what would happen, change nothing")
 

@@ -33,12 +33,12 @@ class ServeOptions:
 
     model: str = knob("models:/digits-ddpm@champion", "version to serve: models:/NAME@ALIAS or models:/NAME/VERSION")
     port: int = knob(5001, "port", bounds=(1, 65535))
-    host: str = knob("127.0.0.1", "interface; anyone who reaches it may ask for images")
+    host: str = knob("127.0.0.1", "network interface to listen on; anyone who reaches it may ask for images")
 
     def __post_init__(self) -> None:
         check(self)
         if not model_versions.is_registry_address(self.model):
-            allowed = "only a version in the registry can be held against its digest: models:/NAME@ALIAS"
+            allowed = "only a version in the registry can be checked against its digest: models:/NAME@ALIAS"
             raise InputError(f"model = {self.model} is not allowed; {allowed}")
 
 
@@ -63,7 +63,8 @@ def serve(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     die_with_parent()
     print(
-        f"{address} is what was registered; serving it at http://{options.host}:{options.port}/invocations", flush=True
+        f"{address} matches what was registered; serving it at http://{options.host}:{options.port}/invocations",
+        flush=True,
     )
     with subprocess.Popen(words, env=environment, cwd=version.parent) as server:
         try:

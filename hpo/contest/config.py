@@ -40,7 +40,7 @@ class ContestOptions(WorkerOptions):
     tune: int = knob(20, "trials of each method's search; 0 measures the defaults alone", bounds=(0, 10_000))
     rows: int = knob(
         76_800,
-        "rows through the denoiser in the steps of each correction, of a trial too: 300 steps of 256 rows",
+        "training rows of each correction and of each trial; the default is 300 steps of 256 rows",
         bounds=(1, 1_000_000_000),
     )
     classes: str = knob("0,3,8", "classes of the report, forgotten one at a time, by name or index")
@@ -139,7 +139,7 @@ class Contest:
         """
         if Path(self.network.architecture).is_dir():
             raise InputError(
-                f"architecture = {self.network.architecture} is not allowed: a contest's gold models never saw the class, so "
+                f"architecture = {self.network.architecture} is not allowed: a contest's gold models must never see the class, so "
                 "they begin untrained; name an architecture"
             )
         diffusion = self.network.create(dataset, 0)

@@ -50,10 +50,10 @@ _HEADER = """\
 #
 #     mlflow run . --env-manager local --experiment-name digits-ddpm -e safemax -P forget=3 -P lambda=0.5
 #
-# An entry point declares the parameters that people change most. Every other one of its command passes too: -P seed=1.
-# `safemax NAME --help` lists them all. A wrong name or value ends in one line, status 2.
-# auto: not given, so that a file's (-P config=FILE.yaml) or a preset's value holds, or the default, which begins the comment;
-# where it does not, the method has a default of its own, or, for data, the model that is corrected. A value that you give wins.
+# An entry point declares the parameters that people change most. Its command also accepts all its others: -P seed=1.
+# `safemax NAME --help` lists them all. A wrong name or value ends with one line and status 2.
+# auto means not given: then the value of a file (-P config=FILE.yaml) or of a preset holds, else the default. A comment begins
+# with the default, unless the method has its own or, for data, the corrected model decides. A value that you give always wins.
 # MLflow quotes values itself. exec and the launcher's process id let a stop of `mlflow run` reach the pipeline.
 name: safemax
 conda_env: conda.yaml

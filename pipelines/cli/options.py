@@ -97,7 +97,7 @@ class ModelOptions:
         "none", "of a text model: CSV file of prompts (columns prompt, name, role and images) that name its classes"
     )
     concept_images: int = knob(
-        200, "images that the model draws of each concept that has none, where no data are given", bounds=(10, 100_000)
+        200, "images that the model draws of each concept without images, where no data are given", bounds=(10, 100_000)
     )
 
     def __post_init__(self) -> None:

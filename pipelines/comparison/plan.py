@@ -48,7 +48,7 @@ class ComparisonOptions(WorkerOptions):
     seeds: int = knob(1, "runs of each method and class, with the training seeds 0, 1, ...", bounds=(1, 1000))
     steps: int = knob(0, "optimizer steps of every method; 0 takes each method's own", bounds=(0, 10_000_000))
     batch_size: int = knob(0, "rows of a step of every method; 0 takes each method's own", bounds=(0, 1_000_000))
-    overrides: str = knob("", "knobs of one method, its training's too: salun.mask_ratio=0.3,salun.lr=1e-5")
+    overrides: str = knob("", "knobs of one method or of its training: salun.mask_ratio=0.3,salun.lr=1e-5")
     gold: bool = knob(True, "compare with a gold model too: trained without the class, made once, then cached")
     gold_steps: int = knob(0, "steps to train it; 0 takes as many as the base was trained", bounds=(0, 10_000_000))
     ablation: bool = knob(False, "make Figure 3 too: SAFEMax on the first class, over lambda")

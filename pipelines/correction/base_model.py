@@ -42,13 +42,13 @@ class NetworkOptions:
     architecture: str = knob(
         "auto",
         "small, medium, deep (4 levels), ddpm (the paper's, 35.75 M parameters), dit (a transformer), or the folder of a model "
-        "to train further; auto is small to 16 pixels, ddpm at 32, else medium to 39 and deep to 64",
+        "to train further; auto is small up to 16 pixels, medium up to 39, deep from 40 to 64, and ddpm at 32 and above 64",
     )
     name: str = knob("auto", "registered model and experiment; auto is DATA-ddpm")
     null_drop: float = knob(0.1, "share of rows given the null label, which guidance needs", bounds=(0, 1))
     min_snr_gamma: float = knob(
         0.0,
-        "gamma of min-SNR weighting of the steps t, 5 in its paper; 0 weighs all alike",
+        "gamma of min-SNR weighting of the steps t, 5 in its paper; 0 weights all equally",
         bounds=(0, 1e6),
         added=True,
     )
@@ -169,7 +169,8 @@ def _cost(diffusion: Diffusion, training: Training) -> str:
     minutes = 60 * cost.training_hours(training.steps, training.batch_size)
     return (
         f"architecture {diffusion.architecture} for {side}x{side} images: {cost.parameters / 1e6:.2f} M parameters; "
-        f"{training.steps} steps of {training.batch_size} rows take about {duration(minutes)} on a CPU, and a hundredth on a GPU"
+        f"{training.steps} steps of {training.batch_size} rows take about {duration(minutes)} on a CPU, and a hundredth "
+        "of that on a GPU"
     )
 
 

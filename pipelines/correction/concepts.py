@@ -42,7 +42,7 @@ def data_of(arguments: Arguments) -> DataOptions:
         return data
     if options.model == "base":
         raise InputError(
-            "concepts without data are those of a model to be named: model = FOLDER or a hub id; data = their images"
+            "concepts without data need a model to draw their images: model = FOLDER or a hub id; or give the images as data"
         )
     table = tables.read(Path(options.concepts))
     missing = [name for name in table.names if name not in table.images]

@@ -47,7 +47,7 @@ class GoldOptions:
 
     gold: str = knob(
         "train",
-        "model that never saw the classes: train (once, as the base was, then kept), kept (if it was trained), none, "
+        "model that never saw the classes: train (once, as the base was, then kept), kept (if there is one), none, "
         "a folder or models:/NAME/VERSION",
     )
     gold_steps: int = knob(0, "steps to train it; 0 takes as many as the base was trained", bounds=(0, 10_000_000))
@@ -173,8 +173,8 @@ def check_recipe(base: str | None, steps: int) -> None:
     recipe = recipe_of(base, steps)
     if not steps and (base is None or not _trained(_recorded(base))):
         note(
-            f"nothing records how {base or 'the model'} was trained: its gold model is trained by the defaults, "
-            f"{recipe.training.steps} steps; gold_steps=N takes N, gold=none goes without"
+            f"nothing records how {base or 'the model'} was trained: its gold model is trained with the defaults, "
+            f"{recipe.training.steps} steps; gold_steps=N trains it N steps, gold=none does without it"
         )
 
 
@@ -187,9 +187,9 @@ def _as_base(base: str | None, steps: int = 0) -> tuple[Training, float, float]:
     names = _trained(params)
     if START in params and not steps:
         raise TrainedFurther(
-            f"{base} was trained {params.get('train.steps', 'some')} steps further from {params[START]}, and how long that had "
-            "been trained is not recorded: gold_steps=N trains the gold model N steps, of both trainings; gold=none goes "
-            "without a gold model, gold=FOLDER takes another"
+            f"{base} was trained {params.get('train.steps', 'some')} steps further from {params[START]}, whose own training is not "
+            "recorded: gold_steps=N trains the gold model N steps, for both trainings together; gold=none does without a gold "
+            "model, gold=FOLDER takes another"
         )
     try:
         recorded: dict[str, Any] = {name: _value(params[f"train.{name}"], getattr(default, name)) for name in names}

@@ -69,12 +69,14 @@ def ready(
     if not model_versions.is_registry_address(address) and _is_part_of(dataset.class_names, diffusion):
         diffusion = whole.for_classes(dataset.class_names)
         rest = whole.num_classes - diffusion.num_classes
-        print(f"the model's other {rest} classes have no images in data = {dataset.name}: not trained on, not measured")
+        print(
+            f"the model's other {rest} classes have no images in data = {dataset.name}: they are neither trained on nor measured"
+        )
     lineage.agree_on_classes(diffusion, dataset)
     fitted = fitting(diffusion, dataset, evaluation, forget, trainings, lineage.forgotten(address))
     if schedule != "auto" or prompts or diffusion is not whole or diffusion.has_null != had_null:
         address = str(_completed(diffusion))
-        print(f"the model was completed in {address}")
+        print(f"the completed model is in {address}")
     return Source(address, fitted)
 
 

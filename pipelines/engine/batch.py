@@ -69,7 +69,7 @@ class Batches:
         if message["kind"] == "died":
             self.deaths.append(f"{self.name_of(spec)}: {message['reason']}")
             self.on_death(self.deaths)
-            return f"{message['reason']}; another worker goes on"
+            return f"{message['reason']}; another worker runs it"
         return ""
 
 

@@ -16,14 +16,14 @@ class WorkerOptions:
     """Where jobs run. One worker without a cluster is this process; all others are Ray's."""
 
     workers: int = knob(
-        1, "jobs that run at a time, each in a process of its own; 1 runs them in this one", bounds=(1, 4096)
+        1, "jobs that run at a time, each in a process of its own; 1 runs them in this process", bounds=(1, 4096)
     )
     gpus_per_worker: float = knob(
         1.0, "GPUs of each worker where there are any; 0.5 lets two workers share one", bounds=(0.01, 64)
     )
     cluster: str = knob(
         NONE,
-        "machines of the workers: none (this one), auto (the Ray cluster of this one) or ray://HOST:10001",
+        "machines of the workers: none (this one), auto (the Ray cluster that this one is in) or ray://HOST:10001",
         takes_auto=True,
     )
 

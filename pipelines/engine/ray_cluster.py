@@ -122,7 +122,7 @@ def gpus_for(options: WorkerOptions, device: str, nodes: list[dict[str, float]])
     if options.workers > fit:
         raise InputError(
             f"workers = {options.workers} with gpus_per_worker = {share:g} need more than the {sum(counts)} GPUs that there "
-            f"are, which are enough for {fit}; use fewer workers, or a smaller gpus_per_worker"
+            f"are; they are enough for {fit}; use fewer workers, or a smaller gpus_per_worker"
         )
     return share
 

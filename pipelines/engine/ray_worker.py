@@ -111,7 +111,9 @@ class RayWorker:
     def _validate(self) -> None:
         start, host = self._start, socket.gethostname()
         if tree_digest() != start["code"]:
-            raise InputError(f"{host} has other code or another torch than the driver; install the same version there")
+            raise InputError(
+                f"{host} has different code or another version of torch than the driver; install the driver's there"
+            )
         with contextlib.suppress(OSError):  # paths of the command line may be relative
             os.chdir(start["folder"])
         if start["marker"]:

@@ -65,7 +65,7 @@ class CacheFiles:
         """
         for name, content in contents.items():
             if hashlib.sha256(content).hexdigest() != digests[name]:
-                raise InputError(f"{name} came damaged from another machine; the same command sends it again")
+                raise InputError(f"{name} arrived damaged from another machine; the same command sends it again")
         for entry, names in _by_entry(contents).items():
             place = self._path(entry)
             if len(names) == 1 or place.exists():

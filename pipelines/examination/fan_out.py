@@ -59,7 +59,7 @@ class Prepared:
         for what in self.parts:
             if self.result(what).get("judges", jobs.named(own)) != jobs.named(own):
                 raise InputError(
-                    f"{what} was measured by other judges than this machine has; name judge, reject_judge and inception"
+                    f"{what} was measured by judges that this machine does not have; give judge, reject_judge and inception"
                 )
 
     def seconds(self) -> dict[str, float]:
@@ -159,7 +159,9 @@ def prepare(
         InputError: under torchrun, whose processes share the work in another way.
     """
     if number_of_processes() > 1:
-        raise InputError(f"workers = {options.workers}, cluster = {options.cluster} are not for torchrun: use either")
+        raise InputError(
+            f"workers = {options.workers}, cluster = {options.cluster} do not work under torchrun: use one or the other"
+        )
     results: dict[str, Message] = {}
 
     def keep(job: Message, result: Message) -> str:

@@ -33,6 +33,7 @@ from safemax.judges.fitness import recall
 from safemax.judges.load import JudgeConfig, Judges, judges
 from safemax.knobs import check, knob
 from safemax.metrics.intervals import wilson
+from safemax.reports.numbers import counted
 
 # Of one model: images of the classes forgotten last and of each class forgotten earlier, and of each retained class; all of
 # them together at most so many times the first number.
@@ -70,11 +71,13 @@ class RemeasureOptions:
         try:
             dataset = DataOptions(name, self.size).load()
         except InputError as error:
-            raise InputError(f"the data are not at hand to measure again: {error}; {_WITHOUT}") from None
+            raise InputError(f"the data to measure again are not available: {error}; {_WITHOUT}") from None
         stated = str(evidence.get("data_digest"))
         if stated != dataset.digest:
             digests = f"digest {dataset.digest[:12]}, not {stated[:12]}"
-            raise InputError(f"data = {name} is not what the version was corrected with: {digests}; {_WITHOUT}")
+            raise InputError(
+                f"data = {name} is not the data that the version was corrected with: {digests}; {_WITHOUT}"
+            )
         return dataset
 
 
@@ -132,7 +135,7 @@ class Draw:
         """Return what is drawn and what it costs, in a line."""
         per_group, per_class = self.counts
         forgotten = f"{per_group} images each of {'; '.join(self.groups)}"
-        retained = f"{per_class} of each of {len(self.retained)} retained classes"
+        retained = f"{per_class} of each of {counted(len(self.retained), 'retained class')}"
         return f"{forgotten} and {retained}, {self.sampler}, seed {self.seed}: {self.cost:,} denoiser steps"
 
 
@@ -165,7 +168,11 @@ def remeasure(
         *_judges_know(draw, loaded, judge_recall),
     ]
     same = loaded.digest == case.evidence.get("judges_digest")
-    trained = "the very ones of the evidence" if same else "trained here by the evidence's settings, with other weights"
+    trained = (
+        "those of the evidence, with the same weights"
+        if same
+        else "trained here with the evidence's settings, so their weights differ"
+    )
     return applied, f"Measured again: {draw}. The judges are {trained}. {TRUSTED}"
 
 

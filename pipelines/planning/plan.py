@@ -61,7 +61,7 @@ class Plan:
     def text(self) -> str:
         """Return the plan for a terminal."""
         whole = (
-            f"in all about {duration(self.minutes)}, {size(sum(each.megabytes for each in self.stages))} on the disk"
+            f"in all about {duration(self.minutes)}, {size(sum(each.megabytes for each in self.stages))} of disk space"
         )
         parts = [f"{self.title}: {whole}", self.table(), f"Logged: {self.logs}", self.basis]
         return "\n\n".join(textwrap.fill(each, _WIDTH) if "\n" not in each else each for each in parts)

@@ -51,8 +51,8 @@ class Planner:
         """How the minutes were found, in words."""
         drawn, trained = (1000 * each for each in (self.rates.drawn, self.rates.trained))
         return (
-            f"Measured on this machine: {drawn:.2g} ms to draw a row once, {trained:.2g} ms to train one, kept in the "
-            "cache's folder `rates`. Beside other work the same takes longer. Loading, metrics and MLflow take seconds more."
+            f"Measured on this machine: {drawn:.2g} ms for one pass of a row in sampling, {trained:.2g} ms in training; kept in "
+            "the cache's folder `rates`. Other work on the machine slows this down. Loading, metrics and MLflow take seconds more."
         )
 
     @property

@@ -12,7 +12,7 @@ _SHOWN = {
     keys.RECOGNISED: "samples of the forgotten classes recognised as such, %",
     keys.RECOGNISED + keys.HIGH: "upper end of its 95 % interval, %",
     keys.SECOND_RECOGNISED: "the same under the second sampler, %",
-    keys.ACCURACY: "samples of the other classes recognised as such, %",
+    keys.ACCURACY: "samples of the other classes recognised as their own class, %",
     keys.FID_JUDGE: "FID of the other classes, in the judge's features",
 }
 _USE = {
@@ -48,8 +48,8 @@ def card(
         *_method(evidence),
         *_numbers(evidence),
         _example(pipeline, [each["prompt"] for each in prompts if each["name"] not in forgotten], repository),
-        "Nothing in these files refuses a forgotten class: the model is asked as any other is. The numbers are those of the tests "
-        f"that made them, on this version, judged by {_judges(evidence)}. No test proves that a class is gone: other prompts, "
+        "Nothing in these files refuses a request for a forgotten class. The numbers are of the tests named here, made on this "
+        f"version and judged by {_judges(evidence)}. No test proves that a class is gone: other prompts, "
         "fine-tuning or edits of the weights may bring it back. The licence is that of the model that was corrected; it is not "
         "stated here.",
     ]

@@ -196,7 +196,7 @@ def attached(address: str, kind: str) -> bytes | None:
         return None
     about = _attachment(version, kind)
     if about["manifest"] != version.tags.get(MANIFEST):
-        raise InputError(f"evidence {kind} of {address} was measured on other files than the version has")
+        raise InputError(f"evidence {kind} of {address} was measured on files other than the version's")
     with tempfile.TemporaryDirectory() as scratch:
         try:
             content = Path(tracking.store().download_artifacts(about["run"], about["path"], scratch)).read_bytes()

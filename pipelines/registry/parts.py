@@ -62,7 +62,7 @@ def refuse_absent(client: MlflowClient, models: Iterable[str]) -> None:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise InputError(
-                f"the logged model {each}, which holds other parts of this one, was deleted meanwhile"
+                f"the logged model {each}, which holds parts of this one, was deleted in the meantime"
             ) from None
 
 

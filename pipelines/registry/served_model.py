@@ -189,8 +189,8 @@ class ImageModel(PythonModel):
         sampler = Sampler(name, steps, *(params[each] for each in ("guidance_scale", "eta", "clip", "keep_eps")))
         least = self.limits["min_guidance_scale"]
         if self.forgotten and sampler.guidance_scale < least:
-            what = f"guidance_scale = {sampler.guidance_scale:g} is not allowed; of a model that forgot a class it is at least"
-            raise InputError(f"{what} {least:g}, as below 1 its null label, which may still draw that class, has a say")
+            what = f"guidance_scale = {sampler.guidance_scale:g} is not allowed; a model that forgot a class takes at least"
+            raise InputError(f"{what} {least:g}: below 1 its null label contributes, which may still draw that class")
         return sampler
 
 
@@ -214,7 +214,7 @@ def fetch(place: Place, folder: Path) -> None:
             shutil.move(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch), folder)
     except (MlflowException, OSError) as error:
         raise InputError(
-            f"{folder.name} of this version is missing: the logged model {place.model} holds it, which cannot be read at "
+            f"{folder.name} of this version is missing: it is in the logged model {place.model}, which cannot be read at "
             f"{mlflow.get_tracking_uri()}: {str(error).splitlines()[0]}"
         ) from error
 
@@ -228,7 +228,7 @@ def _verify(version: Path) -> None:
         raise InputError(f"{version} holds compiled files that no manifest lists: {', '.join(planted)[:200]}")
     digest, stated = manifest.verify(version, tolerate=LEFT_BY_LOADERS), _registered_digest(version)
     if stated is None:
-        _LOG.warning("%s was held against its own manifest only: the registry could not be asked", version)
+        _LOG.warning("%s was checked against its own manifest only: the registry could not be reached", version)
     elif stated != digest:
         raise InputError(f"{version} is not what was registered: its manifest does not match its tag digest.manifest")
 

@@ -1,4 +1,4 @@
-"""DiMRA: fine-tune for long on data that names nothing that was forgotten, and see whether it returns all the same."""
+"""DiMRA: fine-tune at length on data that never names the forgotten class, and see whether the class returns all the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paraphrase: ask for the class by its other prompts, those of the training and those that were never trained on."""
+"""Paraphrase: ask for the class with its other prompts, both those trained on and those never trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Relearn: fine-tune on a few images of the class, or on none of it, and measure how soon it returns."""
+"""Relearn: fine-tune on a few images of the class, or on none, and measure how soon the class returns."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ def _generator(seed: int, *streams: int) -> torch.Generator:
 
 def _check_size(name: str, size: int, classes: tuple[int, ...], world: int) -> None:
     if size < 0:
-        raise InputError(f"{name} = {size} is not allowed; {name} is a number of rows of at least 0")
+        raise InputError(f"{name} = {size} is not allowed; {name} is a number of rows, at least 0")
     if size % world:
         raise InputError(f"{name} = {size} is not allowed with {world} processes; {name} must be a multiple of {world}")
     if size and not classes:

@@ -123,7 +123,7 @@ def label_meaning(class_names: Sequence[str]) -> str:
     """
     numbers = [as_number(name) for name in class_names]
     if numbers == list(range(len(numbers))):
-        return f"its labels 0 to {len(numbers) - 1} are taken for the classes of these numbers"
+        return f"its labels 0 to {len(numbers) - 1} are read as the classes of these numbers"
     if set(numbers) == set(range(len(numbers))):
         k = next(k for k, number in enumerate(numbers) if k != number)
         raise InputError(
@@ -131,4 +131,4 @@ def label_meaning(class_names: Sequence[str]) -> str:
             "classes; sort the names of the data by value, or write class_names into the model's model_index.json"
         )
     shown = [f"{k} is {name}" for k, name in enumerate(class_names[:SHOWN])] + ["..."] * (len(class_names) > SHOWN)
-    return f"its labels are taken for positions in the data's list of classes: {', '.join(shown)}"
+    return f"its labels are read as positions in the data's list of classes: {', '.join(shown)}"

@@ -78,7 +78,7 @@ class Dataset:
         names = tuple(each.replace(",", ";") for each in class_names)
         if len(set(names)) < len(names):
             twice = next(each for each in names if names.count(each) > 1)
-            raise InputError(f"two classes are named {twice!r}; a comma counts as a semicolon; rename one")
+            raise InputError(f"two classes are named {twice!r} (a comma counts as a semicolon); rename one")
         refuse_lookalikes(names)
         return cls(name, train, test, names, looks_natural(train.images), tuple(notes))
 

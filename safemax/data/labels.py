@@ -43,7 +43,9 @@ class LabelValues:
         if isinstance(value, (str, bool)):
             return str(value).lower() if isinstance(value, bool) else value
         if not float(value).is_integer():
-            raise InputError(f"label {value} in {self.place(row)} is not a whole number; choose with label_column=NAME")
+            raise InputError(
+                f"label {value} in {self.place(row)} is not a whole number; choose another column with label_column=NAME"
+            )
         number = int(value)
         if self.type.kind != CLASS:
             return str(number)

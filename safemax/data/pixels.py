@@ -23,7 +23,7 @@ _WHITE_IS_ZERO, _BITS, _PHOTOMETRIC = 0, 258, 262  # TIFF 6.0: BitsPerSample, Ph
 _SIXTEEN_BITS = 65535
 _SLACK = 1e-6  # of the range: 0.1 is a little more in a file of 32-bit floats
 FIRST_FRAME = "hold several frames, of which the first is read"
-BLANK = "have a shape in their transparency alone, which background = {background} hides; the other background shows it"
+BLANK = "show a shape only in their transparency, which background = {background} hides; the other background shows it"
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ FLIPS = (AUTO, "true", "false")
 _DEFAULTS = (AUTO, BACKGROUNDS[0])
 _MIRRORED_TEXT = (
     "the images look like photographs, so training mirrors them, but their classes are named like digits or letters; "
-    "if a mirrored image is of no class, pass flip=false"
+    "if a mirrored image no longer shows its class, pass flip=false"
 )
 _decoded: dict[str, Path] = {}  # files of decoded data by the key under which a worker asks for them
 HUB = {"cifar10": "uoft-cs/cifar10", "fashion_mnist": "zalando-datasets/fashion_mnist", "mnist": "ylecun/mnist"}

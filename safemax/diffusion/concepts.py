@@ -49,7 +49,7 @@ class Concepts:
 def from_template(template: str, names: Sequence[str]) -> Concepts:
     """Return one prompt for each class name, such as "a photo of a {}"; InputError for a template without {}."""
     if template.count("{}") != 1:
-        raise InputError(f"prompt = {template!r} is not allowed; it has the class name's place once, as {{}}")
+        raise InputError(f"prompt = {template!r} is not allowed; it must contain {{}} once, in place of the class name")
     return Concepts(tuple(Prompt(template.replace("{}", name), name) for name in names))
 
 

@@ -146,14 +146,14 @@ def ordered(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
     """
     texts = [_plain(each.text) for each in prompts]
     if twice := next((text for text in texts if texts.count(text) > 1), None):
-        raise InputError(f"the prompt {twice!r} comes twice; a prompt asks for one class")
+        raise InputError(f"the prompt {twice!r} is given twice; a prompt asks for one class")
     if "" in texts:
         raise InputError("an empty prompt is not allowed: it is the null label")
     first = []
     for name in class_names(prompts):
         own = [each for each in prompts if each.name == name and not each.held_out]
         if not own:
-            raise InputError(f"{name!r} has held-out prompts alone; one to train on is needed")
+            raise InputError(f"{name!r} has only held-out prompts; one to train on is needed")
         first.append(own[0])
     return (*first, *(each for each in prompts if each not in first))
 

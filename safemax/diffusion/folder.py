@@ -105,7 +105,7 @@ def _condition(source: str, home: Home, kind: Kind, prompts: Sequence[Prompt]) -
     if not prompts and "prompts" not in home.classes:
         raise InputError(
             f"{source} takes prompts: concepts = FILE.csv names its classes and their prompts, or prompt = "
-            "'a photo of a {}' makes one of each name of the data"
+            "'a photo of a {}' makes one for each class name of the data"
         )
     if prompts:
         return condition.embed(home.folder, prompts)
@@ -120,7 +120,7 @@ def _class_names(source: str, home: Home) -> tuple[str, ...] | None:
     """Return the class names that the index states: ours, or those of id2label, each by its first synonym."""
     names = home.classes.get("class_names")
     if names and not isinstance(names, list):
-        raise InputError(f"{source}: class_names is {names!r}; it is a list of names")
+        raise InputError(f"{source}: class_names is {names!r}; it must be a list of names")
     if names:
         return tuple(map(str, names))
     if not home.synonyms():

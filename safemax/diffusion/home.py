@@ -132,7 +132,9 @@ def write(
 def _copy(home: Home, folder: Path, leave: Sequence[str]) -> None:
     """Copy the components of a pipeline that are not written anew; no pickle is among what is copied."""
     if not home.folder.is_dir():
-        raise InputError(f"{home.folder} is gone, from which the model was read and its other parts are to be copied")
+        raise InputError(
+            f"{home.folder} is gone: the model was read from it, and the other parts must be copied from it"
+        )
     for name in home.components():
         if name in leave:
             continue

@@ -105,10 +105,10 @@ def validate(schedule: DDPMScheduler) -> None:
     alpha_bar = schedule.alphas_cumprod
     if len(alpha_bar) != config.num_train_timesteps:
         raise InputError(
-            f"the schedule has {len(alpha_bar)} betas and num_train_timesteps = {config.num_train_timesteps}"
+            f"the schedule has {len(alpha_bar)} betas but num_train_timesteps = {config.num_train_timesteps}"
         )
     if not (len(alpha_bar) and bool(((alpha_bar > 0) & (alpha_bar < 1)).all()) and bool((alpha_bar.diff() < 0).all())):
-        raise InputError("the schedule's betas make no noise schedule: each must lie between 0 and 1")
+        raise InputError("the schedule's betas are not a noise schedule: each must lie between 0 and 1")
 
 
 def _warn_of_weak_noise(source: str, schedule: DDPMScheduler) -> None:

@@ -31,7 +31,7 @@ def check_enough_images(dataset: Dataset, forget: Sequence[int]) -> None:
     total = sum(counts[k] for k in forget)
     if total <= NEAREST:
         names = ", ".join(dataset.class_names[k] for k in forget)
-        few.append(f"forget = {names} has {total}, of which precision needs {NEAREST + 1}")
+        few.append(f"forget = {names} has {total}; precision needs {NEAREST + 1} of these classes together")
     if few:
         raise InputError(
             f"data = {dataset.name} has too few training images of a class; KID needs {FEWEST} of each: {', '.join(few[:5])}"
@@ -50,9 +50,7 @@ def check_enough_samples(evaluation: Evaluation, classes: ClassSplit, class_name
     drawn = panel_classes.labels(evaluation.retain_classes, class_names, classes.forget)
     forget, retained = len(classes.forget), len({*drawn} & {*classes.retained})
     if not retained:
-        raise InputError(
-            "forget leaves no class to retain of those that are drawn: all the others were forgotten earlier"
-        )
+        raise InputError("forget leaves no drawn class to retain: all the others were forgotten earlier")
     of_forget, of_each = evaluation.counts
     for name, count, fewest, of in (
         ("forget_samples", of_forget, max(FEWEST, forget), f"{forget} classes to forget"),

@@ -36,11 +36,11 @@ def limitations(
     )
     yield _bounded(verdict, metrics)
     yield (
-        "The judges are classifiers trained on the same data; the ensemble is right for "
+        "The judges are classifiers and make mistakes; the ensemble is right for "
         f"{judges['reject']['test_accuracy']:.1f} % of real test images. Whatever all of them misjudge, this page misjudges too."
     )
     yield (
-        "Frechet distance and KID are taken in the features of the plain judge, precision and coverage in those of all: "
+        "Frechet distance and KID use the features of the plain judge, precision and coverage in those of all: "
         "compare them with numbers of the same protocol and judge only."
     )
     if keys.FID_INCEPTION in metrics:

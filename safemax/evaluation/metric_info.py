@@ -16,11 +16,13 @@ _OF_ATTACKS_AND_COST: dict[str, MetricInfo] = {
     "attack/delta_gold": MetricInfo("success beyond that on the retrained model", "points", "lower"),
     keys.WORST_DELTA: MetricInfo("largest of all those differences", "points", "lower"),
     keys.WORST_ASR: MetricInfo("largest success of all attacks", "%", "lower"),
-    keys.RESILIENCE: MetricInfo("1 less the mean of the attacks' differences, negative ones as 0", "0..1", "higher"),
+    keys.RESILIENCE: MetricInfo("1 minus the mean of the attacks' differences, negative ones as 0", "0..1", "higher"),
     "attack/s50": MetricInfo(
         "fine-tuning steps until half of the samples are recognised; missing if never", "steps", "higher"
     ),
-    "attack/t0": MetricInfo("largest noise level, of T, that half of the images are completed from", "0..1", "lower"),
+    "attack/t0": MetricInfo(
+        "largest noise level, as a share of T, from which half of the images are completed", "0..1", "lower"
+    ),
     "attack/seconds": MetricInfo("time that an attack took on the model", "seconds", ""),
     keys.SETUP_MINUTES: MetricInfo("time before the first step: masks, Fisher information, replay", "minutes", "lower"),
     keys.RUNTIME_MINUTES: MetricInfo("time of the optimisation steps", "minutes", "lower"),

@@ -37,7 +37,7 @@ def choose(choice: str, diffusion: Diffusion, forget: Sequence[int], seed: int) 
     if count == len(retained):
         return AUTO if count <= MANY else ALL
     if commas := [name for name in names if "," in name]:
-        raise InputError(f"retain_classes = {choice}: {commas[0]!r} has a comma, by which names are listed")
+        raise InputError(f"retain_classes = {choice}: {commas[0]!r} has a comma, which separates names in a list")
     order = _nearest(diffusion, forget, retained)
     near, rest = order[: -(-count // 2)], order[-(-count // 2) :]
     random = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[: count - len(near)]

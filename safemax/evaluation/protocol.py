@@ -42,13 +42,14 @@ class Evaluation:
     evaluation_seed: int = knob(0, "fixes the samples", bounds=(0, 2**62))
     retain_classes: str = knob(
         "auto",
-        "retained classes that are drawn and judged: auto (all up to 100, else 20), all, a number, of which half are those nearest "
-        "to the forgotten ones by the model's own embeddings, or names",
+        "retained classes that are drawn and judged: auto (all up to 100, else 20), all, names, or a number: half of these are "
+        "the nearest to the forgotten ones by the model's own embeddings",
         added=True,
     )
     panel_hours: float = knob(
         72.0,
-        "hours that drawing one model's images may take, by a pass measured here; more is refused before any work; 0 allows any",
+        "hours that drawing one model's images may take, estimated from one pass on this machine; more is refused before any "
+        "work; 0 allows any",
         bounds=(0, 1e6),
         added=True,
     )

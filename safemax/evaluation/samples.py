@@ -184,7 +184,8 @@ def announce(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluati
     if passes < least:
         return
     hours = _seconds_a_row(diffusion, min(BATCH, images)) * passes / 3600
-    cost = f"sampling {images:,} images takes {passes:,} passes of the network, about {_time(hours)} of one {diffusion.device.type}"
+    took = f"{_time(hours)} on one {diffusion.device.type} device"
+    cost = f"sampling {images:,} images takes {passes:,} passes of the network, about {took}"
     if evaluation.panel_hours and hours > evaluation.panel_hours:
         raise InputError(
             f"{cost}: more than panel_hours = {evaluation.panel_hours:g}; fewer retain_samples or retain_classes, or protocol = "

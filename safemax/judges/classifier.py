@@ -93,7 +93,9 @@ class Ensemble(Judge):
 
     def __init__(self, judges: Sequence[Judge]) -> None:
         if len({judge.answers for judge in judges}) != 1:
-            raise InputError(f"an ensemble needs judges of the same answers, got {[judge.answers for judge in judges]}")
+            raise InputError(
+                f"an ensemble needs judges with the same answers, got {[judge.answers for judge in judges]}"
+            )
         nn.Module.__init__(self)
         first = judges[0]
         self.judges = nn.ModuleList(judges)

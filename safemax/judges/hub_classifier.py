@@ -152,7 +152,7 @@ def preprocessing(folder: Path, image_size: Any) -> tuple[int, Sequence[float], 
     if timm:
         return timm["input_size"][-1], timm["mean"], timm["std"]
     if not (folder / PREPROCESSOR).is_file():
-        raise InputError(f"{PREPROCESSOR} is missing, which says how its pixels are normalised")
+        raise InputError(f"{PREPROCESSOR}, which says how its pixels are normalised, is missing")
     stated = json.loads((folder / PREPROCESSOR).read_text())
     size = stated.get("crop_size" if stated.get("do_center_crop") else "size") or image_size
     side = next(iter(size.values())) if isinstance(size, Mapping) else size
@@ -168,4 +168,4 @@ def _one_line_for_timm() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise InputError("it is a classifier of timm, which is not installed: pip install timm") from error
+        raise InputError("it is a timm classifier, and timm is not installed: pip install timm") from error

@@ -150,7 +150,7 @@ def load_inception(path: str) -> Inception:
         InputError: no such file, not this network's weights, or torch-fidelity is not installed.
     """
     how = (
-        "make the file by safetensors.torch.save_file(torch.load('weights-inception-2015-12-05-6726825d.pth', weights_only=True), "
+        "write it with safetensors.torch.save_file(torch.load('weights-inception-2015-12-05-6726825d.pth', weights_only=True), "
         "'inception.safetensors')"
     )
     try:

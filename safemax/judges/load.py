@@ -39,7 +39,7 @@ class JudgeConfig:
     judge: str = knob(
         "auto",
         "small, whitened, whitened_wide, resnet20 (32, 44, 56, 110), resnet34, a path (weights of a CIFAR ResNet, or a folder of "
-        "transformers, timm or CLIP) or such a hub id; auto fits the image size, and takes the wide one on a GPU",
+        "transformers, timm or CLIP), or the hub id of one; auto fits the image size, and takes the wide one on a GPU",
     )
     judge_steps: int = knob(
         0, "training steps of a judge; 0 takes as many as its architecture needs", bounds=(0, 1_000_000)
@@ -51,8 +51,8 @@ class JudgeConfig:
     reject_judge: str = knob(
         "auto",
         "none_head (small heads on the plain judge), none_head:PATH,PATH (on other judges, which vote more independently), an "
-        "architecture of the ensemble, a path to a saved one, or CLIP by path or hub id, which is asked for none of these by "
-        "prompts; auto is none_head above 16 pixels, else small",
+        "architecture of the ensemble, a path to a saved one, or CLIP by path or hub id, with prompts for none of these; "
+        "auto is none_head above 16 pixels, else small",
     )
     judge_prompt: str = knob(PROMPT, "what CLIP compares an image with, where {} is a class", added=True)
     judge_seed: int = knob(0, "fixes the judges' training", bounds=(0, 2**31))
@@ -65,7 +65,9 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         check(self)
         if "{}" not in self.judge_prompt:
-            raise InputError(f"judge_prompt = {self.judge_prompt!r} is not allowed; {{}} in it stands for a class")
+            raise InputError(
+                f"judge_prompt = {self.judge_prompt!r} is not allowed; it must contain {{}}, in place of a class"
+            )
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,8 @@ class _Training:
         minutes = seconds * (self.total - step) / 60
         return (
             f"judge {self.judge.arch} for {self.dataset.name}: {self.total:,} steps of {self.recipe.batch_size} images, about "
-            f"{minutes:.2g} minutes left on this {self.device.type}; once, then reused; a stop loses at most {SAVE_EVERY:.0f} s"
+            f"{minutes:.2g} minutes left on this {self.device.type}; trained once, then reused; a stop loses at most "
+            f"{SAVE_EVERY:.0f} s"
         )
 
     def _save(self, folder: Path, step: int) -> None:

@@ -102,7 +102,7 @@ def load(folder: Path, class_names: Sequence[str] | None, *, prompt: str, reject
     from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
     if class_names is None:
-        raise InputError("it is told its classes by prompts, but no class names were given")
+        raise InputError("its prompts need class names, but none were given")
     model, report = CLIPModel.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
     )

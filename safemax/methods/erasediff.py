@@ -1,4 +1,4 @@
-"""EraseDiff: retain under the constraint that forgetting is complete, to first order, with an inner loop that is undone."""
+"""EraseDiff: lower the retain loss while forgetting stays complete, a first-order constraint from an inner loop that is undone."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class EraseDiff(Method):
 
     lmbda: float = knob(
         0.1,
-        "weight of the constraint: BOME's eta, or constant (official: 0.1)",
+        "weight of the constraint: BOME's eta, or the constant itself (official: 0.1)",
         bounds=(0, 1e6),
         search=(0.01, 10),
         log=True,

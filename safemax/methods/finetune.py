@@ -29,7 +29,7 @@ class Finetune(Method):
     )
     min_snr_gamma: float = knob(
         0.0,
-        "gamma of min-SNR weighting of the steps t, 5 in its paper; 0 weighs all alike",
+        "gamma of min-SNR weighting of the steps t, 5 in its paper; 0 weights all equally",
         bounds=(0, 1e6),
         added=True,
     )

@@ -1,4 +1,4 @@
-"""Fisher forgetting: add noise to the weights, the more the less a weight matters to the retained classes."""
+"""Fisher forgetting: add noise to the weights, most where a weight matters least to the retained classes."""
 
 from __future__ import annotations
 

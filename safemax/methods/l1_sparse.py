@@ -1,4 +1,4 @@
-"""l1-sparse: fine-tune on the retained classes under a fading L1 penalty, so that what only the forgotten class uses decays."""
+"""l1-sparse: fine-tune on the retained classes under a fading L1 penalty, so that weights only the forgotten class uses decay."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class LookAhead(ExpectedTargets):
         0.0, "decay of psi(t) = exp(-lambda t/T), the distribution of t on forget rows", bounds=(0, 100), search=(0, 5)
     )
     retain_weight: float = knob(
-        10.0, "weight of the retain loss; each forget loss has 1", bounds=(0, 1e6), search=(1, 500), log=True
+        10.0, "weight of the retain loss; each forget loss has weight 1", bounds=(0, 1e6), search=(1, 500), log=True
     )
     ahead_weight: float = knob(
         1.0, "weight of the forget loss after relearning", bounds=(0, 1e6), search=(0.1, 10), log=True

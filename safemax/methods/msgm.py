@@ -1,4 +1,4 @@
-"""MSGM: turn the predicted noise of forget rows at right angles to the true one, and denoise the rest as before."""
+"""MSGM: turn the noise predicted for forget rows orthogonal to the true noise, and denoise the rest as before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MUNBa: forget and retain bargain for the direction of every step, in the closed form of the Nash solution."""
+"""MUNBa: the forget and retain losses bargain over the direction of every step, by the closed form of the Nash solution."""
 
 from __future__ import annotations
 

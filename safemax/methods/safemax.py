@@ -50,7 +50,7 @@ class SAFEMax(Method):
     }
 
     lmbda: float = knob(
-        1.0, "decay of psi(t) = exp(-lambda t/T); 0 weighs all t alike (paper: 1)", bounds=(0, 100), search=(0, 5)
+        1.0, "decay of psi(t) = exp(-lambda t/T); 0 weights all t equally (paper: 1)", bounds=(0, 100), search=(0, 5)
     )
     target: str = knob(
         "independent",

@@ -1,4 +1,4 @@
-"""SCRUB: climb away from a frozen teacher on forget rows and close the distance to it on retain rows, in turn."""
+"""SCRUB: in alternate steps, move away from a frozen teacher on forget rows and back towards it on retain rows."""
 
 from __future__ import annotations
 

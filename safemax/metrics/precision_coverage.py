@@ -14,7 +14,11 @@ from safemax.metrics.intervals import with_interval
 from safemax.metrics.measurement import MAIN, JudgedImages, MetricInfo, PanelMetric, PanelSetting
 
 METRICS = {
-    keys.PRECISION: MetricInfo("samples among the real forgotten class's, for all networks together", "0..1", "lower"),
+    keys.PRECISION: MetricInfo(
+        "samples that lie among real images of the forgotten class, in the features of all networks together",
+        "0..1",
+        "lower",
+    ),
     keys.COVERAGE: MetricInfo("real images of the forgotten class with a sample among them", "0..1", "lower"),
 }
 

@@ -25,7 +25,7 @@ METRICS = {
     keys.WORST_SAMPLER_ACCURACY: MetricInfo("least accuracy of retained classes under any of these samplers", "%", "higher"),
     keys.WORST_SAMPLER_RECOGNISED: MetricInfo("most recognised samples under any of these samplers", "%", "lower"),
     keys.WORST_SAMPLER_LOSS: MetricInfo(
-        "most accuracy of retained classes that the base has and the model has not under the same one of these samplers",
+        "largest loss of accuracy on retained classes against the base, under any one of these samplers",
         "points", "lower",
     ),
 }  # fmt: skip

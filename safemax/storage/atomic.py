@@ -21,7 +21,7 @@ def write_bytes(path: Path, payload: bytes) -> None:
         InputError: a folder has that name.
     """
     if path.is_dir():
-        raise InputError(f"{path} is a folder, where a file is to be written; delete it")
+        raise InputError(f"{path} is a folder, but a file is to be written there; delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:

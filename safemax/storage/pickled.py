@@ -57,7 +57,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
         reason = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else "it is damaged"
         raise InputError(f"{path} is not opened: {reason}") from error
     if not isinstance(content, dict) or not all(isinstance(each, Tensor) for each in content.values()):
-        raise InputError(f"{path} holds no state dict: names and tensors alone")
+        raise InputError(f"{path} holds no state dict, which is names and tensors alone")
     return {name: tensor.clone().contiguous() for name, tensor in content.items()}
 
 

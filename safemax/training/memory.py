@@ -48,7 +48,7 @@ class Need:
             f"a pass of {self.rows} rows": self.activations,
         }
         listed = ", ".join(f"{name} {size / 1e9:.2g} GB" for name, size in parts.items())
-        return f"memory: {listed}: about {self.total / 1e9:.2g} GB, beside what the method holds"
+        return f"memory: {listed}: about {self.total / 1e9:.2g} GB, plus what the method holds"
 
     def validate(self, available: int) -> None:
         """Raise InputError where a device has fewer bytes."""

@@ -133,7 +133,7 @@ class Processes:
             if time.monotonic() - self._since > HANG_MINUTES * 60:
                 print(
                     f"error: {self.name}: step {self._step + 1} has not ended in {HANG_MINUTES:g} minutes; this process or "
-                    "another one hangs; the same command resumes. Where this one is:",
+                    "another one hangs; the same command resumes. This one's stack:",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
                 faulthandler.dump_traceback()

@@ -18,7 +18,7 @@ class Training:
     steps: int = knob(1000, "optimizer steps", bounds=(0, 10_000_000), search=(50, 2000), log=True)
     minutes: float = knob(
         0.0,
-        "minutes of steps to take in place of `steps`, set-up not counted; lr_end is reached as they end; 0 takes `steps`",
+        "minutes to train instead of `steps`, set-up not counted; lr_end is reached at their end; 0 trains for `steps`",
         bounds=(0, 100_000),
         added=True,
     )

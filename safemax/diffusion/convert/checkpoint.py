@@ -37,7 +37,7 @@ def convert(
     if dit.SIGN in source:
         return dit.from_tensors(source, class_names, heads=heads, codec=Codec.load(vae) if vae else None)
     if vae or heads:
-        raise InputError(f"vae and heads are a DiT's, and {path} is not one: {dit.SIGN} is missing")
+        raise InputError(f"vae and heads are for a DiT, which {path} is not: {dit.SIGN} is missing")
     if edm.SIGN in source:
         return edm.from_tensors(source, class_names)
     return unet.from_tensors(source, class_names, size=size)

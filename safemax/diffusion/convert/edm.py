@@ -40,7 +40,7 @@ def from_tensors(source: Source, class_names: tuple[str, ...]) -> Diffusion:
 
 def _config(source: Source, num_classes: int) -> dict[str, object]:
     if "model.map_label.weight" not in source:
-        raise InputError("model.map_label.weight is missing: it is told no class; edm-cifar10-32x32-cond-vp is")
+        raise InputError("model.map_label.weight is missing: it is not told a class, as edm-cifar10-32x32-cond-vp is")
     sides = _sides(source)
     first = f"model.enc.{sides[0]}x{sides[0]}"
     width, channels = source.find(f"{first}_conv.weight", 4).shape[:2]
@@ -66,7 +66,7 @@ def _sides(source: Source) -> list[int]:
     parts = {part[2].partition("x")[0] for part in names if part[:2] == ["model", "enc"] and len(part) > 2}
     sides = sorted((int(part) for part in parts if part.isdigit()), reverse=True)
     if not sides or any(2 * small != large for large, small in zip(sides, sides[1:], strict=False)):
-        raise InputError("model.enc has no levels of sides that halve, such as 32x32 and 16x16")
+        raise InputError("model.enc has no levels whose sides halve, such as 32x32 and 16x16")
     return sides
 
 

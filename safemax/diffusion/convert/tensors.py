@@ -88,6 +88,6 @@ def read(path: Path, *, open_pickle: bool = False) -> Source:
     try:
         return Source(load_file(path), path)
     except (OSError, SafetensorError) as error:
-        hint = "; a pickle of tensors alone is opened by open_pickle = true" if path.suffix in (".pt", ".pth") else ""
+        hint = "; open_pickle = true opens a pickle of tensors alone" if path.suffix in (".pt", ".pth") else ""
         reason = str(error).splitlines()[0]
         raise InputError(f"state_dict = {path} is not a readable safetensors file: {reason}{hint}") from error

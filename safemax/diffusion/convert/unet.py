@@ -69,7 +69,7 @@ def _config(source: Source, num_classes: int, size: int) -> dict[str, object]:
     attends = [source.count(rf"down\.{i}\.attn\.(\d+)\.") > 0 for i in levels]
     if blocks[:1] != (width,):
         raise InputError(
-            f"conv_in.weight has {width} channels, its levels {blocks}; only an equal first one can be converted"
+            f"conv_in.weight has {width} channels, its levels {blocks}; only a first level of the same width can be converted"
         )
     return DDPM | {
         "sample_size": size,

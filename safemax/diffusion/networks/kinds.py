@@ -79,7 +79,7 @@ class LabelUNet(Kind):
         kind = config.get("class_embed_type")
         if kind is not None:
             return (
-                f"cannot be unlearned by class: class_embed_type = {kind} is no table of labels; supported: "
+                f"cannot be unlearned by class: class_embed_type = {kind} is not a table of labels; supported: "
                 "class_embed_type = null with num_class_embeds"
             )
         if not config.get("num_class_embeds"):
@@ -179,7 +179,7 @@ class TextUNet(Kind):
     _FURTHER: ClassVar = ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type", "num_class_embeds")
 
     def refuse(self, config: Config) -> str:
-        nearest = "the nearest that can be unlearned is Stable Diffusion 1 or 2 without further inputs"
+        nearest = "the nearest model that can be unlearned is Stable Diffusion 1 or 2 without further inputs"
         for key in self._FURTHER:
             if config.get(key):
                 return f"needs more than a prompt ({key} = {config[key]}), as Stable Diffusion XL does; {nearest}"
@@ -245,11 +245,11 @@ def validate(denoiser: Any, class_names: tuple[str, ...], condition: Labels | Pr
     config = denoiser.config
     if (config.out_channels or config.in_channels) not in (config.in_channels, 2 * config.in_channels):
         raise InputError(
-            f"a denoiser of {config.in_channels} channels that predicts {config.out_channels} is not supported; as many (eps) "
-            "or twice as many (eps and a variance) are"
+            f"a denoiser that takes {config.in_channels} channels and predicts {config.out_channels} is not supported; it must "
+            "predict as many as it takes (eps) or twice as many (eps and a variance)"
         )
     if not isinstance(config.sample_size, int):
-        raise InputError(f"sample_size {config.sample_size} is not supported; a single side length is")
+        raise InputError(f"sample_size {config.sample_size} is not supported; it must be a single side length")
 
 
 def _validate_labels(denoiser: Any, class_names: tuple[str, ...], condition: Labels | Prompts) -> None:
@@ -261,7 +261,8 @@ def _validate_labels(denoiser: Any, class_names: tuple[str, ...], condition: Lab
         raise InputError("the denoiser has no class embedding (num_class_embeds), so no class of it can be unlearned")
     elif rows != count + 1 and (rows != count or of(denoiser).always_has_null()):
         raise InputError(
-            f"{count} class names do not fit {rows} label embeddings: as many, or one more for the null label, do"
+            f"{count} class names do not fit {rows} label embeddings: there must be one for each name, or one more, for "
+            "the null label"
         )
 
 

@@ -120,7 +120,7 @@ def test_a_template_tells_the_classes_of_the_data(folder: Path) -> None:
 
 def test_concepts_of_no_named_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "letters.csv").write_text(TABLE)
-    with pytest.raises(InputError, match="are those of a model to be named"):
+    with pytest.raises(InputError, match="need a model to draw their images"):
         concepts.data_of(arguments(f"--concepts={tmp_path / 'letters.csv'}"))
 
 

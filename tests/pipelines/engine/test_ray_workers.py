@@ -96,7 +96,7 @@ def test_a_worker_that_cannot_load_or_has_other_code_is_refused(monkeypatch: pyt
     with pytest.raises(InputError, match="number = -1"), opened(-1):
         pass
     monkeypatch.setattr("pipelines.engine.ray_workers.tree_digest", lambda: "another")
-    with pytest.raises(InputError, match="has other code or another torch than the driver"), opened():
+    with pytest.raises(InputError, match="has different code or another version of torch than the driver"), opened():
         pass
 
 
@@ -121,7 +121,7 @@ def test_each_worker_gets_its_gpus(workers: int, share: float, device: str, coun
 )
 def test_fewer_gpus_than_asked_for_are_refused(workers: int, share: float, device: str, counts: list[int]) -> None:
     options = WorkerOptions(workers=workers, gpus_per_worker=share)
-    with pytest.raises(InputError, match="which are enough for"):
+    with pytest.raises(InputError, match="they are enough for"):
         ray_cluster.gpus_for(options, device, [{"GPU": float(n)} for n in counts])
 
 

@@ -146,7 +146,7 @@ def test_data_come_decoded_to_a_machine_that_has_not_got_them(
 
 def test_damaged_bytes_and_names_outside_the_cache_are_refused(tmp_path: Path) -> None:
     files, digest = CacheFiles(tmp_path / "a"), hashlib.sha256(b"x").hexdigest()
-    with pytest.raises(InputError, match="judges/x came damaged from another machine"):
+    with pytest.raises(InputError, match="judges/x arrived damaged from another machine"):
         files.store({"judges/x": b"y"}, {"judges/x": digest})
     for name in ("../x", "judges/../../x", "/etc/x"):
         with pytest.raises(InputError, match="is not below the cache"):

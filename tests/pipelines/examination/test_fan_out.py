@@ -81,7 +81,7 @@ def test_measurements_and_attacks_done_ahead_are_those_of_each_model_alone(
         diffusion = lineage.load(each.address, each.dataset)
         alone = Evaluator.load(each, diffusion, EVALUATION, JUDGING, NO_GOLD, stop)
         done.refuse_other_judges(alone.judges)
-        with pytest.raises(InputError, match="was measured by other judges than this machine has; name judge"):
+        with pytest.raises(InputError, match="was measured by judges that this machine does not have; give judge"):
             done.refuse_other_judges(replace(alone.judges, digest="other"))
         assert alone.measure(each.address, diffusion).metrics == pytest.approx(
             done.metrics()[each.address], rel=1e-6, nan_ok=True

@@ -119,7 +119,7 @@ def test_an_honest_correction_is_measured_again_and_passes(
     printed = capsys.readouterr().out
     # 100 of a, 20 of each of two retained classes, 20 steps, guided: 140 x 20 x 2
     assert "5,600 denoiser steps" in printed.split("models:/tiny-ddpm/2, compared")[0]
-    assert "The judges are the very ones of the evidence." in printed
+    assert "The judges are those of the evidence, with the same weights." in printed
     assert "Not measured again, but taken from the evidence: the base's numbers" in printed
     (move,) = aliases.recorded_moves(NAME, "champion")
     record = json.loads(store.get_model_version(NAME, "2").tags["moved.champion"])
@@ -162,9 +162,9 @@ def test_what_the_evidence_does_not_record_and_data_that_are_not_at_hand_refuse_
     params = whole["parameters"]
     cases: list[tuple[dict[str, Any], str, str]] = [
         ({}, "auto", "data = auto: the evidence names data 'thirds'; give data=FOLDER"),
-        ({}, str(tmp_path / "nowhere"), "the data are not at hand to measure again"),
-        ({}, "digits", "data = digits is not what the version was corrected with: digest"),
-        ({"data_digest": None}, "", "is not what the version was corrected with"),
+        ({}, str(tmp_path / "nowhere"), "the data to measure again are not available"),
+        ({}, "digits", "data = digits is not the data that the version was corrected with: digest"),
+        ({"data_digest": None}, "", "is not the data that the version was corrected with"),
         ({"judging": None}, "", "does not record its judges"),
         ({"judging": {"judge": 1}}, "", "records judges that this version does not know"),
         ({"judging": {"trick": "x"}}, "", "records judges that this version does not know"),

@@ -103,7 +103,7 @@ def test_what_was_done_before_is_kept_and_no_plan_opens_a_run(
     assert "measure model kept" in text["evaluate"]
     assert "gold 0 s train a model that never sees the classes: 3 steps of 8 rows measure gold" in text["evaluate"]
     assert "attack the model, its base, gold" in text["attack"]
-    assert "2 classes x 1 seeds: unlearn: 2 steps of 8 rows" in text["compare"]
+    assert "2 classes x 1 seed: unlearn: 2 steps of 8 rows" in text["compare"]
     assert "3 trials: unlearn: " in text["hpo"]
     assert "2 bases, 0 kept: train the base" in text["contest"]
     assert "3 gold models, 0 kept: train a model that never sees the classes" in text["contest"]

@@ -168,7 +168,7 @@ def test_a_part_that_is_gone_is_named_in_one_line_by_whoever_loads_the_version(
     address = register(mlflow_store, changed(folder, "lora", seed=2))
     (holder,) = {each["model"] for each in held(address)[1]["elsewhere"].values()}  # type: ignore[attr-defined]
     mlflow_store.delete_logged_model(holder)
-    with pytest.raises(InputError, match=f"base_denoiser of this version is missing: the logged model {holder} holds"):
+    with pytest.raises(InputError, match=f"base_denoiser of this version is missing: it is in the logged model {holder}"):
         model_versions.resolve(address)
     with pytest.raises((InputError, MlflowException), match=f"of this version is missing.*{holder}"):
         mlflow.pyfunc.load_model(address)
@@ -200,7 +200,7 @@ def test_a_holder_that_goes_away_during_a_registration_leaves_no_version(
         refuse(client, models)
 
     monkeypatch.setattr(parts, "refuse_absent", deleted_meanwhile)
-    with pytest.raises(InputError, match="was deleted meanwhile"):
+    with pytest.raises(InputError, match="was deleted in the meantime"):
         register(mlflow_store, changed(folder, "all", seed=2))
     assert [str(each.version) for each in mlflow_store.search_model_versions(f"name='{NAME}'")] == ["1"]
 

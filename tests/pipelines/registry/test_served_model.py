@@ -155,8 +155,8 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
         (
             "b",
             {"guidance_scale": scale},
-            f"guidance_scale = {scale:g} is not allowed; of a model that forgot a class it is at least 1, "
-            "as below 1 its null label, which may still draw that class, has a say",
+            f"guidance_scale = {scale:g} is not allowed; a model that forgot a class takes at least 1: "
+            "below 1 its null label contributes, which may still draw that class",
         )
         for scale in (-2.0, 0.0, 0.5)
     ),

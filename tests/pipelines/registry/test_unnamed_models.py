@@ -22,7 +22,7 @@ def unnamed() -> Diffusion:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (("0", "1", "2"), "its labels 0 to 2 are taken for the classes of these numbers"),
+        (("0", "1", "2"), "its labels 0 to 2 are read as the classes of these numbers"),
         (("cat", "dog", "emu"), "positions in the data's list of classes: 0 is cat, 1 is dog, 2 is emu"),
         (("01", "02", "03"), "positions in the data's list of classes: 0 is 01, 1 is 02, 2 is 03"),
     ],

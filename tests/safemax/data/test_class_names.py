@@ -62,7 +62,7 @@ def test_label_k_is_the_folder_named_k(tmp_path: Path) -> None:
 
 
 def test_labels_of_an_unnamed_model_are_numbers_where_the_names_are_0_to_k() -> None:
-    assert label_meaning(("0", "1", "2")) == "its labels 0 to 2 are taken for the classes of these numbers"
+    assert label_meaning(("0", "1", "2")) == "its labels 0 to 2 are read as the classes of these numbers"
     assert "numbers" in label_meaning(("00", "01"))
 
 

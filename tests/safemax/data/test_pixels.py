@@ -92,7 +92,7 @@ def test_a_shape_that_the_ground_hides_is_said(tmp_path: Path) -> None:
     ink = Image.new("LA", (8, 8), (255, 0))
     ink.putalpha(Image.fromarray((RAMP * 36).astype(np.uint8)))
     ink.save(folder / "train" / "cat" / "0.png")
-    assert any("1 of 4 images have a shape" in note for note in load(str(folder)).notes)
+    assert any("1 of 4 images show a shape" in note for note in load(str(folder)).notes)
     assert not load(str(folder), background="black").notes
 
 

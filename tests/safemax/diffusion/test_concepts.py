@@ -41,7 +41,7 @@ def test_a_table_names_classes_prompts_roles_and_images(tmp_path: Path) -> None:
         ("prompt,name,role\na cat,cat,forget\ncats,cat,retain\n", "line 3: 'cat' is both to be forgotten"),
         ("prompt,role\na cat,forget\na dog,forget\n", "2 of 2 classes have the role forget"),
         ("prompt\na cat\na dog\n", "0 of 2 classes have the role forget"),
-        ("prompt,role\na cat,forget\nA  CAT,\n", "'a cat' comes twice"),
+        ("prompt,role\na cat,forget\nA  CAT,\n", "'a cat' is given twice"),
     ],
 )
 def test_a_table_that_says_no_concepts_is_refused_in_one_line(tmp_path: Path, text: str, line: str) -> None:
@@ -60,5 +60,5 @@ def test_a_template_makes_a_prompt_of_each_name() -> None:
         Prompt("a x, drawn", "x"),
         Prompt("a y, drawn", "y"),
     )
-    with pytest.raises(InputError, match="has the class name's place once"):
+    with pytest.raises(InputError, match="must contain {} once, in place of the class name"):
         concepts.from_template("a photo", ("x",))

@@ -165,7 +165,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 def test_what_only_a_dit_has_is_refused_for_another_network(tmp_path: Path) -> None:
     save_file({"conv_in.weight": torch.ones(1)}, tmp_path / "unet.safetensors")
     with pytest.raises(
-        InputError, match="vae and heads are a DiT's, and .* is not one: x_embedder.proj.weight is missing"
+        InputError, match="vae and heads are for a DiT, which .* is not: x_embedder.proj.weight is missing"
     ):
         convert(tmp_path / "unet.safetensors", CLASSES, size=8, heads=4)
 

@@ -201,7 +201,7 @@ def test_it_predicts_eps_alone_and_only_of_a_model_s_schedule() -> None:
     [
         ({"model.enc.8x8_block0.affine.bias": None}, CLASSES, "enc.8x8_block0.affine.bias is missing"),
         ({"model.enc.8x8_block0.extra": torch.ones(1)}, CLASSES, "extra is unexpected"),
-        ({"model.map_label.weight": None}, CLASSES, "map_label.weight is missing: it is told no class"),
+        ({"model.map_label.weight": None}, CLASSES, "map_label.weight is missing: it is not told a class"),
         ({}, ("a", "b"), r"map_label.weight has the shape \(8, 3\), not \(8, 2\)"),
     ],
 )

@@ -173,7 +173,7 @@ def test_a_label_embedding_that_is_no_table_is_refused(tmp_path, kind):
     tiny_models.diffusion().save(tmp_path)
     path = tmp_path / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"class_embed_type": kind}))
-    with pytest.raises(InputError, match=f"class_embed_type = {kind} is no table of labels"):
+    with pytest.raises(InputError, match=f"class_embed_type = {kind} is not a table of labels"):
         Diffusion.load(tmp_path)
 
 

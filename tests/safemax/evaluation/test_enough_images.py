@@ -40,7 +40,7 @@ def test_as_many_as_the_metrics_need_are_enough(counts: tuple[int, ...], forget:
     [
         ((6, 3, 4), (0,), "KID needs 4 of each: b has 3"),
         ((6, 3, 0), (0,), "b has 3, c has 0"),
-        ((5, 4, 4), (0,), "forget = a has 5, of which precision needs 6"),
+        ((5, 4, 4), (0,), "forget = a has 5; precision needs 6"),
         ((3, 2, 4), (0, 1), "forget = a, b has 5"),
     ],
 )
@@ -102,6 +102,6 @@ def test_the_protocols_numbers_are_enough_but_for_no_retained_class() -> None:
         check_enough_samples(Evaluation(name), TWO, "abc")
     with pytest.raises(
         InputError,
-        match="forget leaves no class to retain of those that are drawn: all the others were forgotten earlier",
+        match="forget leaves no drawn class to retain: all the others were forgotten earlier",
     ):
         check_enough_samples(Evaluation(), ClassSplit(forget=(0,), forgotten_earlier=(1,), retained=()), "ab")

@@ -98,7 +98,7 @@ def test_the_cost_is_said_before_and_nothing_is_said_when_all_is_cached(
     assert first.startswith(
         "judges for tiny, trained once, then reused: 1 whitened, 6 steps of 512 images each; 2 none heads"
     )
-    assert "minutes left on this cpu; once, then reused; a stop loses at most 30 s" in said
+    assert "minutes left on this cpu; trained once, then reused; a stop loses at most 30 s" in said
     assert not list((tmp_path / "judges").glob("*-unfinished"))
     judges(large(), config)
     assert capsys.readouterr().err == ""

@@ -80,5 +80,5 @@ def test_what_is_no_state_dict_is_refused(old: Path, tmp_path: Path, content: ob
 
 def test_bin_is_given_with_a_place_for_the_result_alone(old: Path, tmp_path: Path) -> None:
     for argv in ([], ["--state_dict=x", f"--output={tmp_path / 'new'}"]):
-        with pytest.raises(InputError, match="bin is given with output, a new folder, and without state_dict"):
+        with pytest.raises(InputError, match="bin needs output, a new folder, and is given without state_dict"):
             convert([f"--bin={old}", *argv])

@@ -174,7 +174,7 @@ def test_eight_bit_moments_learn_as_those_in_fp32_and_resume_to_the_same_weights
 def test_a_device_of_less_memory_is_refused_with_the_ways_out() -> None:
     need = memory.Need(2_700_000_000, 8_100_000_000, 42_000_000_000, 128)
     assert str(need) == (
-        "memory: weights 2.7 GB, gradients and Adam 8.1 GB, a pass of 128 rows 42 GB: about 53 GB, beside what the method holds"
+        "memory: weights 2.7 GB, gradients and Adam 8.1 GB, a pass of 128 rows 42 GB: about 53 GB, plus what the method holds"
     )
     need.validate(80_000_000_000)
     with pytest.raises(
