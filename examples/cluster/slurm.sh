@@ -1,6 +1,6 @@
 #!/bin/bash
 # A search on two machines of eight GPUs: sbatch examples/cluster/slurm.sh
-# The checkout, its .venv and SAFEMAX_CACHE are on a disk that all machines share. After a time-out the same job goes on.
+# The checkout, its .venv and SAFEMAX_CACHE are on a disk that all machines share. After a time-out the same job resumes.
 #SBATCH --job-name=safemax
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

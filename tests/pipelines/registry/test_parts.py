@@ -168,7 +168,9 @@ def test_a_part_that_is_gone_is_named_in_one_line_by_whoever_loads_the_version(
     address = register(mlflow_store, changed(folder, "lora", seed=2))
     (holder,) = {each["model"] for each in held(address)[1]["elsewhere"].values()}  # type: ignore[attr-defined]
     mlflow_store.delete_logged_model(holder)
-    with pytest.raises(InputError, match=f"base_denoiser of this version is missing: it is in the logged model {holder}"):
+    with pytest.raises(
+        InputError, match=f"base_denoiser of this version is missing: it is in the logged model {holder}"
+    ):
         model_versions.resolve(address)
     with pytest.raises((InputError, MlflowException), match=f"of this version is missing.*{holder}"):
         mlflow.pyfunc.load_model(address)

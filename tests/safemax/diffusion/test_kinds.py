@@ -243,7 +243,7 @@ def test_a_text_model_without_prompts_says_how_to_give_them(folders: dict[str, P
 @pytest.mark.parametrize(
     ("prompts", "line"),
     [
-        ([Prompt("a", "x"), Prompt("A ", "y")], "'a' comes twice"),
+        ([Prompt("a", "x"), Prompt("A ", "y")], "'a' is given twice"),
         ([Prompt("a", "x", held_out=True)], "'x' has only held-out prompts"),
         ([Prompt(" ", "x")], "an empty prompt is not allowed"),
     ],

@@ -101,7 +101,9 @@ def test_none_heads_are_built_on_it(tmp_path: Path) -> None:
 
 
 def test_what_cannot_judge_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"judge_prompt = 'a photo' is not allowed; it must contain \{\}, in place of a class"):
+    with pytest.raises(
+        InputError, match=r"judge_prompt = 'a photo' is not allowed; it must contain \{\}, in place of a class"
+    ):
         JudgeConfig(judge_prompt="a photo")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
