@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import pandas as pd
 import torch
@@ -117,15 +118,20 @@ def dit_hours(gpus: int, options: ScaleOptions) -> tuple[float, float]:
 
     A step is its operations shared by all, then one exchange of the gradients (a ring: twice the bytes of the weights).
     """
-    network = {**DIT, "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72}
-    with torch.device("meta"):
-        small = build("dit", 4, 32, 1000)
-        denoiser = type(small).from_config({**small.config, **network, "patch_size": 2})
-    cost = Cost.of(denoiser, 32, {"class_labels": torch.zeros(1, dtype=torch.int64)})
+    cost = _dit_cost()
     compute = 3 * 256 * cost.operations / (options.tflops * 1e12 * gpus)
     exchange = 2 * 4 * cost.parameters * (gpus - 1) / gpus / (options.link * 1e9)
     hours = 400_000 * (compute + exchange) / 3600
     return hours, hours * gpus
+
+
+@cache
+def _dit_cost() -> Cost:
+    network = {**DIT, "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72}
+    with torch.device("meta"):
+        small = build("dit", 4, 32, 1000)
+        denoiser = type(small).from_config({**small.config, **network, "patch_size": 2})
+    return Cost.of(denoiser, 32, {"class_labels": torch.zeros(1, dtype=torch.int64)})
 
 
 def rows_of(options: ScaleOptions) -> Iterator[dict[str, object]]:

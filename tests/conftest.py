@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from sqlalchemy import Engine, event
 
+from tests.support.little_code import save_model
 from tests.support.store_files import place_artifacts
 
 # Before torch loads: tiny models are fastest on one thread, and idle threads that spin starve whatever else runs.
 for name, value in {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}.items():
     os.environ.setdefault(name, value)
+
+
+@event.listens_for(Engine, "connect")
+def _wait_for_no_disk(connection: Any, _: object) -> None:
+    """Let no commit wait 10 to 30 ms for the disk: what is not synced is lost with the machine, and our kills end processes."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
+
+
+@pytest.fixture
+def little_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let versions carry little of our code, for tests that store many and run the code of none."""
+    monkeypatch.setattr("mlflow.pyfunc.save_model", save_model())
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from safemax.errors import InputError
 from tests.support import tiny_models
 from tests.support.registered_versions import NAME, attacked, register
 
+pytestmark = pytest.mark.usefixtures("little_code")
 MODEL = f"--model={NAME}"
 UNMEASURED = "--remeasure=false"  # the evidence of these versions is invented; test_remeasurement.py measures again
 

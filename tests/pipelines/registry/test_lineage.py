@@ -14,6 +14,7 @@ from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from tests.support import tiny_models
 
+pytestmark = pytest.mark.usefixtures("little_code")
 NAME = "tiny-ddpm"
 
 

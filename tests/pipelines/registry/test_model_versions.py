@@ -123,7 +123,7 @@ def test_paths_and_hub_ids_are_returned_as_they_are(plain: str) -> None:
     assert model_versions.resolve(plain) == Path(plain)
 
 
-def test_one_flipped_bit_in_any_file_is_refused(mlflow_store: MlflowClient) -> None:
+def test_one_flipped_bit_in_any_file_is_refused(mlflow_store: MlflowClient, little_code: None) -> None:
     register(new_run(mlflow_store))
     stored = stored_files(mlflow_store)
     for path in sorted(p for p in stored.rglob("*") if p.is_file() and p.stat().st_size):
