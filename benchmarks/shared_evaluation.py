@@ -22,7 +22,8 @@ import torch
 
 import safemax
 from benchmarks import tables
-from safemax.diffusion import sampling, team
+from pipelines.engine.shared_draws import EXAMINING
+from safemax.diffusion import team
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
@@ -47,7 +48,7 @@ def evaluate(rank: int, world: int, port: int, model: str, answer: Path) -> None
     clock, cpu = time.perf_counter(), time.process_time()
     metrics = {}
     if rank:
-        team.follow({sampling.JOB: sampling.draw_along})
+        team.follow(EXAMINING)
     else:
         with team.leading():
             metrics = measure(draw(diffusion, FORGET, DEMO, progress=False), classifiers, real, FORGET)

@@ -128,15 +128,16 @@ class Request:
             "skip": skip,
         }
         started = {} if self.start is None else {"x0": self.start[0], "t0": torch.tensor(self.start[1])}
-        crew.hand_out(JOB, {"labels": self.labels, **started, **crew.model_of(self.diffusion)}, about)
+        model = crew.once("model", self.diffusion.identity(), self.diffusion.save)
+        crew.hand_out(JOB, {"labels": self.labels, **started, **model}, about)
 
 
 def draw_along(crew: team.Team, about: dict[str, Any], told: dict[str, Tensor], device: torch.device) -> None:
     """Draw this process's rows of what the leader draws: the job of a process that follows, by the name JOB."""
     start = (told["x0"], int(told["t0"])) if "x0" in told else None
     request = Request(
-        crew.model_from(told, device), told["labels"], Sampler(**about["sampler"]), about["seed"], about["batch_size"],
-        start=start, decode=about["decode"],
+        crew.kept("model", told, Diffusion.load, device), told["labels"], Sampler(**about["sampler"]), about["seed"],
+        about["batch_size"], start=start, decode=about["decode"],
     )  # fmt: skip
     noise = request._noise()
     for first in request.firsts[about["skip"] :]:

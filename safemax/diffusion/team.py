@@ -21,16 +21,15 @@ from typing import Any, TypeAlias, TypeVar
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from safemax.data import row_share
-from safemax.diffusion.model import Diffusion
 from safemax.storage import cache
 
 T = TypeVar("T")
+Network = TypeVar("Network", bound=nn.Module)
 _PATIENCE = timedelta(days=1)  # others wait while the leader trains a judge
-_POLL_SECONDS = 0.01  # a wait in Python lets signals through
-_MODEL = "model:"
+_POLL_SECONDS = (1e-4, 0.01)  # at first, and where it lasts; a wait in Python lets signals through
 
 _teams: list[Team] = []
 # A piece of work of a process that follows: it gets its team, what was said about the work, its tensors, and its device.
@@ -47,7 +46,7 @@ class Team:
         rank: the index of this process.
         world: their number.
         share: this process's rows of a batch.
-        is_whole: no draw is under way.
+        is_whole: no draw or other shared work is under way.
     """
 
     def __init__(self, *, together: bool = False) -> None:
@@ -55,8 +54,8 @@ class Team:
         self.together, self.share = together, row_share.of_this_process()
         self.rank, self.world = self.share.rank, self.share.world
         self.is_whole = True
-        self._model = ""
-        self._diffusion: Diffusion | None = None
+        self._told: dict[str, str] = {}
+        self._kept: dict[str, Any] = {}
 
     def tell(self, tensors: Mapping[str, Tensor]) -> None:
         """Send tensors from the leader to all others; nothing ends their wait."""
@@ -113,27 +112,36 @@ class Team:
         finally:
             self.together = False
 
-    def model_of(self, diffusion: Diffusion) -> dict[str, Tensor]:
-        """Return the files of the leader's model, to be told; none where the others have it."""
-        identity = diffusion.identity()
-        if identity == self._model:
-            return {}
-        self._model = identity
-        return packed(diffusion.save, _MODEL)
+    def once(self, role: str, identity: str, save: Callable[[str], object]) -> dict[str, Tensor]:
+        """Return the files of what plays a role, to be told; none where the others have it from the last time.
 
-    def model_from(self, tensors: Mapping[str, Tensor], device: torch.device | str) -> Diffusion:
-        """Return the model whose files were told now, or last."""
-        told = unpacked(tensors, Diffusion.load, _MODEL)
+        Args:
+            role: what it is to the others, such as "model"; they keep one of each role.
+            identity: differs where what it computes may differ.
+            save: writes it to a folder.
+        """
+        if self._told.get(role) == identity:
+            return {}
+        self._told[role] = identity
+        return packed(save, f"{role}:")
+
+    def kept(
+        self, role: str, tensors: Mapping[str, Tensor], load: Callable[[str], Network], device: torch.device | str
+    ) -> Network:
+        """Return what plays a role: it was told now, or the last time; see `once`."""
+        told = unpacked(tensors, load, f"{role}:")
         if told is not None:
-            self._diffusion = told.to(device)
-        assert self._diffusion is not None
-        return self._diffusion
+            self._kept[role] = told.to(device)
+        network: Network = self._kept[role]
+        return network
 
     def _broadcast(self, tensor: Tensor) -> None:
         work = dist.broadcast(tensor, src=0, group=self._group, async_op=True)
         assert work is not None
+        pause, longest = _POLL_SECONDS
         while not work.is_completed():  # it may last as long as the leader has other work
-            time.sleep(_POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
         work.wait()  # raises what went wrong
 
 

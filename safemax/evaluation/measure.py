@@ -9,9 +9,8 @@ from torch import Tensor
 
 from safemax import metric_keys as keys
 from safemax import metrics
-from safemax.data.batches import to_float
+from safemax.evaluation import shared_judging
 from safemax.evaluation.samples import Samples
-from safemax.judges.classifier import predict
 from safemax.judges.load import Judges, Reference
 from safemax.metrics.features import of_this_process
 from safemax.metrics.measurement import GOLD, MAIN, JudgedImages, PanelSetting
@@ -85,11 +84,12 @@ def judge_images(
     """
     is_forget = torch.isin(labels, torch.tensor(forget, dtype=torch.int64))
     rows = torch.where(is_forget, is_forget.cumsum(0), (~is_forget).cumsum(0)) - 1
-    for begin in range(0, len(labels), batch_size):
-        part = slice(begin, begin + batch_size)
-        plain, features = predict(judges.plain, to_float(images[part]))
-        reject, reject_features = predict(judges.reject, to_float(images[part]))
-        yield JudgedImages(images[part], labels[part], plain, reject, features, reject_features, rows[part], draw)
+    at_once = batch_size * shared_judging.processes()  # a batch for each of them
+    for begin in range(0, len(labels), at_once):
+        part = slice(begin, begin + at_once)
+        (plain, features), (reject, reject_features) = shared_judging.predict(judges, images[part])
+        whole = JudgedImages(images[part], labels[part], plain, reject, features, reject_features, rows[part], draw)
+        yield from (whole[first : first + batch_size] for first in range(0, len(whole), batch_size))
 
 
 def code_digest() -> str:
@@ -111,7 +111,7 @@ def recognised(samples: Samples, judges: Judges, label: int) -> dict[str, float]
     """
     shares = []
     for images, labels in ((samples.images, samples.labels), (samples.second_images, samples.second_labels)):
-        probs = predict(judges.reject, to_float(images[labels == label]))[0]
+        ((probs, _),) = shared_judging.predict(judges, images[labels == label], ("reject",))
         shares.append(outcome(probs, (label,), len(judges.plain.class_names)))
     main = {f"recognised{end}": shares[0][f"forget{end}"] for end in keys.INTERVAL}
     return {**main, "second_recognised": shares[1]["forget"]}

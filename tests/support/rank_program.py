@@ -16,11 +16,15 @@ from safemax.attacks.guided import Guided
 from safemax.attacks.invert import Invert
 from safemax.attacks.relearn import Relearn
 from safemax.data import row_share
+from safemax.data.batches import to_float
 from safemax.diffusion import sampling, team
 from safemax.diffusion.sampling import Sampler
 from safemax.errors import Stopped
-from safemax.evaluation import shared_attack
-from safemax.judges.classifier import Judge
+from safemax.evaluation import measure as whole_measure
+from safemax.evaluation import shared_attack, shared_judging
+from safemax.evaluation.samples import Samples
+from safemax.judges.classifier import Ensemble, Judge, predict
+from safemax.judges.load import Judges, Reference
 from safemax.methods import create
 from safemax.training import processes
 from safemax.training.devices import accelerator_for
@@ -150,6 +154,65 @@ def attacked() -> dict[str, list[list[int]]]:
         name: shared_attack.run_shared(name, each, tiny_models.diffusion(), setting) for name, each in ATTACKS.items()
     }
     return {name: each.pictures.flatten(1).tolist() for name, each in results.items()}
+
+
+CLIP = {
+    "model": {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8,
+        "patch_size": 4, "projection_dim": 8,
+    },
+    "nones": 2,
+}  # fmt: skip
+
+
+def judge(rank: int, folder: Path) -> dict[str, Any]:
+    """Judge and measure made-up images; rank 1 takes part, and returns how many files of judges came with each job."""
+    torch.set_num_threads(1)
+    accelerator_for(Training(device="cpu"))
+    if not rank:
+        with team.leading():
+            return judged()
+    files = []
+
+    def along(crew: team.Team, about: dict[str, Any], told: dict[str, torch.Tensor], device: torch.device) -> None:
+        files.append(sum(name.startswith("judges:") for name in told))
+        shared_judging.judge_along(crew, about, told, device)
+
+    team.follow({sampling.JOB: sampling.draw_along, shared_judging.JOB: along})
+    return {"files": files}
+
+
+def judged() -> dict[str, Any]:
+    """Return what the judges say of images, of as many before and after a draw and of too few, and the metrics of 1,300 samples."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (2 * shared_judging.LEAST + 1, 1, 8, 8), generator=generator).to(torch.uint8)
+    many, few = judges_of_each_kind()
+    found = [*shared_judging.predict(many, images), *shared_judging.predict(many, images[:9])]
+    sampling.sample(tiny_models.diffusion(), torch.arange(3), DRAWN[0], seed=3)
+    found += shared_judging.predict(many, images, ("reject",))
+    found += shared_judging.predict(few, images)
+    labels = torch.arange(5).repeat(260)
+    drawn = torch.randint(0, 256, (1300, 1, 8, 8), generator=generator).to(torch.uint8)
+    judges, real = made_up_measurements.judges(), labels[:200]
+    features, rejecting = (predict(each, to_float(drawn[-200:]))[1] for each in (judges.plain, judges.reject))
+    metrics = whole_measure.measure(
+        Samples(drawn, labels, drawn[:100], labels[:100]), judges, Reference(features, real, rejecting),
+        made_up_measurements.FORGET,
+    )  # fmt: skip
+    return {"found": [part.flatten().tolist() for each in found for part in each], "metrics": metrics}
+
+
+def judges_of_each_kind() -> tuple[Judges, Judges]:
+    """Return an ensemble on none heads and plain networks with a temperature, and CLIP as both judges; of random weights."""
+    torch.manual_seed(5)
+    names, shape = ("a", "b", "c"), (1, 8, 8)
+    plain = Judge("small", names, shape, pixel_mean=(0.1,), pixel_std=(0.6,))
+    plain.temperature = 3.0
+    reject = Ensemble([Judge(arch, names, shape, reject=True) for arch in ("small-none2", "small")])
+    clips = [Judge("clip", names, shape, reject=True, config=CLIP) for _ in range(2)]
+    for each in clips:
+        torch.nn.init.normal_(each.network.linear.weight)
+    return Judges(plain, reject, {}, "several"), Judges(clips[0], clips[1], {}, "CLIP")
 
 
 def draws() -> list[list[float]]:
