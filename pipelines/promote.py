@@ -21,6 +21,8 @@ import torch
 from pipelines import tracking
 from pipelines.cli.options import AliasOptions, check_model_name
 from pipelines.cli.parser import parse
+from pipelines.engine.shared_draws import follow_draws, shared_draws
+from pipelines.engine.signals import is_follower_rank, stop_on_signals
 from pipelines.examination.remeasurement import RemeasureOptions, differs_from_parent, remeasure
 from pipelines.registry import aliases, gates, model_versions, registration, thresholds
 from safemax.diffusion.model import Diffusion
@@ -55,6 +57,9 @@ PARAMETERS: dict[str, type] = {"alias": AliasOptions, "promotion": PromoteOption
 def promote(argv: Sequence[str]) -> None:
     """Promote by the command line's parameters."""
     chosen = parse("python -m pipelines.promote", __doc__ or "", PARAMETERS, argv)
+    if is_follower_rank():
+        follow_draws(stop_on_signals())
+        return
     options, promotion = chosen["alias"], chosen["promotion"]
     limits = thresholds.read(thresholds.DEFAULT if promotion.gates == "default" else promotion.gates)
     address = model_versions.resolve_alias(promotion.address(options.model))
@@ -69,7 +74,8 @@ def promote(argv: Sequence[str]) -> None:
     with tracking.run(name, experiment=tracking.ADMINISTRATION, params=params, tags={"kind": "promotion"}) as run:
         run.parameters(chosen.record(version=address.rpartition("/")[2]))
         champion = f"models:/{target}/{current}" if current else None
-        passed = _apply_gates(address, champion, limits, chosen["remeasurement"], run)
+        with shared_draws():
+            passed = _apply_gates(address, champion, limits, chosen["remeasurement"], run)
         if options.dry_run:
             print(f"\ndry run: {address} would become {options.alias} of {target} in place of {current or 'none'}")
             return

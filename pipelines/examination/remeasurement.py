@@ -21,14 +21,13 @@ from pipelines.cli.options import DataOptions
 from pipelines.registry import model_versions
 from pipelines.registry.gates import FAIL, MISSING, OFF, PASS, Case, Gate
 from safemax import metric_keys as keys
-from safemax.data.batches import to_float, to_uint8
+from safemax.data.batches import to_uint8
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.errors import InputError
-from safemax.evaluation import panel_classes
+from safemax.evaluation import panel_classes, shared_judging
 from safemax.evaluation.verdict import number
-from safemax.judges.classifier import predict
 from safemax.judges.fitness import recall
 from safemax.judges.load import JudgeConfig, Judges, judges
 from safemax.knobs import check, knob
@@ -160,8 +159,9 @@ def remeasure(
     print(f"measuring again: {draw}", flush=True)
     loaded = judges(dataset, _judge_config(case.evidence), device=str(diffusion.device))
     labels = draw.labels
-    images = to_float(to_uint8(sample(diffusion, labels, draw.sampler, seed=draw.seed, progress=True)))
-    answers = predict(loaded.reject, images)[0].argmax(1).cpu()
+    images = to_uint8(sample(diffusion, labels, draw.sampler, seed=draw.seed, progress=True))
+    ((probs, _),) = shared_judging.predict(loaded, images, ("reject",))
+    answers = probs.argmax(1)
     applied = [
         *_forgotten(case, draw, answers),
         *_retained(case, draw, labels, answers, diffusion.class_names),

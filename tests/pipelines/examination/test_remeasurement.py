@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
+from pipelines import tracking
 from pipelines.examination import remeasurement
 from pipelines.examination.remeasurement import Draw, RemeasureOptions, remeasure
 from pipelines.promote import promote
@@ -29,7 +31,7 @@ from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import cached_samples
 from safemax.judges.load import JudgeConfig, Judges, judges, reference
-from tests.support import tiny_models
+from tests.support import promotion_program, ranks, tiny_models
 from tests.support.registered_versions import NAME, evidence
 
 JUDGING = JudgeConfig(judge_steps=120, reject_judges=1)
@@ -126,6 +128,23 @@ def test_an_honest_correction_is_measured_again_and_passes(
     assert move["to"] == "2"
     assert re.search(r"measured again, a \d+ of 100 recognised, at least \d", record["gates"]), record["gates"]
     assert "judges know a 100 % of real images" in record["gates"]
+
+
+def test_two_processes_measure_again_and_one_of_them_promotes(
+    store: MlflowClient, trained: Trained, tmp_path: Path
+) -> None:
+    register(store, trained.corrected, trained.evidence(trained.corrected, trained.metrics))
+    argv = [f"--model={NAME}", "--version=2", f"--data={trained.data}"]
+    ranks.answers(  # rank 1 ends where rank 0 led it
+        promotion_program.promote, tmp_path / "ranks", argv=argv, environment=dict(os.environ), place=os.getcwd()
+    )
+    (move,) = aliases.recorded_moves(NAME, "champion")
+    assert move["to"] == "2"
+    experiment = store.get_experiment_by_name(tracking.ADMINISTRATION)
+    assert experiment is not None
+    (run,) = store.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert "5,600 denoiser steps" in run.data.tags["mlflow.note.content"]
 
 
 def test_the_forged_base_is_refused(store: MlflowClient, trained: Trained) -> None:
