@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mlflow.entities import Metric, RunTag
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run, RunTag
 from PIL import Image
 
 from pipelines import tracking
@@ -79,8 +80,8 @@ def inherit(run: tracking.Run, earlier: str, children: Mapping[str, Ending | Non
     Args:
         run: the one that continues the study.
         earlier: id of the study's run before; it is closed as KILLED if its status is RUNNING.
-        children: ids of trials' runs, which become children of `run`. One whose status is RUNNING is closed with the given
-            ending, or left alone (None) where its machine is alive.
+        children: ids of trials' runs, which become children of `run`. One whose status is RUNNING, or that failed behind the
+            result of its trial, is closed with the given ending; None leaves it alone, as its machine is alive.
     """
     client = tracking.store()
     run.resumes(earlier)
@@ -88,10 +89,22 @@ def inherit(run: tracking.Run, earlier: str, children: Mapping[str, Ending | Non
         stored = tracking.find_run(each)
         if stored and stored.info.lifecycle_stage != "active":  # deleted since
             continue
-        if stored and ending and stored.info.status == "RUNNING":
-            now = int(time.time() * 1000)
-            metrics = [Metric(key, value, now, 0) for key, value in ending.metrics.items()]
-            client.log_batch(each, metrics=metrics, tags=[RunTag(*tag) for tag in ending.tags.items()])
-            client.set_terminated(each, ending.status)
+        if stored and ending and _is_open(stored, ending):
+            _close(client, stored, ending)
         if stored and each != earlier:
             client.set_tag(each, "mlflow.parentRunId", run.id)
+
+
+def _is_open(stored: Run, ending: Ending) -> bool:
+    """Return whether a run still needs its ending; one that ended in another way says why, unless its trial has a result."""
+    return stored.info.status == "RUNNING" or (ending.status == "FINISHED" != stored.info.status)
+
+
+def _close(client: MlflowClient, stored: Run, ending: Ending) -> None:
+    """Give a run the ending that it should have; where its trial has a result, the reason of a failure behind that goes."""
+    run_id, now = stored.info.run_id, int(time.time() * 1000)
+    metrics = [Metric(key, value, now, 0) for key, value in ending.metrics.items()]
+    client.log_batch(run_id, metrics=metrics, tags=[RunTag(*tag) for tag in ending.tags.items()])
+    if "failure" in stored.data.tags and ending.status == "FINISHED":
+        client.delete_tag(run_id, "failure")
+    client.set_terminated(run_id, ending.status)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")  # safetensors and SQLite raise no OSError
 
 
 class InputError(ValueError):
@@ -37,6 +42,16 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def disk_failure(error: BaseException) -> str | None:
+    """Return in one line how the disk failed: it is full, or refuses to be written; None for an error of another cause."""
+    for each in chain(error):
+        if getattr(each, "errno", None) in _DISK_FULL or any(text in str(each) for text in _DISK_FULL_TEXTS):
+            return f"the disk is full ({each}); free some space, the same command resumes"
+    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
+        return f"{error.filename} cannot be written: {error.strerror}"
+    return None
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> InputError:

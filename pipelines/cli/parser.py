@@ -6,7 +6,6 @@ messages neither name the range nor fit one line.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 from pipelines.cli.parameters import Parameter, UsageError, Value, excerpt, parameters, to_text
 from pipelines.engine import notes, signals
-from safemax.errors import InputError, LostProcessError, NonFiniteError, Stopped, chain, unknown
+from safemax.errors import InputError, LostProcessError, NonFiniteError, Stopped, disk_failure, unknown
 
 Chosen = TypeVar("Chosen")
 Option = tuple[str, str | None]
@@ -29,9 +28,6 @@ NOT_GIVEN = "auto"
 _READING = (
     "Each parameter is shown with its default; --name=auto leaves a parameter at its default or its preset's value."
 )
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")  # safetensors and SQLite raise no OSError
 
 
 class Arguments(dict[str, Any]):
@@ -217,14 +213,12 @@ def _status(entry: Callable[[Sequence[str]], object], argv: Sequence[str]) -> in
 
 def _outside(error: Exception) -> str | None:
     """Return what failed outside this program (disk, permissions, tracking store), or None for a bug of this program."""
-    full = _disk_full(error)
-    if full is not None:
-        return f"the disk is full ({full}); free some space, the same command resumes"
+    failure = disk_failure(error)
+    if failure is not None:
+        return failure
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which this file does not import: it takes seconds
         reason = str(error).splitlines()[0]
         return f"the GPU is out of memory ({reason}); a smaller batch_size, or a larger accumulate, needs less"
-    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
-        return f"{error.filename} cannot be written: {error.strerror}"
     from pipelines import tracking  # imports mlflow, which an error in a parameter need not wait for
 
     return tracking.refusal(error)
@@ -241,14 +235,6 @@ def _name_refused_run(reason: str) -> None:
 def _say(line: str, status: int) -> int:
     print(" ".join(line.split()), file=sys.stderr, flush=True)
     return status
-
-
-def _disk_full(error: BaseException | None) -> BaseException | None:
-    """Return the exception of the chain that reports a full disk, or None."""
-    for each in chain(error):
-        if getattr(each, "errno", None) in _DISK_FULL or any(text in str(each) for text in _DISK_FULL_TEXTS):
-            return each
-    return None
 
 
 def _repeated(name: str) -> UsageError:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from pipelines.engine.signals import StopSignal
-from safemax.errors import InputError, NonFiniteError, Stopped
+from safemax.errors import InputError, NonFiniteError, Stopped, disk_failure
 
 REPORT = "report"  # the one kind of message that is answered
 FINAL = ("done", "pruned", "failed")
@@ -47,7 +47,12 @@ Load = Callable[[Message, StopSignal], WorkerContext]
 def attempt(context: WorkerContext, job: Message, send: Send) -> Message:
     """Do a job and return its last message: done with the result, pruned, or failed with the reason.
 
-    An error that concerns this job alone, out of memory included, must not end the other jobs; Stopped is raised on.
+    An error that concerns this job alone, out of memory included, must not end the other jobs.
+
+    Raises:
+        Stopped: this process was told to stop.
+        OSError: or another error of a disk that is full or cannot be written, which says nothing of this job: every other job
+            would fail by it too.
     """
     try:
         return {"kind": "done", **context.do(job, send)}
@@ -56,6 +61,8 @@ def attempt(context: WorkerContext, job: Message, send: Send) -> Message:
     except Stopped:
         raise
     except Exception as error:
+        if disk_failure(error):
+            raise
         if not isinstance(error, InputError | NonFiniteError):  # the user's own mistake needs no traceback
             traceback.print_exc()
         return {"kind": "failed", "reason": f"{type(error).__name__}: {error}"}

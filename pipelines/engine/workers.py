@@ -51,6 +51,10 @@ class Workers(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
+class _DriverFailed(BaseException):
+    """Carries an error of the driver, such as of the store, through the job that sent it a message: it is not the job's own."""
+
+
 class InProcess:
     """One worker, which is this process."""
 
@@ -74,8 +78,18 @@ class InProcess:
             self.tick()
 
     def _do(self, job: Job, on_message: OnMessage) -> None:
+        def send(message: Message) -> bool:
+            try:
+                return on_message(job, message)
+            except Exception as error:
+                raise _DriverFailed from error
+
         on_message(job, {"kind": "started"})
-        on_message(job, attempt(self._context, job.spec, lambda message: on_message(job, message)))
+        try:
+            ending = attempt(self._context, job.spec, send)
+        except _DriverFailed as failed:
+            raise failed.__cause__ or failed from None
+        on_message(job, ending)
 
 
 def open_workers(

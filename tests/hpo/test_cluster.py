@@ -69,7 +69,9 @@ def test_two_machines_without_a_common_disk_are_sent_what_they_need_and_send_bac
     assert pictures == [f"trial-{number:04d}" for number in range(8)]
     assert not (tmp_path / "driver" / "sources").exists()
     for machine in own:
-        assert [each.name for each in machine.glob("bases/*")] == [each.name for each in (tmp_path / "driver").glob("bases/*")]
+        assert [each.name for each in machine.glob("bases/*")] == [
+            each.name for each in (tmp_path / "driver").glob("bases/*")
+        ]
         assert list(machine.glob("judges/*/*.safetensors"))
         assert list(machine.glob("sources/*/*.safetensors"))
         assert list(machine.glob("studies/*/trial-*/samples.png"))  # it did some of the trials

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,29 @@ def test_the_answer_to_a_report_decides_whether_the_job_is_pruned(answer: bool, 
     done = run(6, {"by": 2, "report": True}, prune=answer)
     assert done.messages[1] == {"kind": "report", "quotient": 3.0}
     assert done.messages[-1]["kind"] == last
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), PermissionError(errno.EACCES, "denied")]
+)
+def test_a_disk_that_fails_is_no_failure_of_the_job(error: OSError) -> None:
+    with pytest.raises(type(error)):
+        attempt(Raises(error), {}, lambda message: False)
+
+
+def test_what_the_driver_cannot_record_ends_the_work_and_is_no_failure_of_the_job() -> None:
+    def on_message(job: Job, message: Message) -> bool:
+        if message["kind"] == "report":
+            raise ConnectionError("the store does not answer")
+        assert message["kind"] == "started"
+        return False
+
+    waiting = deque([Job({"by": 2, "report": True})])
+    with (
+        pytest.raises(ConnectionError, match="the store does not answer"),
+        open_workers(WorkerOptions(), load, Number(6), StopSignal(), nothing) as workers,
+    ):
+        workers.run(lambda: waiting.popleft() if waiting else None, on_message)
 
 
 def test_a_stop_is_no_failure_of_the_job() -> None:
