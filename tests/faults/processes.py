@@ -87,16 +87,14 @@ def _answer(folder: Path, work: Callable[[], Any]) -> int:
 def _spare() -> None:
     """Leave out most of what takes a child's time and passes no point: the pixels of figures, and code beside a version's weights.
 
-    A version carries one of our packages in place of the 170 files of all, as nothing here samples with a version's code. The
-    stores get the same calls, and every file that a version lists is there.
+    Nothing here samples with a version's code. The stores get the same calls, and every file that a version lists is there.
     """
     import mlflow
     from matplotlib.figure import Figure
 
-    import safemax.storage
+    from tests.support import little_code
 
-    save_model, code = mlflow.pyfunc.save_model, list(safemax.storage.__path__)
-    mlflow.pyfunc.save_model = lambda *args, **options: save_model(*args, **options | {"code_paths": code})  # type: ignore[attr-defined]
+    mlflow.pyfunc.save_model = little_code.save_model()  # type: ignore[attr-defined]
     Figure.savefig = _draw_a_pixel  # type: ignore[method-assign, assignment]
 
 

@@ -39,8 +39,9 @@ def tiny_search(shared_folder: Path) -> BuildSearch:
         data = DataOptions(data=str(shared_folder / "data"))
         training = Training(steps=steps, batch_size=8, device="cpu")
         evaluation = Evaluation(
-            protocol="custom", sampler_steps=2, forget_samples=forget_samples, retain_samples=6, second_samples=5
-        )
+            protocol="custom", sampler_steps=2, forget_samples=forget_samples, retain_samples=6, second_samples=5,
+            user_samples=0,
+        )  # fmt: skip
         method, search_options = create("safemax"), replace(SearchOptions(), **given)
         ranges = space.read(search_options.space, method, training, ("steps", "retain_weight"))
         judging = JudgeConfig(judge_steps=5, reject_judges=1)

@@ -26,9 +26,11 @@ from tests.support import ray_clusters, tiny_models
 
 SMALL = [
     "--protocol=custom", "--sampler-steps=2", "--forget-samples=6", "--retain-samples=6", "--second-samples=5",
-    "--judge-steps=5", "--reject-judges=1", "--base-steps=2", "--classes=a", "--tune-classes=b",
+    "--user-samples=0", "--judge-steps=5", "--reject-judges=1", "--base-steps=2", "--classes=a", "--tune-classes=b",
 ]  # fmt: skip
-EVALUATION = Evaluation(protocol="custom", sampler_steps=2, forget_samples=6, retain_samples=6, second_samples=5)
+EVALUATION = Evaluation(
+    protocol="custom", sampler_steps=2, forget_samples=6, retain_samples=6, second_samples=5, user_samples=0
+)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from safemax.errors import InputError, Stopped
 JUDGES = ["--judge-steps=5", "--reject-judges=1"]
 MEASURE = [
     *("--protocol=custom", "--sampler-steps=2", "--forget-samples=8", "--retain-samples=5", "--second-samples=5"),
+    "--user-samples=0",
     *JUDGES,
 ]
 CORRECT = ["--steps=2", "--batch-size=8", *MEASURE]

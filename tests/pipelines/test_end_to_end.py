@@ -33,6 +33,7 @@ from safemax.evaluation.verdict import OUTCOMES
 SMALL = [
     *("--base-steps=3", "--base-batch-size=8", "--steps=2", "--batch-size=8", "--judge-steps=5", "--reject-judges=1"),
     *("--protocol=custom", "--sampler-steps=2", "--forget-samples=8", "--retain-samples=5", "--second-samples=5"),
+    "--user-samples=1",
 ]
 EVALUATION = SMALL[4:]
 
@@ -106,7 +107,7 @@ def test_a_run_records_which_parameters_were_given_and_what_the_others_were(demo
     record = json.loads(Path(path).read_text())
     assert [name for name, each in record.items() if each["source"] == "given"] == [
         *("base_steps", "base_batch_size", "steps", "batch_size", "protocol", "forget_samples", "retain_samples"),
-        *("second_samples", "sampler_steps", "judge_steps", "reject_judges"),
+        *("second_samples", "user_samples", "sampler_steps", "judge_steps", "reject_judges"),
     ]
     assert record["steps"] == {"value": 2, "source": "given"}
     assert record["lambda"] == {"value": 1.0, "source": "default"}

@@ -28,7 +28,8 @@ SA = "selective_amnesia"
 FEW = f"{SA}.fisher_images=4,{SA}.fisher_times=2,{SA}.replay_images=2,{SA}.replay_steps=2"
 SIZES = [
     *("--steps=2", "--batch-size=8", "--gold-steps=2", "--judge-steps=5", "--reject-judges=1", "--protocol=custom"),
-    *("--sampler-steps=2", "--forget-samples=6", "--retain-samples=6", "--second-samples=5", "--device=cpu"),
+    *("--sampler-steps=2", "--forget-samples=6", "--retain-samples=6", "--second-samples=5", "--user-samples=0"),
+    "--device=cpu",
 ]
 
 

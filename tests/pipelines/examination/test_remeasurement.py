@@ -34,8 +34,9 @@ from safemax.judges.load import JudgeConfig, Judges, judges, reference
 from tests.support import promotion_program, ranks, tiny_models
 from tests.support.registered_versions import NAME, evidence
 
+pytestmark = pytest.mark.usefixtures("little_code")
 JUDGING = JudgeConfig(judge_steps=120, reject_judges=1)
-EVALUATION = Evaluation(forget_samples=200, retain_samples=40, second_samples=10)
+EVALUATION = Evaluation(forget_samples=200, retain_samples=40, second_samples=10, user_samples=0)
 
 
 @dataclass(frozen=True)
