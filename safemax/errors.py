@@ -38,9 +38,11 @@ def note(text: str, *, stacklevel: int = 2) -> None:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception, its cause, the cause of that, and so on."""
-    while error is not None:
+    """Yield an exception, its cause, the cause of that, and so on; each once, as Python lets causes run in a circle."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
         yield error
+        seen.append(error)
         error = error.__cause__ or error.__context__
 
 

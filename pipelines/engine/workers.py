@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -52,7 +53,7 @@ class Workers(Protocol):
 
 
 class _DriverFailed(BaseException):
-    """Carries an error of the driver, such as of the store, through the job that sent it a message: it is not the job's own."""
+    """Ends a job in which the driver failed to handle a message, as where its store fails: no `except Exception` catches it."""
 
 
 class InProcess:
@@ -78,17 +79,20 @@ class InProcess:
             self.tick()
 
     def _do(self, job: Job, on_message: OnMessage) -> None:
+        failures: list[Exception] = []
+
         def send(message: Message) -> bool:
             try:
                 return on_message(job, message)
             except Exception as error:
-                raise _DriverFailed from error
+                failures.append(error)
+                raise _DriverFailed from None
 
         on_message(job, {"kind": "started"})
-        try:
+        with suppress(_DriverFailed):
             ending = attempt(self._context, job.spec, send)
-        except _DriverFailed as failed:
-            raise failed.__cause__ or failed from None
+        if failures:
+            raise failures[0]
         on_message(job, ending)
 
 

@@ -40,7 +40,7 @@ def limitations(
         f"{judges['reject']['test_accuracy']:.1f} % of real test images. Whatever all of them misjudge, this page misjudges too."
     )
     yield (
-        "Frechet distance and KID use the features of the plain judge, precision and coverage in those of all: "
+        "Frechet distance and KID use the features of the plain judge, precision and coverage those of all: "
         "compare them with numbers of the same protocol and judge only."
     )
     if keys.FID_INCEPTION in metrics:
