@@ -25,7 +25,8 @@ def test_causes_that_run_in_a_circle_are_each_met_once() -> None:
 )
 def test_a_disk_that_fails_is_said_in_one_line(error: Exception, line: str) -> None:
     said = disk_failure(error)
-    assert said is not None and said.startswith(line)
+    assert said is not None
+    assert said.startswith(line)
     assert "\n" not in said
 
 
