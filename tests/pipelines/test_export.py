@@ -136,7 +136,7 @@ def test_a_pushed_version_arrives_whole_with_its_card_in_a_private_repository(
     assert 'DiTPipeline.from_pretrained("me/pets")' in Hub.files["README.md"].decode()
     assert Hub.asked[0] == "/api/repos/create Bearer hf_of_this_test"
     assert "uploaded to" in capsys.readouterr().out
-    with pytest.raises(InputError, match=rf"push = me/pets: .*; the folder {tmp_path / 'again'} is whole"):
+    with pytest.raises(InputError, match=rf"push = me/pets: .*; the folder {tmp_path / 'again'} is complete"):
         export([f"--model={address}", f"--to={tmp_path / 'again'}", "--push=me/pets"])
 
 

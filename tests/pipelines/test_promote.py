@@ -238,7 +238,7 @@ def test_attacks_are_read_from_the_run_that_made_them_on_this_very_version(
     promote(asked)
     stolen = mlflow_store.get_model_version(NAME, "1").tags["evidence.attacks"]
     mlflow_store.set_model_version_tag(NAME, "2", "evidence.attacks", stolen)
-    with pytest.raises(InputError, match="measured on other files"):
+    with pytest.raises(InputError, match="measured on files other than"):
         promote([MODEL, UNMEASURED, "--version=2", f"--gates={strict}"])
     found.write_text(json.dumps(attacked(0.0)))
     mlflow_store.log_artifact(attack, str(found), "evidence")

@@ -130,7 +130,7 @@ def of_timm(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (without_preprocessing, "preprocessor_config.json is missing"),
+        (without_preprocessing, "preprocessor_config.json, which says how its pixels are normalised, is missing"),
         (of_other_classes, "no class is called 'c'; it has a, b, dog"),
         (of_two_classes_of_a_name, "2 classes are called 'c'"),
         (of_unnamed_classes, "it has 4 classes without names, the data have 3"),
