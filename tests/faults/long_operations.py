@@ -138,7 +138,7 @@ def _runs(client: MlflowClient, condition: str) -> list[Run]:
 
 
 LONG = {
-    "correct": Operation(_base_and_judges, lambda: correct(_correction(1), StopSignal()), _is_corrected),
+    "correct": Operation(_base_and_judges, lambda: correct(_correction(1), StopSignal()), _is_corrected, True),
     "search": Operation(_base_and_context, lambda: search.run(_search(), StopSignal()), _is_searched),
     "compare": Operation(_base_and_caches, lambda: compare.compare([*_COMPARED, "--methods=safemax"]), _is_compared),
 }

@@ -32,11 +32,13 @@ class Operation:
         prepare: makes the state before it.
         act: the command.
         is_done: whether its effect is there, all of it.
+        is_new_each_time: whether the same command has another effect where that is there: a correction makes one more version.
     """
 
     prepare: Callable[[MlflowClient], object]
     act: Callable[[], object]
     is_done: Callable[[MlflowClient], bool]
+    is_new_each_time: bool = False
 
     def run(self) -> int:
         """Run the command as its entry point does and return the exit status."""
