@@ -33,7 +33,11 @@ FEWEST = 40  # points that each of the long operations has at least; the fast su
 # What fell before it was mended, by operation, with the point's first occurrence: the fast suite runs these too.
 MENDED = {
     "reap": [("tracking.create_run", Failure.KILLED_AFTER), ("tracking.update_run_info", Failure.KILLED_AFTER)],
-    "search": [("tracking.set_tag", Failure.KILLED_AFTER)],
+    "search": [
+        ("tracking.set_tag", Failure.KILLED_AFTER),
+        ("file.replace", Failure.FULL),  # of a trial's weights
+        ("tracking.update_run_info", Failure.FULL),  # the end of a trial's run, behind its result
+    ],
     "correct": [("model_registry.create_model_version", Failure.KILLED_AFTER)],
 }
 
