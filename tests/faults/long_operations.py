@@ -76,7 +76,7 @@ def _is_corrected(client: MlflowClient) -> bool:
     return (
         int(client.get_model_version_by_alias(NAME, "candidate").version) == 3
         and _has_finished(client, "correction", f"tags.version = 'models:/{NAME}/3'")
-        and not list(Path("cache/checkpoints").rglob("*"))
+        and not any(each.is_file() for each in Path("cache/checkpoints").rglob("*"))
     )
 
 
