@@ -53,12 +53,18 @@ class BenchmarkOptions:
         return len(self.methods.split(",")) * len(self.classes.split(","))
 
 
-def minutes(options: BenchmarkOptions, workers: int, place: Path) -> dict[str, float]:
-    """Compare with so many workers in a store of its own, and return the minutes of the start and of the children."""
-    model = base_folder(options.model)
-    store = place / f"{workers}-{time.time_ns()}"
+def minutes(options: BenchmarkOptions, model: Path, workers: int, common: Path) -> dict[str, float]:
+    """Compare with so many workers in a store of its own, and return the minutes of the start and of the children.
+
+    Args:
+        options: how much to compare.
+        model: folder of the base.
+        workers: their number.
+        common: the cache that has base and judges; the store comes below it, and has a copy without results.
+    """
+    store = common / "benchmarks" / "comparison" / f"{workers}-{time.time_ns()}"
     no_results = shutil.ignore_patterns("benchmarks", "samples", "checkpoints", "studies")
-    shutil.copytree(cache.root(), store / "cache", ignore=no_results)
+    shutil.copytree(common, store / "cache", ignore=no_results)
     os.environ["SAFEMAX_CACHE"] = str(store / "cache")
     os.chdir(store)
     mlflow.set_tracking_uri(f"sqlite:///{store}/mlflow.db")
@@ -79,15 +85,10 @@ def minutes(options: BenchmarkOptions, workers: int, place: Path) -> dict[str, f
 def benchmark(argv: Sequence[str]) -> None:
     """Measure and write the table."""
     options = parse("python -m benchmarks.comparison", __doc__ or "", {"options": BenchmarkOptions}, argv)["options"]
-    common = str(cache.root().absolute())
-    place = cache.folder("benchmarks").absolute() / "comparison"
-    os.environ["SAFEMAX_CACHE"] = common
-    dataset = load("digits")
+    common, dataset = cache.root().absolute(), load("digits")
     reference(dataset, judges(dataset, JudgeConfig()))
-    found = {}
-    for n in (1, 2):
-        os.environ["SAFEMAX_CACHE"] = common
-        found[n] = minutes(options, n, place)
+    model = base_folder(options.model).absolute()
+    found = {n: minutes(options, model, n, common) for n in (1, 2)}
     rows = [
         {"workers": n, "minutes of children": each["children"], "with the start": sum(each.values())}
         for n, each in found.items()

@@ -110,12 +110,8 @@ def _asked(diffusion: Diffusion, evidence: Mapping[str, Any]) -> tuple[str, ...]
     Who makes a version chooses `retain_classes`: fewer than auto takes must not spare the others the gates.
     """
     parameters, names = evidence.get("parameters"), diffusion.class_names
-    chosen = (
-        parameters.get("eval.retain_classes", panel_classes.AUTO)
-        if isinstance(parameters, Mapping)
-        else panel_classes.AUTO
-    )
-    drawn = panel_classes.labels(str(chosen), names, ())
+    recorded = parameters if isinstance(parameters, Mapping) else {}
+    drawn = panel_classes.labels(str(recorded.get("eval.retain_classes", panel_classes.AUTO)), names, ())
     forgotten = evidence.get("forgotten")
     gone = {str(each) for each in forgotten} if isinstance(forgotten, list) else set()
     retained = {k for k, name in enumerate(names) if name not in gone}

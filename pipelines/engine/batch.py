@@ -83,6 +83,6 @@ def raise_if_stopped(stop: Callable[[], bool], work: str = "") -> Callable[[], N
 
     def tick() -> None:
         if stop():
-            raise Stopped(" ".join(["the same command resumes", *filter(None, [work])]))
+            raise Stopped(f"the same command resumes {work}".rstrip())
 
     return tick

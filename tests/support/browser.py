@@ -19,9 +19,8 @@ FLAGS = (
 )
 PATIENCE = 90  # seconds for a page on a busy machine
 SHOTS = "SAFEMAX_SCREENSHOTS"  # a folder: the pictures of README and docs are made there
-_FOLDER = (
-    Path(os.environ[SHOTS]).absolute() if SHOTS in os.environ else None
-)  # before a test changes the working directory
+# Looked up before a test changes the working directory.
+_FOLDER = Path(os.environ[SHOTS]).absolute() if SHOTS in os.environ else None
 
 
 @contextlib.contextmanager
