@@ -69,6 +69,7 @@ class Diffusion(nn.Module):
         self.denoiser, self.schedule, self.codec, self.home = denoiser, schedule, codec, home
         self.class_names, self.names_are_stated = tuple(class_names), True
         self.moving: tuple[str, ...] = ("",)  # parts of the names of the weights that may move
+        self._listed: list[tuple[str, Parameter]] | None = None
         self.adapters: dict[str, tuple[Tensor, Tensor]] = {}  # that the last training added to weights, by their names
         self.row_noise = ALONE
         self.has_null = kinds.has_null(self.denoiser, self.condition, self.num_classes)
@@ -217,9 +218,23 @@ class Diffusion(nn.Module):
 
     def named_parameters(self, *args: Any, **options: Any) -> Iterator[tuple[str, Parameter]]:
         """Yield the weights that may move, with their names: the denoiser's, or those chosen by safemax.diffusion.weights."""
+        if self._listed is not None and not args and options in ({}, {"recurse": True}):
+            yield from self._listed
+            return
         for name, p in super().named_parameters(*args, **options):
             if not name.startswith("condition.") and any(part in name for part in self.moving):
                 yield name, p
+
+    def choose_weights(self, moving: tuple[str, ...], *, listed: bool) -> None:
+        """Let the weights move whose names contain one of these parts.
+
+        Args:
+            moving: parts of names; "" is in all of them.
+            listed: list them once, until the next choice: methods ask for them several times a step, and to find those of the
+                paper's network takes half a millisecond. The denoiser must not change before.
+        """
+        self.moving, self._listed = moving, None
+        self._listed = list(self.named_parameters()) if listed else None
 
     def null(self, c: Tensor) -> Tensor:
         """Return the null label K in the shape of c; raise InputError where the model has none."""

@@ -35,7 +35,7 @@ def limit(diffusion: Diffusion, choice: str, *, rank: int) -> None:
     if choice == "lora":
         linear = [name for name, each in diffusion.denoiser.named_modules() if isinstance(each, torch.nn.Linear)]
         LoraModel(diffusion.denoiser, LoraConfig(r=rank, lora_alpha=rank, target_modules=linear), "default")
-    diffusion.moving = _parts(diffusion, choice)
+    diffusion.choose_weights(_parts(diffusion, choice), listed=True)
     chosen = {id(p) for p in diffusion.parameters()}
     for p in diffusion.denoiser.parameters():
         p.requires_grad_(id(p) in chosen)
@@ -46,7 +46,7 @@ def release(diffusion: Diffusion) -> None:
     if diffusion.moving == (_ADAPTER,):
         with torch.no_grad():
             diffusion.adapters = _merge(diffusion.denoiser)
-    diffusion.moving = ("",)
+    diffusion.choose_weights(("",), listed=False)
     diffusion.denoiser.requires_grad_(True)
 
 

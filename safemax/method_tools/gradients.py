@@ -71,18 +71,22 @@ def separate(
 
 def add(weights: Sequence[Parameter], gradient: Gradient) -> None:
     """Add a gradient to .grad."""
+    pairs = [(w.grad, each) for w, each in zip(weights, gradient, strict=True) if w.grad is not None]
+    sums = iter(torch._foreach_add(*map(list, zip(*pairs, strict=True))) if pairs else ())
     for weight, each in zip(weights, gradient, strict=True):
-        weight.grad = each if weight.grad is None else weight.grad + each
+        weight.grad = each if weight.grad is None else next(sums)
 
 
 def dot(a: Gradient, b: Gradient) -> Tensor:
     """Return the inner product over all weights, a scalar."""
-    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+    return torch.stack([product.sum() for product in torch._foreach_mul(a, b)]).sum()
 
 
 def combine(a: Gradient, b: Gradient, share_a: Tensor | float, share_b: Tensor | float) -> Gradient:
     """Return share_a * a + share_b * b."""
-    return [share_a * x + share_b * y for x, y in zip(a, b, strict=True)]
+    combined = list(torch._foreach_mul(a, share_a))
+    torch._foreach_add_(combined, torch._foreach_mul(b, share_b))
+    return combined
 
 
 def without_conflict(gradient: Gradient, other: Gradient) -> Gradient:

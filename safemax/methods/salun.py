@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import predict
 from safemax.knobs import knob
 from safemax.method_tools import gradients
+from safemax.method_tools.mask import Mask
 from safemax.methods.gradient_ascent import ascent_loss
 from safemax.methods.random_label import anchors, draw_anchors, imitation_loss
 from safemax.training.method import Method, Terms
@@ -109,7 +109,7 @@ class SalUn(Method):
         whole = batches.whole()
         for step in range(self.mask_batches):
             torch._foreach_add_(total, self._gradient(diffusion, whole(step).forget))
-        self._mask = largest(torch.cat([g.flatten() for g in total]).abs_(), self.mask_ratio)
+        self._mask = Mask(largest(torch.cat([g.flatten() for g in total]).abs_(), self.mask_ratio))
 
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
         """Denoise the retain rows, then forget; one graph at a time."""
@@ -120,9 +120,7 @@ class SalUn(Method):
 
     def constrain(self, diffusion: Diffusion) -> None:
         """Zero the gradient of every weight that the mask leaves out."""
-        weights = list(diffusion.parameters())
-        for p, keep in zip(weights, self._mask.split([p.numel() for p in weights]), strict=True):
-            p.grad.mul_(keep.view_as(p))  # type: ignore[union-attr]  # every weight has a gradient
+        self._mask.zero_gradients(list(diffusion.parameters()))
 
     def prior(self) -> dict[str, object]:
         """Return the knobs of mask and anchors."""
@@ -130,12 +128,10 @@ class SalUn(Method):
 
     def state(self) -> dict[str, Tensor]:
         """Pack the mask into bits: 4.8 MB for 38.6 million weights, where the official file of int64 has 309 MB."""
-        bits = torch.from_numpy(np.packbits(self._mask.cpu().numpy()))
-        return {"mask": bits, "size": torch.tensor(len(self._mask)), "anchors": self._anchors}
+        return {**self._mask.state(), "anchors": self._anchors}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        bits = np.unpackbits(state["mask"].cpu().numpy(), count=int(state["size"]))
-        self._mask = torch.from_numpy(bits).bool().to(state["mask"].device)
+        self._mask = Mask.from_state(state)
         self._anchors = state["anchors"]
 
     def _forget_loss(self, diffusion: Diffusion, rows: Rows) -> Tensor:
@@ -150,7 +146,7 @@ class SalUn(Method):
         """Return the gradient of the loss summed over pixels, clipped to norm 1."""
         gradient = gradients.of_rows(diffusion, rows, self._guided_loss)
         norm = torch.stack(torch._foreach_norm(gradient)).norm()
-        return [g / norm.clamp_min(1) for g in gradient]
+        return list(torch._foreach_div(gradient, norm.clamp_min(1)))
 
     def _guided_loss(self, diffusion: Diffusion, rows: Rows) -> Tensor:
         eps, t = diffusion.noise_like(rows.x0), diffusion.times(len(rows))

@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
 from safemax.data.batches import Batch, Batches, Rows
@@ -19,6 +17,7 @@ from safemax.diffusion.sampling import predict
 from safemax.knobs import knob
 from safemax.method_tools import gradients
 from safemax.method_tools.gradients import Gradient
+from safemax.method_tools.mask import Mask
 from safemax.training.method import Method, OptimizerStep, Terms
 
 EPSILON = 1e-15  # added to both Fisher informations, so that a weight that matters to neither set may move (official)
@@ -92,7 +91,7 @@ class SFRon(Method):
     )
     retain_null_drop: float = knob(0.1, "share of retain rows given the null label", bounds=(0, 1), without_null=0)
 
-    _mask: Tensor = field(init=False, repr=False, compare=False)
+    _mask: Mask = field(init=False, repr=False, compare=False)
     _forgetting: bool = field(init=False, repr=False, compare=False, default=False)
 
     def prepare(self, diffusion: Diffusion, batches: Batches) -> None:
@@ -102,15 +101,17 @@ class SFRon(Method):
         forget = self._fisher(diffusion, (whole(step).forget for step in steps))
         retain = self._fisher(diffusion, (whole(step).retain for step in steps))
         ratio = [(f + EPSILON) / (r + EPSILON) for f, r in zip(forget, retain, strict=True)]
-        self._mask = torch.cat([each.flatten() for each in ratio]) >= self.threshold
+        self._mask = Mask(torch.cat([each.flatten() for each in ratio]) >= self.threshold)
 
     def step(self, diffusion: Diffusion, batch: Batch, optimizer_step: OptimizerStep) -> Terms:
         """Take a forget step, then a retain step, each with its own backward, clipping and optimizer step."""
-        before = [p.detach().clone() for p in diffusion.parameters()] if self.hold else []
+        weights = list(diffusion.parameters())
+        before = [w.detach().clone() for w in weights] if self.hold else []
         self._forgetting = True
         terms = optimizer_step(self._forget_loss, batch)
         self._forgetting = False
-        self._restore(diffusion, before)
+        if self.hold:
+            self._mask.restore(weights, before)
         return terms | optimizer_step(self.losses, batch)
 
     def losses(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
@@ -122,8 +123,7 @@ class SFRon(Method):
         """Mask the forget gradient here, because it must be clipped after masking."""
         terms = super().backward(groups, diffusion, accumulate)
         if self._forgetting:
-            for p, mask in self._masked(diffusion):
-                p.grad.mul_(mask)  # type: ignore[union-attr]  # every weight had a gradient
+            self._mask.zero_gradients(list(diffusion.parameters()))
         return terms
 
     def prior(self) -> dict[str, object]:
@@ -132,26 +132,13 @@ class SFRon(Method):
 
     def state(self) -> dict[str, Tensor]:
         """Return the mask as bits."""
-        bits = torch.from_numpy(np.packbits(self._mask.cpu().numpy()))
-        return {"mask": bits, "size": torch.tensor(len(self._mask))}
+        return self._mask.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        bits = np.unpackbits(state["mask"].cpu().numpy(), count=int(state["size"]))
-        self._mask = torch.from_numpy(bits).bool().to(state["mask"].device)
+        self._mask = Mask.from_state(state)
 
     def _scale(self, diffusion: Diffusion) -> int:
         return math.prod(diffusion.x0_shape) if self.pixel_sum else 1
-
-    def _masked(self, diffusion: Diffusion) -> Iterator[tuple[Parameter, Tensor]]:
-        """Return each weight with the bool mask of what may move in forget steps."""
-        weights = list(diffusion.parameters())
-        parts = self._mask.split([p.numel() for p in weights])
-        return ((p, part.view_as(p)) for p, part in zip(weights, parts, strict=True))
-
-    @torch.no_grad()
-    def _restore(self, diffusion: Diffusion, before: list[Tensor]) -> None:
-        for (p, mask), old in zip(self._masked(diffusion), before, strict=False):
-            p.copy_(torch.where(mask, p, old))
 
     def _forget_loss(self, diffusion: Diffusion, batch: Batch) -> Iterator[Terms]:
         rows = batch.forget
@@ -169,7 +156,7 @@ class SFRon(Method):
         for rows in batches:
             gradient = gradients.of_rows(diffusion, rows, self._guided_loss)
             share = 1 / get_total_norm(gradient).clamp_min(1).square() / self.fisher_batches
-            torch._foreach_add_(total, [share * g.square() for g in gradient])
+            torch._foreach_add_(total, torch._foreach_mul(torch._foreach_mul(gradient, gradient), share))
         return total
 
     def _guided_loss(self, diffusion: Diffusion, rows: Rows) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -193,3 +194,18 @@ def test_checkpointed_passes_train_to_the_same_weights_and_are_off_afterwards(ki
     for ours, theirs in zip(plain.parameters(), checkpointed.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)  # Adam's first steps enlarge a rounding
     assert not checkpointed.denoiser.is_gradient_checkpointing
+
+
+def test_the_weights_of_a_run_are_listed_once_and_anew_after_it():
+    diffusion = tiny_models.diffusion()
+    every = list(diffusion.parameters())
+    weights.limit(diffusion, "attention", rank=3)
+    chosen = list(diffusion.parameters())
+    assert 0 < len(chosen) < len(every)
+    assert list(map(id, chosen)) == [id(p) for name, p in diffusion.denoiser.named_parameters() if p.requires_grad]
+    copied = copy.deepcopy(diffusion)
+    own = {id(p) for p in copied.denoiser.parameters()}
+    assert all(id(p) in own for p in copied.parameters()), "a copy lists its own weights"
+    weights.release(diffusion)
+    diffusion.denoiser = tiny_models.diffusion().denoiser
+    assert [id(p) for p in diffusion.parameters()] == [id(p) for p in diffusion.denoiser.parameters()]
