@@ -31,7 +31,7 @@ from safemax.training.settings import Training
 from safemax.training.trainer import Trainer
 
 # Fields of a training that depend on the machine and do not name another gold model.
-MACHINE = ("device", "precision", "compile", "checkpoint_every", "accumulate")
+MACHINE = ("device", "precision", "compile", "channels_last", "checkpoint_every", "accumulate")
 JOB = "gold"  # that all processes train
 # How a base is trained whose record does not say so.
 USUAL = {"null_drop": 0.1, "min_snr_gamma": 0.0}

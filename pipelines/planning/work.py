@@ -80,7 +80,7 @@ def _count_method(
     method: Method, training: Training, dataset: Dataset, forget: tuple[int, ...], has_null: bool
 ) -> dict[str, float]:
     plain = replace(
-        training, minutes=0.0, device="cpu", precision="fp32", compile="none", checkpoint_every=0,
+        training, minutes=0.0, device="cpu", precision="fp32", compile="none", channels_last=False, checkpoint_every=0,
         trainable="all", gradient_checkpointing=False,  # neither changes rows, and the twin may lack them
     )  # fmt: skip
     twin, hooks, small = _counted(dataset, has_null), Hooks(progress=False), _small(dataset)

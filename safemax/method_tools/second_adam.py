@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from safemax.diffusion import layout
+
 
 class SecondAdam:
     """Adam (0.9, 0.999) with moments of its own; call `step` from `Method.constrain`, when the gradients are final.
@@ -28,6 +30,7 @@ class SecondAdam:
             if self._saved:
                 groups = self._adam.state_dict()["param_groups"]
                 self._adam.load_state_dict({"state": _nested(self._saved), "param_groups": groups})
+                layout.align_moments(self._adam)
         self._adam.step()
         self._adam.zero_grad()
 

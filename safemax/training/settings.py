@@ -73,6 +73,11 @@ class Training:
         choices=("auto", "none", "max"),
         added=True,
     )
+    channels_last: bool = knob(
+        False,
+        "let the weights of convolutions lie in memory channels last, for a GPU's bf16 convolutions; not measured on one yet",
+        added=True,
+    )
     accumulate: int = knob(1, "passes that a step's rows are split into, to save memory", bounds=(1, 1024))
     device: str = knob("auto", "auto uses a GPU if there is one", choices=("auto", "cpu", "cuda"))
     checkpoint_every: int = knob(

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
-from torch.nn import Parameter
 
 from safemax.data import row_share
-from safemax.data.batches import Batch, Batches, reseed, step_seed
+from safemax.data.batches import Batches, reseed, step_seed
 from safemax.data.dataset import Split
-from safemax.diffusion import weights
+from safemax.diffusion import layout, weights
 from safemax.diffusion.codec import encoded
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.row_noise import ALONE, RowNoise
 from safemax.errors import Stopped
 from safemax.progress import Bar, bar
 from safemax.storage import checkpoint
-from safemax.storage.checkpoint import Checkpoint
 from safemax.training import devices, memory, optimizers, peak_memory, priors, settings, snapshot
 from safemax.training.budget import Budget
 from safemax.training.devices import accelerator_for, compiles, uses_bf16
-from safemax.training.finite_check import FiniteCheck, steps_between
+from safemax.training.finite_check import steps_between
 from safemax.training.frozen import FrozenWeights
 from safemax.training.hooks import Folders, Hooks
-from safemax.training.method import Losses, Method, Terms
+from safemax.training.method import Method, Terms
 from safemax.training.processes import Processes, facts
 from safemax.training.result import Cost, FitResult
 from safemax.training.saver import Saver
 from safemax.training.settings import Training
+from safemax.training.update import Update
 
 LOG_EVERY, COMPARE_EVERY = 10, 100  # steps between reports, and between comparisons of several processes' weights
 
@@ -141,7 +136,9 @@ class Trainer:
             )
         else:
             snapshot.restore_model(saved, self.diffusion.denoiser, self.method, self.accelerator.device)
-        self._make_optimizer(saved)
+        if self.training.channels_last:  # not before: a method's prior and its random numbers are the same either way
+            layout.lay_out(self.diffusion.denoiser, channels_last=True)
+        self.update = Update(self.diffusion, self.method, self.training, self.accelerator, self.budget, saved)
         self.cost.side_state_gb = sum(t.nbytes for t in self.method.state().values()) / 1e9
         self.diffusion.train()
         if uses_bf16(self.training):
@@ -161,12 +158,11 @@ class Trainer:
                 torch.compiler.cudagraph_mark_step_begin()  # the passes of a step keep one another's results
             self.method.run_steps, self.method.steps_done = self.budget.expected_steps, self.done
             reseed(self.training.seed, self.done, self.accelerator.process_index)
-            self.optimizer.param_groups[0]["lr"] = self.budget.lr
+            self.update.begin_step()
             batch = self.batches(self.done)
             with self.diffusion.drawing(self._row_noise()):
-                terms = self.method.step(self.diffusion, batch, self._optimizer_step)
-            if self.average:
-                torch._foreach_lerp_(self.average, self._values, 1 - self.training.ema_at(self.done))
+                terms = self.method.step(self.diffusion, batch, self.update)
+            self.update.end_step()
             self.cost.images_seen += (len(batch.forget) + len(batch.retain)) * self.accelerator.num_processes
         if self.done % self._wait_every == 0:
             self._settle()
@@ -184,7 +180,7 @@ class Trainer:
 
     def _settle(self) -> None:
         """Wait for the device: check its gradients, and count the time of its steps."""
-        self.finite.check()
+        self.update.finite.check()
         self.budget.settle()
 
     def _make_batches(self) -> Batches:
@@ -200,24 +196,6 @@ class Trainer:
             world=self.accelerator.num_processes,
         )
 
-    def _make_optimizer(self, saved: Checkpoint | None) -> None:
-        self.diffusion.requires_grad_(True)
-        self.diffusion.zero_grad()
-        self.weights: list[Parameter] = list(self.method.trainable(self.diffusion))
-        chosen = {id(p) for p in self.weights}
-        for p in (*self.diffusion.parameters(), *self.diffusion.label_tables()):
-            p.requires_grad_(id(p) in chosen)
-        self.optimizer = optimizers.create(self.weights, self.training)
-        at_once = self._wait_every == 1 or not optimizers.skips_infinite(self.optimizer)
-        self.finite = FiniteCheck(self.optimizer, self.training.lr, at_once=at_once)
-        self._values = [p.detach() for p in self.weights]  # the weights themselves, outside the graph
-        self.average: list[Tensor] = [value.clone() for value in self._values] if self.training.ema else []
-        if saved is not None:
-            snapshot.restore_optimizer(saved, self.optimizer)
-            self.average = snapshot.average_of(
-                saved, [] if self.budget.is_spent else self.average, self.accelerator.device
-            )
-
     def _run(self) -> FitResult:
         self.budget.warn_of_slow_average()
         peak_memory.reset_peak(self.accelerator.device)
@@ -230,11 +208,11 @@ class Trainer:
                     self._report(terms, steps)
                 self._call_hook()
                 if self.done % COMPARE_EVERY == 0 or self.budget.is_spent:
-                    self.processes.validate_weights(self._values, self.done)
+                    self.processes.validate_weights(self.update.values, self.done)
                 if self.done % self._wait_every == 0 and not self.budget.is_spent and self.saver.is_due(self.done):
                     self._save()
         self._settle()
-        self._use_average()
+        self.update.use_average()
         self._save(wait=True)
         return FitResult(self.cost, self.resumed_from, self.losses)
 
@@ -249,32 +227,9 @@ class Trainer:
     def _let_all_move(self) -> None:
         self.frozen.release()
         weights.release(self.diffusion)
+        if self.training.channels_last:
+            layout.lay_out(self.diffusion.denoiser, channels_last=False)
         memory.checkpoint_activations(self.diffusion.denoiser, False)
-
-    def _optimizer_step(self, losses: Losses, batch: Batch, *, clip: float | None = None) -> Terms:
-        terms = self._accumulate(losses, batch)
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.training.clip if clip is None else clip)
-        self.finite.add(self.done + 1, norm, terms)
-        self.method.constrain(self.diffusion)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return terms
-
-    def _accumulate(self, losses: Losses, batch: Batch) -> Terms:
-        """Add the gradients of a batch, part by part, and return its mean terms."""
-        count = self.training.accumulate
-        parts = batch.split(count) if count > 1 else [batch]
-        terms: Terms = {}
-        for number, part in enumerate(parts, start=1):
-            is_last = number == len(parts)
-            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.diffusion.denoiser):
-                groups = losses(self.diffusion, part)
-                for name, value in self.method.backward(groups, self.diffusion, self._backward(len(parts))).items():
-                    terms[name] = terms.get(name, 0) + value / len(parts)
-        return terms
-
-    def _backward(self, parts: int) -> Callable[[Tensor], None]:
-        return lambda loss: self.accelerator.backward(loss / parts)
 
     def _progress_bar(self) -> Bar:
         return bar(
@@ -313,18 +268,13 @@ class Trainer:
             self._save(wait=True)
             raise Stopped(f"stopped after {self.budget}; the same command resumes")
 
-    def _use_average(self) -> None:
-        if self.average:
-            torch._foreach_copy_(self._values, self.average)
-            self.average = []
-
     def _save(self, *, wait: bool = False) -> None:
         self._settle()
         self.cost.peak_memory_gb = max(self.cost.peak_memory_gb, peak_memory.peak_gb(self.accelerator.device))
         if self.saver.folder is None:
             return
         state = snapshot.take(
-            self.done, self._unwrapped(), self.method, self.optimizer, self.average, self.cost, self.folders.origin,
+            self.done, self._unwrapped(), self.method, self.update.optimizer, self.update.average, self.cost, self.folders.origin,
             self.frozen.originals(),
         )  # fmt: skip
         self.saver.write(state, wait=wait)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,13 @@ SMALL = {"mask_batches": 1, "replay_images": 2, "replay_steps": 2, "fisher_image
          "anchor_images": 4, "trim_batches": 1, "importance_batches": 1, "importance_draws": 1}  # fmt: skip
 
 
-def after_a_step(name: str, device: str) -> tuple[Diffusion, dict[str, float]]:
+def after_a_step(name: str, device: str, *, channels_last: bool = False) -> tuple[Diffusion, dict[str, float]]:
     """Return the model that a step of a method leaves, on the CPU, and the terms of its loss."""
     own: dict[str, Any] = {key: value for key, value in SMALL.items() if key in find(name).__dataclass_fields__}
     share = find(name).training.get("forget_share", 0.5)
     steps = min(1, find(name).training.get("steps", 1))
     training = Training(steps=steps, batch_size=8, lr=LR, forget_share=share, device=device)
+    training = replace(training, channels_last=channels_last)
     model, logged = tiny_models.diffusion(), {}
     with exact():
         hooks = Hooks(lambda m, step: logged.update(m), progress=False)
@@ -125,6 +127,14 @@ def test_a_stopped_run_resumes_on_the_gpu_and_ends_as_an_undisturbed_one(tmp_pat
     finally:
         torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(weights(resumed), weights(whole), atol=LR / 10, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["safemax", "salun", "selective_amnesia", "sfron"])
+def test_weights_that_lie_channels_last_take_the_same_step(name: str) -> None:
+    (first, before), (last, after) = (after_a_step(name, "cuda", channels_last=on) for on in (False, True))
+    assert after == pytest.approx(before, rel=LOSS, abs=1e-6)
+    assert (weights(last) - weights(first)).abs().mean() <= WEIGHT
 
 
 @pytest.mark.gpu

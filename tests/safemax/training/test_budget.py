@@ -33,7 +33,7 @@ def test_minutes_decide_the_number_of_steps_and_the_last_learning_rate(an_eighth
     training = Training(minutes=1.0, lr=1e-3, lr_end=0.0, warmup=3, **SMALL)
     trainer = Trainer(tiny_models.diffusion(), SAFEMax(), tiny_models.split(), (0,), training)
     trainer.hooks = Hooks(
-        on_step_end=lambda step: rates.append(trainer.optimizer.param_groups[0]["lr"]), progress=False
+        on_step_end=lambda step: rates.append(trainer.update.optimizer.param_groups[0]["lr"]), progress=False
     )
     result = trainer.fit()
     assert trainer.done == 8
