@@ -41,6 +41,7 @@ def command(config: SearchConfig, *more: str) -> list[str]:
     }
     facts |= {"steps": config.training.steps, "batch_size": config.training.batch_size, "retain_weight": 3.072}
     facts |= {"protocol": "custom", "sampler_steps": 2, "forget_samples": 6, "retain_samples": 6, "second_samples": 5}
+    facts |= {"user_samples": 0}
     facts |= {"judge_steps": 5, "reject_judges": 1, "final_samples": 2, "accuracy_drop": 100.0, "prune": "false"}
     given = [f"--{name}={value}" for name, value in {**facts, "trials": config.search.trials}.items()]
     return [sys.executable, "-m", "hpo.search", *given, *more]
@@ -61,10 +62,11 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.wait()
 
 
-def until_trials(config: SearchConfig, n: int) -> None:
-    """Wait until a study has n trials."""
+def until_trials(config: SearchConfig, n: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the study that a process works on has n trials."""
     deadline = time.monotonic() + 240
     while len(trials_of(config)) < n:
+        assert process.poll() is None, "the search ended, and this is not its study"
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -126,7 +128,7 @@ def test_a_stopped_study_resumes_with_the_same_command_to_the_table_of_an_undist
     for done in (0, 4, 10):
         process = start(config)
         with ended(process):
-            until_trials(config, done + 1)
+            until_trials(config, done + 1, process)
             time.sleep(dice.uniform(0, 1.5))
             below = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(by)
