@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from safemax.data.batches import derive_seed
-from safemax.diffusion import team
+from safemax.diffusion import arithmetic, team
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.samplers import FAST as FAST
 from safemax.diffusion.samplers import PAPER as PAPER
@@ -37,6 +37,7 @@ def sample(
     guide: Guide | None = None,
     start: tuple[Tensor, int] | None = None,
     decode: bool = True,
+    computed: str = arithmetic.EXACT,
 ) -> Tensor:
     """Draw one image a label. Inside `team.leading`, all processes share the rows; label_at and guide only `together`.
 
@@ -51,11 +52,12 @@ def sample(
         guide: changes eps at each step, from (x_t, t, eps, which of the labels' rows they are).
         start: images (N, C, H, W) in [-1, 1] and the step t0 to noise them to, instead of pure noise at T.
         decode: return images; else x0, which is latents where the model is one of latents.
+        computed: exact, bf16 or compiled (safemax.diffusion.arithmetic); on a CPU all are exact.
 
     Returns:
         images, (N, C, H, W) float32 in [-1, 1], on the CPU; a pixel that overflowed is at its bound, a NaN at 0.
     """
-    request = Request(diffusion, labels, sampler, seed, batch_size, label_at, guide, start, decode)
+    request = Request(diffusion, labels, sampler, seed, batch_size, label_at, guide, start, decode, computed)
     images = [*request.batches(progress=progress)]
     return torch.cat(images) if images else torch.empty(0, *(diffusion.image_shape if decode else diffusion.x0_shape))
 
@@ -73,6 +75,7 @@ class Request:
     guide: Guide | None = None
     start: tuple[Tensor, int] | None = None
     decode: bool = True
+    computed: str = arithmetic.EXACT
 
     @property
     def firsts(self) -> range:
@@ -110,8 +113,12 @@ class Request:
     def _batch(self, first: int, noise: Tensor, crew: team.Team | None, drawn: Bar | None) -> Tensor:
         """Draw this process's share of a batch; return the whole batch where this process leads, or is alone."""
         count = len(self.labels[first : first + self.batch_size])
-        walk = _Trajectory(self, first, count, crew.share.rows if crew else slice(None))
-        with self.diffusion.without_dropout():
+        rows = crew.share.rows if crew else slice(None)
+        walk = _Trajectory(self, first, count, rows)
+        most = 2 * len(
+            range(self.batch_size)[rows]
+        )  # of a guided pass; one number for all draws, or each would be compiled
+        with self.diffusion.without_dropout(), arithmetic.computed(self.diffusion, self.computed, most):
             images = walk.denoise(noise, drawn)
         return crew.whole(images, count) if crew else images
 
@@ -125,6 +132,7 @@ class Request:
             "seed": self.seed,
             "batch_size": self.batch_size,
             "decode": self.decode,
+            "computed": self.computed,
             "skip": skip,
         }
         started = {} if self.start is None else {"x0": self.start[0], "t0": torch.tensor(self.start[1])}
@@ -137,7 +145,7 @@ def draw_along(crew: team.Team, about: dict[str, Any], told: dict[str, Tensor], 
     start = (told["x0"], int(told["t0"])) if "x0" in told else None
     request = Request(
         crew.kept("model", told, Diffusion.load, device), told["labels"], Sampler(**about["sampler"]), about["seed"],
-        about["batch_size"], start=start, decode=about["decode"],
+        about["batch_size"], start=start, decode=about["decode"], computed=about["computed"],
     )  # fmt: skip
     noise = request._noise()
     for first in request.firsts[about["skip"] :]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from safemax.diffusion.arithmetic import CHOICES, EXACT
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, PAPER, SECOND, USERS, Sampler
 from safemax.errors import InputError, note
@@ -44,6 +45,13 @@ class Evaluation:
         "auto",
         "retained classes that are drawn and judged: auto (all up to 100, else 20), all, names, or a number: half of these are "
         "the nearest to the forgotten ones by the model's own embeddings",
+        added=True,
+    )
+    arithmetic: str = knob(
+        EXACT,
+        "how the panel's images are computed on a GPU: exact (float32), bf16, or compiled (bf16 by torch.compile, which takes a "
+        "minute first); on a CPU always exact",
+        choices=CHOICES,
         added=True,
     )
     panel_hours: float = knob(
@@ -125,6 +133,7 @@ class Evaluation:
         """Return what makes two numbers comparable, for params and evidence."""
         forget, retain = self.counts
         some = {} if self.retain_classes == panel_classes.AUTO else {"retain_classes": self.retain_classes}
+        some |= {} if self.arithmetic == EXACT else {"arithmetic": self.arithmetic}
         return {
             "protocol": self.protocol,
             "sampler": str(self.main_sampler),

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,14 +106,15 @@ def _requests(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluat
     (forget_count, retain_count), seed = evaluation.counts, evaluation.evaluation_seed
     retained = panel_classes.labels(evaluation.retain_classes, diffusion.class_names, forget)
     labels = partial(_labels, retained, forget)
+    how: dict[str, Any] = {"batch_size": BATCH, "computed": evaluation.arithmetic}
     main, second = labels(forget_count, retain_count), labels(evaluation.second_samples, min(shown, retain_count))
     requests = {
-        MAIN: Request(diffusion, main, evaluation.main_sampler, seed, BATCH),
-        SECOND: Request(diffusion, second, evaluation.second_sampler, seed + 1, BATCH),
+        MAIN: Request(diffusion, main, evaluation.main_sampler, seed, **how),
+        SECOND: Request(diffusion, second, evaluation.second_sampler, seed + 1, **how),
     }
     few = labels(evaluation.user_samples * len(forget), evaluation.user_samples)
     drawn_by = evaluation.user_samplers(diffusion)
-    users = {name: Request(diffusion, few, each, seed + 2, BATCH) for name, each in drawn_by.items()}
+    users = {name: Request(diffusion, few, each, seed + 2, **how) for name, each in drawn_by.items()}
     return requests | users
 
 

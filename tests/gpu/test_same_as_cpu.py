@@ -80,6 +80,17 @@ def test_samples_are_those_of_the_cpu(sampler: Sampler) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("computed", ["bf16", "compiled"])
+def test_samples_in_bf16_stay_near_those_in_float32(computed: str) -> None:
+    labels, model = torch.tensor([0, 1, 2, 0, 1]), tiny_models.diffusion().to("cuda")
+    exact, fast = (
+        sample(model, labels, Sampler("ddim", 5, 1.5), seed=3, batch_size=2, computed=each)
+        for each in ("exact", computed)
+    )
+    assert 0 < (fast - exact).abs().mean() <= 0.05  # of the range -1 to 1
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("reject", [False, True])
 def test_a_judge_trained_on_the_gpu_answers_as_one_trained_on_the_cpu(reject: bool) -> None:
     images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
