@@ -1,29 +1,24 @@
-"""Versions by address: their files, verified before they are loaded, and their evidence."""
+"""Versions by address: what the registry says of them, their files and their evidence."""
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import hashlib
 import json
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipelines import tracking
-from pipelines.registry import parts, served_model
-from pipelines.tracking import pages, store_files
+from pipelines.registry import copies
+from pipelines.tracking import pages
 from safemax.errors import InputError, unknown
-from safemax.storage import manifest
 
-MANIFEST, WEIGHTS = "digest.manifest", "digest.weights"  # tags of a version, and WEIGHTS of a logged model of ours
+MANIFEST, WEIGHTS = copies.MANIFEST, "digest.weights"  # tags of a version, and WEIGHTS of a logged model of ours
 # Tags whose texts the evidence holds too, under other keys.
 _IN_EVIDENCE = {
     "parent": "parent",
@@ -32,7 +27,6 @@ _IN_EVIDENCE = {
     WEIGHTS: "model_digest",
 }
 _ATTACHMENT = ("run", "path", "sha256", "manifest")  # what the tag of an attachment holds
-_copies: dict[str, Path] = {}  # verified copies of this process, by the digest of their manifest
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(/(?P<version>[0-9]{1,9})|@(?P<alias>[A-Za-z0-9_-]+))")
 
 
@@ -53,7 +47,7 @@ def resolve(uri: str, *, fresh: bool = False) -> Path:
     """
     if not is_registry_address(uri):
         return Path(uri)
-    return parts.complete(verified_copy(uri, fresh=fresh) / "artifacts" / "pipeline")
+    return copies.whole(verified_copy(uri, fresh=fresh)) / copies.PIPELINE
 
 
 def verified_copy(uri: str, *, fresh: bool = False, refuse_compiled: bool = False) -> Path:
@@ -64,32 +58,19 @@ def verified_copy(uri: str, *, fresh: bool = False, refuse_compiled: bool = Fals
     Args:
         uri: models:/NAME/3 or models:/NAME@alias.
         fresh: download it in any case, for those who vouch for the files in the store.
-        refuse_compiled: as of `download`; implies fresh.
+        refuse_compiled: as of `copies.download`; implies fresh.
 
     Raises:
         InputError: no such version, or one of its files is missing, changed or added.
     """
     version = version_of(uri)
     address, digest = f"models:/{version.name}/{version.version}", version.tags.get(MANIFEST)
-    known = _copies.get(digest or "")
-    if known and not (fresh or refuse_compiled) and _has_digest(known, digest):
-        return known
-    folder = Path(tempfile.mkdtemp(prefix="safemax-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    root = _copies[str(digest)] = download(address, folder, digest, refuse_compiled=refuse_compiled)
-    return root
-
-
-def _has_digest(root: Path, digest: str | None) -> bool:
-    """Return whether a copy of this process is still what it was; one that `resolve` completed with shared parts is not."""
-    with contextlib.suppress(InputError, OSError):
-        return manifest.verify(root) == digest
-    return False
+    return copies.verified(address, digest, fresh=fresh, refuse_compiled=refuse_compiled)
 
 
 def evidence(uri: str, *, fresh: bool = False) -> dict[str, Any]:
     """Return the evidence that a version was registered with; InputError as of `verified_copy`, or where it is no JSON object."""
-    return evidence_beside(verified_copy(uri, fresh=fresh) / "artifacts" / "pipeline")
+    return evidence_beside(verified_copy(uri, fresh=fresh) / copies.PIPELINE)
 
 
 def evidence_beside(pipeline: Path) -> dict[str, Any]:
@@ -218,62 +199,6 @@ def _attachment(version: ModelVersion, kind: str) -> dict[str, str]:
             f"the tag evidence.{kind} of models:/{version.name}/{version.version} is damaged: measure it again"
         )
     return about
-
-
-def download(uri: str, folder: Path, digest: str | None, *, refuse_compiled: bool = False) -> Path:
-    """Download a version's or logged model's files into a folder, verify them by a manifest's digest and return their root.
-
-    Compiled files, which a loader may have left, are not part of a version: they are removed from the copy, or refused.
-
-    Args:
-        uri: of a version or a logged model.
-        folder: an empty one.
-        digest: of the manifest, as the registry has it.
-        refuse_compiled: whether compiled files are an error, since the version's code is to be run.
-
-    Raises:
-        InputError: they cannot be read, were not registered by this project (digest None), or are not what was registered.
-    """
-    if digest is None:
-        raise _without_digest(uri, folder)
-    try:
-        store_files.refuse_absent(f"model = {uri}", _location(uri))
-        root = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
-    except (MlflowException, OSError) as error:
-        raise InputError(f"model = {uri} cannot be read: {str(error).splitlines()[0]}") from error
-    if refuse_compiled and (planted := served_model.compiled(root)):
-        line = (
-            f"model = {uri} holds compiled files that no manifest lists and that Python would run: {', '.join(planted)}"
-        )
-        raise InputError(f"{line[:400]}; delete them if you know who wrote them")
-    for name in served_model.LEFT_BY_LOADERS:
-        for path in root.rglob(name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if manifest.verify(root) != digest:
-        raise InputError(f"model = {uri} is not what was registered: its manifest does not match its tag {MANIFEST}")
-    return root
-
-
-def _without_digest(uri: str, folder: Path) -> InputError:
-    """Return the error for a version without its tag; if its files know their own digest, the tag was lost on the way."""
-    line = f"model = {uri} was not registered by this project: it has no tag {MANIFEST}"
-    try:
-        root = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
-        digest = manifest.verify(root, tolerate=served_model.LEFT_BY_LOADERS)
-    except (InputError, MlflowException, OSError):
-        return InputError(line)
-    return InputError(
-        f"{line}. Its own manifest says that its files are whole, so an export and import may have lost the tags: if you trust "
-        f"where they come from, set that tag of the version to {digest}"
-    )
-
-
-def _location(uri: str) -> str:
-    """Return where the store records the files of models:/NAME/VERSION or of models:/ID, a logged model."""
-    client, (name, _, number) = tracking.store(), uri.removeprefix("models:/").partition("/")
-    if not number:
-        return str(client.get_logged_model(name).artifact_location)
-    return client.get_model_version_download_uri(name, number)
 
 
 def _absent(client: MlflowClient, name: str, which: str) -> InputError:

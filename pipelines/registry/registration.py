@@ -24,9 +24,9 @@ from mlflow.models import Model
 
 import safemax
 from pipelines import tracking
-from pipelines.registry import lineage, model_versions, parts, served_model
+from pipelines.registry import copies, lineage, model_versions, parts, served_model
 from pipelines.registry.locks import lock
-from pipelines.registry.model_versions import MANIFEST, WEIGHTS, download, version_of
+from pipelines.registry.model_versions import MANIFEST, WEIGHTS, version_of
 from safemax import metric_keys as keys
 from safemax.diffusion import changes
 from safemax.diffusion.changes import Place
@@ -228,7 +228,7 @@ def _upload(
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     with tempfile.TemporaryDirectory() as scratch:
-        parts.complete(download(f"models:/{model.model_id}", Path(scratch), digest) / "artifacts" / "pipeline")
+        parts.complete(copies.download(f"models:/{model.model_id}", Path(scratch), digest) / copies.PIPELINE)
     _log_metrics(client, run_id, model.model_id, evidence)
     return model.model_id, digest
 

@@ -207,6 +207,32 @@ def test_a_holder_that_goes_away_during_a_registration_leaves_no_version(
     assert [str(each.version) for each in mlflow_store.search_model_versions(f"name='{NAME}'")] == ["1"]
 
 
+def test_a_process_downloads_a_version_and_what_it_shares_once_and_again_where_its_copy_was_damaged(
+    mlflow_store: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(mlflow_store, changed(folder, "lora"))
+    diffusion = changed(folder, "lora", seed=2)
+    address = register(mlflow_store, diffusion)
+    downloaded: list[str] = []
+    download = mlflow.artifacts.download_artifacts
+
+    def counted(artifact_uri: str, dst_path: str) -> str:
+        downloaded.append(artifact_uri.rpartition("/")[2])
+        return download(artifact_uri=artifact_uri, dst_path=dst_path)
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", counted)
+    first = model_versions.resolve(address)
+    assert sorted(downloaded) == sorted(["2", "base_denoiser", *SHARED])
+    assert [model_versions.resolve(address), model_versions.resolve(f"models:/{NAME}@champion")] == [first, first]
+    assert model_versions.evidence(address)["forgotten"] == ["a"]
+    assert len(downloaded) == 5
+    (first / "vae" / "config.json").write_text("{}")
+    assert same(address, diffusion)
+    assert downloaded[5:] == downloaded[1:5]  # the version itself was whole
+    assert model_versions.resolve(address, fresh=True) != model_versions.resolve(address, fresh=True)
+    assert len(downloaded) == 19
+
+
 def test_a_whole_version_and_a_model_of_images_are_left_as_they_are(mlflow_store: MlflowClient, tmp_path: Path) -> None:
     tiny_kinds.dit().save(tmp_path / "dit")
     for _ in range(2):
