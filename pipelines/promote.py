@@ -24,7 +24,7 @@ from pipelines.cli.parser import parse
 from pipelines.engine.shared_draws import follow_draws, shared_draws
 from pipelines.engine.signals import is_follower_rank, stop_on_signals
 from pipelines.examination.remeasurement import RemeasureOptions, differs_from_parent, remeasure
-from pipelines.registry import aliases, gates, model_versions, registration, thresholds
+from pipelines.registry import aliases, attachments, gates, model_versions, registration, thresholds
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation import panel_classes
@@ -91,7 +91,7 @@ def case(address: str, champion: str | None) -> tuple[gates.Case, Diffusion]:
         champion: address of the version that the alias points to now, None if there is none.
     """
     pipeline = model_versions.resolve(address, fresh=True)
-    attacks = model_versions.attached(address, "attacks")
+    attacks = attachments.attached(address, "attacks")
     diffusion = Diffusion.load(pipeline)
     evidence = model_versions.evidence_beside(pipeline)
     facts = gates.Case(

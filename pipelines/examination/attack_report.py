@@ -12,7 +12,7 @@ import pandas as pd
 
 from pipelines import tracking
 from pipelines.examination.attack_suite import AttackSuite
-from pipelines.registry import model_versions, registration
+from pipelines.registry import attachments, model_versions
 from safemax import metric_keys as keys
 from safemax.evaluation.attack_results import AttackComparison, attack_metrics, attack_table
 from safemax.reports.attack_figures import attack_figure
@@ -52,7 +52,7 @@ def publish(
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "attacks.json"
             path.write_text(json.dumps({"metrics": rates, "about": about}, indent=1, sort_keys=True) + "\n")
-            registration.attach(address, "attacks", run.id, path)
+            attachments.attach(address, "attacks", run.id, path)
     print(f"\n{_summary(rates)}\n\n{as_text(frame, 1)}\n\n{as_text(spending, 1)}\n\n{run.url}  (after `make ui`)")
 
 

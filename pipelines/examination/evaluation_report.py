@@ -15,7 +15,7 @@ from pipelines import tracking
 from pipelines.examination.attack_run import AttackRun
 from pipelines.examination.evaluation import Evaluator, Measured
 from pipelines.examination.subject import Subject
-from pipelines.registry import lineage, model_versions, registration
+from pipelines.registry import attachments, lineage, model_versions, registration
 from pipelines.tracking import pages
 from safemax import metric_keys as keys
 from safemax.data.batches import to_float
@@ -64,7 +64,7 @@ def publish(
     report = _report(evaluator, before, after, result, attack_run, pictures, run)
     _attach(after, base, result, html(report), run)
     if model_versions.is_registry_address(after.address):
-        registration.mention_report(after.address, page, result.sentence)
+        attachments.mention_report(after.address, page, result.sentence)
     compared = f", compared with {before.address}" if before else ""
     print(f"\n{after.address}{compared}\n\n{result.headline}\n{result.grounds}\n\n{as_text(brief)}\n")
     print(f"this run:    {run.url}\nthe report:  {pages.address(page)}\n(links open after `make ui`)")
@@ -132,7 +132,7 @@ def _attach(after: Measured, base: dict[str, float], result: Verdict, page: str,
         files["panel"].write_text(json.dumps(panel, indent=1, sort_keys=True) + "\n")
         for kind, path in files.items():
             if model_versions.is_registry_address(after.address):
-                registration.attach(after.address, kind, run.id, path)
+                attachments.attach(after.address, kind, run.id, path)
             else:
                 run.artifact(path, "evidence")
 

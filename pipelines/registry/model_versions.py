@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,6 @@ _IN_EVIDENCE = {
     "data.digest": "data_digest",
     WEIGHTS: "model_digest",
 }
-_ATTACHMENT = ("run", "path", "sha256", "manifest")  # what the tag of an attachment holds
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@:]+)(/(?P<version>[0-9]{1,9})|@(?P<alias>[A-Za-z0-9_-]+))")
 
 
@@ -164,41 +161,6 @@ def aliased_number(name: str, alias: str) -> str | None:
     """Return the number of the version that an alias points to, or None if there is no such model or alias."""
     address = find(name, alias)
     return address.rpartition("/")[2] if address else None
-
-
-def attached(address: str, kind: str) -> bytes | None:
-    """Return the evidence of a kind that `registration.attach` gave a version, None if there is none.
-
-    Raises:
-        InputError: it was measured on other files than the version's, is missing or changed, or its tag is damaged.
-    """
-    version = version_of(address)
-    if f"evidence.{kind}" not in version.tags:
-        return None
-    about = _attachment(version, kind)
-    if about["manifest"] != version.tags.get(MANIFEST):
-        raise InputError(f"evidence {kind} of {address} was measured on files other than the version's")
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            content = Path(tracking.store().download_artifacts(about["run"], about["path"], scratch)).read_bytes()
-        except (MlflowException, OSError) as error:
-            raise InputError(f"evidence {kind} of {address} cannot be read: {str(error).splitlines()[0]}") from error
-    if hashlib.sha256(content).hexdigest() != about["sha256"]:
-        raise InputError(f"evidence {kind} of {address} has changed since it was recorded")
-    return content
-
-
-def _attachment(version: ModelVersion, kind: str) -> dict[str, str]:
-    """Return what the tag of an attachment says: run, path, sha256 of the file, and the manifest it was measured on."""
-    try:
-        about = json.loads(version.tags[f"evidence.{kind}"])
-    except ValueError:
-        about = None
-    if not isinstance(about, dict) or any(not isinstance(about.get(key), str) for key in _ATTACHMENT):
-        raise InputError(
-            f"the tag evidence.{kind} of models:/{version.name}/{version.version} is damaged: measure it again"
-        )
-    return about
 
 
 def _absent(client: MlflowClient, name: str, which: str) -> InputError:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -39,7 +37,6 @@ TAGGED = (
     *(keys.UA, keys.RECOGNISED, keys.RECOGNISED + keys.HIGH, keys.ACCURACY, keys.FID_INCEPTION),
     *(keys.FID_JUDGE, keys.RUNTIME_MINUTES, keys.PEAK_MEMORY_GB),
 )
-_REPORTED = "As it was registered:"  # in a description, between the newest examination and what was there before
 _PARAM_LENGTH = 500  # characters of a parameter that every store takes
 SHAPE = "image_size"  # tag of a version: channels, height and width
 _SERVING_NEEDS = (
@@ -152,43 +149,6 @@ def copy(address: str, name: str) -> str:
             return same[0]
         with contextlib.redirect_stderr(io.StringIO()):  # MLflow announces the copy, and which of its methods makes it
             return str(client.copy_model_version(f"models:/{source.name}/{source.version}", name).version)
-
-
-def attach(address: str, kind: str, run_id: str, path: str | Path) -> None:
-    """Add evidence to a version that was measured later: a file becomes a run's artifact, and a tag of the version names it.
-
-    The tag evidence.KIND holds, as JSON, the run, the artifact's path and sha256, and the manifest digest of the version
-    that was measured. It replaces an earlier one of its kind.
-
-    Args:
-        address: the version that was measured.
-        kind: attacks, panel or report.
-        run_id: the run that measured it.
-        path: the file.
-    """
-    version, client, path = version_of(address), tracking.store(), Path(path)
-    client.log_artifact(run_id, str(path), "evidence")
-    about = {
-        "run": run_id,
-        "path": f"evidence/{path.name}",
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "manifest": version.tags[MANIFEST],
-    }
-    client.set_model_version_tag(version.name, str(version.version), f"evidence.{kind}", json.dumps(about))
-
-
-def mention_report(address: str, page: str, judged: str) -> None:
-    """Begin the description of a version with its newest examination, before what it was registered with.
-
-    Args:
-        address: of the version.
-        page: a link within the UI to the report.
-        judged: the verdict of the examination, a sentence.
-    """
-    version = version_of(address)
-    earlier = str(version.description or "").rpartition(_REPORTED)[2].lstrip()
-    line = f"**Examined on {date.today()}: {judged}** [Open the report]({page})"
-    tracking.store().update_model_version(version.name, str(version.version), f"{line}\n\n{_REPORTED}\n\n{earlier}")
 
 
 def _existing(client: MlflowClient, name: str, run_id: str, weights: str) -> ModelVersion | None:

@@ -14,7 +14,7 @@ from pipelines import tracking
 from pipelines.cli.parser import _status
 from pipelines.promote import promote
 from pipelines.reap import reap
-from pipelines.registry import aliases, model_versions, registration
+from pipelines.registry import aliases, attachments, model_versions, registration
 from pipelines.rollback import rollback
 from safemax.diffusion.model import Diffusion
 from tests.support import tiny_models
@@ -71,7 +71,7 @@ def _versions(client: MlflowClient) -> list[str]:
         if each.run_id is None or client.get_run(each.run_id).info.lifecycle_stage != "active":
             lines.append(f"{address} has no run")
         for kind in [key.removeprefix("evidence.") for key in each.tags if key.startswith("evidence.")]:
-            model_versions.attached(address, kind)
+            attachments.attached(address, kind)
     return lines
 
 
@@ -139,7 +139,7 @@ def _champion(number: str, name: str = NAME) -> Callable[[MlflowClient], bool]:
 
 def _attach() -> None:
     Path("attacks.json").write_text(json.dumps(attacked(0.0)))
-    registration.attach(ADDRESS, "attacks", _run(tracking.store()), "attacks.json")
+    attachments.attach(ADDRESS, "attacks", _run(tracking.store()), "attacks.json")
 
 
 def _leftovers(client: MlflowClient) -> None:
@@ -166,6 +166,6 @@ SHORT = {
         _two_versions, lambda: promote([*MODEL, "--to=other-ddpm"]), _champion("1", "other-ddpm")
     ),
     "roll back": Operation(_two_promotions, lambda: rollback([f"--model={NAME}", "--expect=2"]), _champion("1")),
-    "attach": Operation(register, _attach, lambda _: model_versions.attached(ADDRESS, "attacks") is not None),
+    "attach": Operation(register, _attach, lambda _: attachments.attached(ADDRESS, "attacks") is not None),
     "reap": Operation(_leftovers, lambda: reap([]), _is_reaped),
 }

@@ -21,7 +21,15 @@ from hpo import storage
 from pipelines import tracking
 from pipelines.correction import retrained
 from pipelines.reap import reap
-from pipelines.registry import aliases, gates, lineage, model_versions, registration, thresholds, version_table
+from pipelines.registry import (
+    aliases,
+    attachments,
+    gates,
+    lineage,
+    model_versions,
+    thresholds,
+    version_table,
+)
 from pipelines.tracking.metric_journal import MetricJournal
 from safemax.attacks.weights import Weights
 from safemax.data import sources
@@ -207,7 +215,7 @@ def _make_version() -> None:
     register(client, 1, alias="candidate")
     run_id = client.search_runs(["0"])[0].info.run_id
     Path("attacks.json").write_text(json.dumps(attacked(0.0)))
-    registration.attach(ADDRESS, "attacks", run_id, "attacks.json")
+    attachments.attach(ADDRESS, "attacks", run_id, "attacks.json")
     client.set_model_version_tag(NAME, "1", "parent", f"models:/{NAME}/2")
     aliases.move(NAME, "champion", aliases.new_move(aliases.PROMOTE, "1", "2", why="x", run_id=run_id))
 
@@ -247,7 +255,7 @@ _TEXTS = (
 
 
 def _read_version() -> list[Any]:
-    model_versions.attached(ADDRESS, "attacks")
+    attachments.attached(ADDRESS, "attacks")
     history = aliases.promotion_history(aliases.recorded_moves(NAME, "champion"), "2")
     aliases.rollback_target(aliases.recorded_moves(NAME, "champion"), "2")
     version_table.table(version_table.rows(NAME)).to_string()

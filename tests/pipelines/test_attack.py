@@ -17,7 +17,7 @@ from pipelines import tracking
 from pipelines import unlearn as unlearn_module
 from pipelines.cli.parameters import UsageError
 from pipelines.correction.retrained import GoldOptions, _as_base
-from pipelines.registry import lineage, model_versions
+from pipelines.registry import attachments, lineage, model_versions
 from safemax import attacks
 from safemax import metric_keys as keys
 from safemax.data.sources import load
@@ -83,7 +83,7 @@ def test_pictures_tables_and_a_note_go_to_the_run_and_the_numbers_to_the_version
     assert "pictures/attack/invert.png" in pictures
     assert {"attacks.json", "seconds.json"} <= {each.path for each in attacked.list_artifacts(run.info.run_id)}
     assert "weights_merge" in run.data.tags["mlflow.note.content"]
-    attached = json.loads(model_versions.attached(CANDIDATE, "attacks"))
+    attached = json.loads(attachments.attached(CANDIDATE, "attacks"))
     assert attached["metrics"][keys.WORST_DELTA] == pytest.approx(run.data.metrics[keys.WORST_DELTA])
     assert (attached["about"]["forget"], attached["about"]["gold"]) == (["0"], "train")
     assert "invert_steps" in attached["about"]["changed"]  # the tests' attacks are short
@@ -135,7 +135,7 @@ def test_the_page_shows_panel_attacks_and_lineage_and_is_evidence_of_the_version
     assert {keys.GOLD_KID_RETAIN, keys.ACCURACY + keys.DELTA} <= run.data.metrics.keys()
     table = tracking.stored_table(run.info.run_id, "metrics").set_index("metric")
     assert table.loc["retain_class/fid_7", ["base", "corrected", "difference"]].notna().all()
-    page = model_versions.attached(CANDIDATE, "report").decode()
+    page = attachments.attached(CANDIDATE, "report").decode()
     assert Path(attacked.download_artifacts(run.info.run_id, "evidence/report.html")).read_text() == page
     for words in (CANDIDATE, "models:/digits-ddpm/1", keys.RUNTIME_MINUTES, "invert", run_id, "method.lambda"):
         assert words in page
@@ -149,7 +149,7 @@ def test_the_page_shows_panel_attacks_and_lineage_and_is_evidence_of_the_version
 
 def test_a_version_without_an_attack_run_is_measured_and_the_page_says_so(corrected):
     evaluate_module.evaluate(["--model=models:/digits-ddpm/1", "--forget=7", "--attack-run=none", *MEASURE])
-    page = model_versions.attached("models:/digits-ddpm/1", "report").decode()
+    page = attachments.attached("models:/digits-ddpm/1", "report").decode()
     assert "No attack was run" in page
     assert "No base was measured" in page
 

@@ -15,7 +15,7 @@ from pipelines import promote as promote_module
 from pipelines import tracking
 from pipelines.cli.parser import main
 from pipelines.promote import promote
-from pipelines.registry import aliases, gates, model_versions, orphans, registration
+from pipelines.registry import aliases, attachments, gates, model_versions, orphans, registration
 from pipelines.rollback import rollback
 from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
@@ -234,7 +234,7 @@ def test_attacks_are_read_from_the_run_that_made_them_on_this_very_version(
     with pytest.raises(InputError, match="refused by: attacks made; worst attack"):
         promote(asked)
     found.write_text(json.dumps(attacked(8.0)))
-    registration.attach(f"models:/{NAME}/1", "attacks", attack, found)
+    attachments.attach(f"models:/{NAME}/1", "attacks", attack, found)
     promote(asked)
     stolen = mlflow_store.get_model_version(NAME, "1").tags["evidence.attacks"]
     mlflow_store.set_model_version_tag(NAME, "2", "evidence.attacks", stolen)
