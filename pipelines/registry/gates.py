@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from pipelines.registry.evidence_fields import Evidence, forgotten_by_it, mapping, texts
+from pipelines.registry.references import Reference, base_of, champion_of
 from pipelines.registry.thresholds import GateThresholds
 from safemax import metric_keys as keys
 from safemax.attacks import available
@@ -19,8 +20,6 @@ PASS, FAIL, MISSING, OFF = "pass", "FAIL", "MISSING", "off"
 _HEX = 12  # digits of a digest in the table
 # Of the main sampler the upper end of the interval; the second sampler has fewer samples, so its share counts as it is.
 _RECOGNISED = {"recognised_high": "", "second_recognised": ", second sampler"}
-
-Evidence = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,12 @@ class Case:
     @property
     def metrics(self) -> Evidence:
         """The metrics of the version, empty where the evidence has none."""
-        return _mapping(self.evidence, "metrics")
+        return mapping(self.evidence, "metrics")
 
     @property
     def forgotten(self) -> list[str]:
         """The names of all classes that the version has forgotten, empty where the evidence does not list them."""
-        return _names(self.evidence, "forgotten") or []
+        return texts(self.evidence, "forgotten") or []
 
 
 @dataclass(frozen=True)
@@ -62,26 +61,9 @@ class Gate:
     verdict: str
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The model that a version is compared with.
-
-    Args:
-        name: base or champion.
-        metrics: its metrics, empty where `absent` says why there are none.
-        absent: the reason, as the table shows it.
-        required: whether the comparison is refused where the metrics are absent.
-    """
-
-    name: str
-    metrics: Evidence = field(default_factory=dict)
-    absent: str = ""
-    required: bool = True
-
-
 def judge(case: Case, limits: GateThresholds) -> list[Gate]:
     """Return every gate, applied; `refusals` says whether the version may pass."""
-    base, champion = _base(case.evidence), _champion(case)
+    base, champion = base_of(case.evidence), champion_of(case.champion, case.evidence)
     return [
         _measured_on_these_weights(case),
         _judges_know(case, limits),
@@ -120,7 +102,7 @@ def _outcome(case: Case, limits: GateThresholds) -> Gate:
     allowed = limits.verdict
     threshold = "any" if allowed is None else " or ".join(allowed)
     try:
-        judged = verdict(case.metrics, _mapping(case.evidence, "base_metrics"), limits=_rules(limits))
+        judged = verdict(case.metrics, mapping(case.evidence, "base_metrics"), limits=_rules(limits))
     except InputError as lacking:
         return Gate("verdict", textwrap.shorten(str(lacking), 200), threshold, OFF if allowed is None else MISSING)
     result = OFF if allowed is None else PASS if judged.outcome in allowed else FAIL
@@ -144,13 +126,13 @@ def _recognised_by_base(base: Reference, limits: GateThresholds) -> Gate:
 
 def _recognised(case: Case, limits: GateThresholds) -> Iterator[Gate]:
     """Yield the gates of the classes that this correction forgot, then those of each class forgotten earlier."""
-    own = _own(case.evidence)
+    own = forgotten_by_it(case.evidence)
     shares = {key: case.metrics.get(f"{keys.FORGET}{key}") for key in _RECOGNISED}
     yield from _recognised_by_sampler(",".join(own) or "?", shares, limits)
-    earlier = _mapping(case.evidence, "earlier")
+    earlier = mapping(case.evidence, "earlier")
     for name in case.forgotten:
         if name not in own:
-            yield from _recognised_by_sampler(f"{name} (earlier)", _mapping(earlier, name), limits)
+            yield from _recognised_by_sampler(f"{name} (earlier)", mapping(earlier, name), limits)
 
 
 def _recognised_by_sampler(name: str, shares: Evidence, limits: GateThresholds) -> Iterator[Gate]:
@@ -159,7 +141,7 @@ def _recognised_by_sampler(name: str, shares: Evidence, limits: GateThresholds) 
 
 
 def _forgets_enough(case: Case) -> Gate:
-    required = [] if case.champion is None else _names(case.champion, "forgotten")
+    required = [] if case.champion is None else texts(case.champion, "forgotten")
     if required is None:
         return Gate("classes forgotten", ",".join(case.forgotten) or "none", "at least the champion's", MISSING)
     result = PASS if case.forgotten and set(required) <= set(case.forgotten) else FAIL
@@ -218,16 +200,16 @@ def _worst_sampler(base: Reference, case: Case, limits: GateThresholds) -> Gate:
 
 def _attacked(case: Case, limits: GateThresholds) -> Iterator[Gate]:
     required, attacks = limits.evidence == "panel+attacks", case.attacks or {}
-    yield _attacks_made(case, _mapping(attacks, "about"), limits.attack_samples or 0.0, required)
+    yield _attacks_made(case, mapping(attacks, "about"), limits.attack_samples or 0.0, required)
     limit = limits.attack_delta if required else None
-    worst = number(_mapping(attacks, "metrics"), keys.WORST_DELTA)
+    worst = number(mapping(attacks, "metrics"), keys.WORST_DELTA)
     yield _at_most("worst attack", worst, limit, " points")
 
 
 def _attacks_made(case: Case, about: Evidence, samples: float, required: bool) -> Gate:
     """Return the gate on which attacks were made: the worst of few or weakened attacks, or without gold, says nothing."""
-    made, attacked, drawn = _names(about, "attacks") or [], _names(about, "forget") or [], number(about, "samples")
-    changed = _names(about, "changed")
+    made, attacked, drawn = texts(about, "attacks") or [], texts(about, "forget") or [], number(about, "samples")
+    changed = texts(about, "changed")
     lacking = [
         *(f"no {name}" for name in available() if name not in made),
         *(["changed parameters not recorded"] if changed is None else [f"{knob} changed" for knob in changed]),
@@ -239,59 +221,6 @@ def _attacks_made(case: Case, about: Evidence, samples: float, required: bool) -
     threshold = f"all, by default, {samples:g} samples"
     result = OFF if not required else MISSING if lacking else PASS
     return Gate("attacks made", value, threshold if required else "-", result)
-
-
-def _base(evidence: Evidence) -> Reference:
-    """Return the model at the start of the chain: the corrected one, unless that was a correction itself."""
-    chained = "root_metrics" in evidence or set(_names(evidence, "forgotten") or []) - set(_own(evidence))
-    metrics = _mapping(evidence, "root_metrics" if chained else "base_metrics")
-    return Reference("base", metrics) if metrics else Reference("base", absent="not measured")
-
-
-def _champion(case: Case) -> Reference:
-    """Return the champion; its metrics are comparable if classes, judges, samplers, seeds and counts are the same."""
-    champion, mine = case.champion, case.evidence
-    if champion is None:
-        return Reference("champion", absent="no champion", required=False)
-    digest = champion.get("model_digest")
-    if digest and digest == mine.get("parent_digest"):  # this version started from it, and measured it too
-        metrics = _mapping(mine, "base_metrics")
-        return Reference("champion", metrics) if metrics else Reference("champion", absent="not measured")
-    metrics = _mapping(champion, "metrics")
-    if metrics and _measurement(champion) == _measurement(mine):
-        return Reference("champion", metrics)
-    return Reference("champion", absent="measured otherwise")
-
-
-def _measurement(evidence: Evidence) -> dict[str, Any]:
-    parameters = _mapping(evidence, "parameters")
-    return {
-        "forgotten": evidence.get("forgotten"),
-        "judges": evidence.get("judges_digest"),
-        **{key: value for key, value in parameters.items() if _is_measurement(key)},
-    }
-
-
-def _is_measurement(key: str) -> bool:
-    return (
-        key.startswith(("data.", "eval.")) and key != "eval.user_samples"
-    )  # no gate compares numbers of those samples
-
-
-def _own(evidence: Evidence) -> list[str]:
-    stated = _mapping(evidence, "parameters").get("data.forget")
-    return stated.split(",") if stated and isinstance(stated, str) else []
-
-
-def _mapping(evidence: Evidence, key: str) -> Evidence:
-    value = evidence.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _names(evidence: Evidence, key: str) -> list[str] | None:
-    """Return a list of names, None where there is none or it holds anything else."""
-    value = evidence.get(key)
-    return value if isinstance(value, list) and all(isinstance(each, str) for each in value) else None
 
 
 def _combined(old: Evidence, new: Evidence, key: str, rule: Callable[[float, float], float | None]) -> float | None:

@@ -24,7 +24,7 @@ from pipelines import tracking
 from pipelines import unlearn as unlearn_module
 from pipelines.cli.parameters import UsageError
 from pipelines.correction import correction as correction_module
-from pipelines.registry import gates, model_versions
+from pipelines.registry import model_versions, references
 from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError, NonFiniteError, Stopped
@@ -149,7 +149,7 @@ def test_a_class_that_is_corrected_again_is_held_to_the_first_base(demo_store):
     first = model_versions.evidence("models:/digits-ddpm/2")
     assert latest["base_metrics"][keys.FID_JUDGE] == first["metrics"][keys.FID_JUDGE]
     assert latest["root_metrics"][keys.FID_JUDGE] == first["base_metrics"][keys.FID_JUDGE]
-    assert gates._base(latest).metrics == latest["root_metrics"]
+    assert references.base_of(latest).metrics == latest["root_metrics"]
 
 
 def test_a_model_whose_labels_have_other_names_than_the_data_is_refused(demo_store, tmp_path):
