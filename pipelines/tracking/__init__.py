@@ -1,6 +1,7 @@
 """Runs in MLflow, and the store that holds them."""
 
 from pipelines.tracking.addresses import without_password
+from pipelines.tracking.lifecycle import run
 from pipelines.tracking.liveness import PROCESS, alive, process_of, this_process
 from pipelines.tracking.mlflow_store import (
     find_run,
@@ -16,7 +17,7 @@ from pipelines.tracking.mlflow_store import (
 from pipelines.tracking.open_runs import OpenRuns
 from pipelines.tracking.pages import MODE, experiment_page, spaced
 from pipelines.tracking.provenance import environment
-from pipelines.tracking.runs import ADMINISTRATION, DIGEST_LENGTH, RESUMED_FROM, Run, run
+from pipelines.tracking.runs import ADMINISTRATION, DIGEST_LENGTH, RESUMED_FROM, Run
 from pipelines.tracking.unjoined_run import describe_refused, describe_unjoined
 
 __all__ = [

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from typing import Any, Generic, Self, TypeVar
 
-from pipelines.tracking.runs import Run, run
+from pipelines.tracking.lifecycle import run
+from pipelines.tracking.runs import Run
 
 Key = TypeVar("Key", bound=object)
 

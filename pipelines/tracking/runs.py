@@ -1,14 +1,11 @@
-"""Runs: parameters, metrics, pictures, datasets, notes, and how a run ended. Nothing else writes them."""
+"""Open runs: metrics, pictures, files, data sets and notes. Nothing else writes them."""
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
-import os
-import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,118 +15,25 @@ import yaml
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
-from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from PIL import Image
 from requests import RequestException
 
-from pipelines.tracking import mlflow_store, pages
-from pipelines.tracking.addresses import without_password
-from pipelines.tracking.liveness import PROCESS, end_launcher, this_process
+from pipelines.tracking import pages
 from pipelines.tracking.metric_journal import MetricJournal
 from pipelines.tracking.mlflow_store import first_line, is_unreachable, metric_key
 from pipelines.tracking.pages import spaced
 from pipelines.tracking.pictures import picture_link, picture_path, rendered
-from pipelines.tracking.provenance import commit_tags, environment
 from safemax.data.dataset import Dataset
-from safemax.errors import InputError, Stopped
-from safemax.reports.numbers import duration
 
 FLUSH_SECONDS = 3.0
 RESUMED_FROM = "resumed_from"  # tag of a run: the id of the run whose job it goes on with
 ADMINISTRATION = "administration"  # the experiment of promotions, rollbacks, listings and clean-ups
 _TAG_LENGTH = 8000  # characters; MLflow truncates longer tags
 _BATCH = 100  # metrics in a call
-_MOST_PARAMS = 12  # MLflow prints every parameter of a run beside each of its pictures, and in every comparison
 DIGEST_LENGTH = 16  # hex digits of a dataset's digest; a store keeps up to 36, the UI shows them all
-_STOPPED = (Stopped, KeyboardInterrupt)
 _LOG = logging.getLogger(__name__)
-
-
-@contextmanager
-def run(
-    name: str,
-    *,
-    experiment: str,
-    params: Mapping[str, object],
-    tags: Mapping[str, str],
-    shown: Collection[str] | None = None,
-    description: str = "",
-    parent: str | None = None,
-    planned: float | None = None,
-) -> Iterator[Run]:
-    """Open a run, or join the one that `mlflow run` opened, and close it with the status that it deserves.
-
-    It ends FINISHED, KILLED on safemax.errors.Stopped and Ctrl-C, or FAILED on any other exception; the exception is raised
-    again.
-
-    Args:
-        name: the run's name in the UI, such as safemax-digits-forget0-seed0; a name that was given to `mlflow run` (--run-name)
-            wins over it.
-        experiment: its experiment, one per product model; see `setup`.
-        params: by dotted key (`method.lambda`): `mlflow run` has logged the undotted ones already, as text. All of them go to
-            environment.json, with the command, the hardware and the versions of libraries.
-        tags: what users filter runs by.
-        shown: keys of the parameters, at most a dozen, by which runs are compared: they become parameters of the run. None
-            takes all.
-        description: markdown, the run's note until `Run.note` replaces it.
-        parent: id of the parent run; a child never joins the run of `mlflow run`.
-        planned: minutes that a plan gave the work; when it is done, environment.json and stdout say how long it took.
-
-    Raises:
-        InputError: the store cannot be used, or stopped answering.
-    """
-    client, started = mlflow_store.store(), time.monotonic()
-    experiment_id = client.get_run(parent).info.experiment_id if parent else mlflow_store.setup(experiment)
-    described = {**commit_tags(), **tags, "mlflow.note.content": spaced(description)}
-    joined = None if parent else os.environ.pop("MLFLOW_RUN_ID", None)
-    run_id = joined or _create(client, experiment_id, name, described, parent)
-    opened = Run(client, run_id, experiment_id)
-    try:
-        entries = _params(params, params if shown is None else shown)
-        if joined:
-            if not is_chosen(client.get_run(joined).info.run_name):
-                client.update_run(joined, name=name)
-            # A parameter, which is set once: of two processes that join a run, one fails.
-            client.log_batch(joined, params=[Param(PROCESS, this_process())])
-        client.log_batch(
-            run_id, params=entries, tags=[RunTag(key, str(value)) for key, value in described.items()] if joined else ()
-        )
-        about = {"parameters": params, "environment": environment()}
-        opened.json(about, "environment")
-        yield opened
-        opened.flush()
-        if planned is not None:
-            opened._compare_minutes(planned, (time.monotonic() - started) / 60, about)
-        client.set_terminated(opened.id, "FINISHED")
-    except BaseException as error:
-        opened._fail(error)
-        if joined and isinstance(error, _STOPPED):
-            end_launcher()
-        if is_unreachable(error):
-            reason = f"does not answer; the same command resumes: {first_line(error)}"
-            raise InputError(f"tracking store {mlflow_store.address()} {reason}") from error
-        raise
-
-
-def _create(client: MlflowClient, experiment_id: str, name: str, tags: Mapping[str, str], parent: str | None) -> str:
-    """Open a run; in the same call it gets its tags, one of them the process by which `reap` knows whether it is dead."""
-    origin = {PROCESS: this_process(), "mlflow.source.name": Path(sys.argv[0]).name, "mlflow.user": getpass.getuser()}
-    if parent:
-        origin["mlflow.parentRunId"] = parent
-    return client.create_run(experiment_id, tags={**origin, **tags}, run_name=name).info.run_id
-
-
-def _params(params: Mapping[str, object], shown: Collection[str]) -> list[Param]:
-    """Return the parameters that a run shows."""
-    undotted = [key for key in params if "." not in key]
-    if undotted:
-        raise ValueError(f"parameters need dotted keys, as `mlflow run` logs the undotted ones: {undotted}")
-    entries = [Param(key, str(params[key])) for key in shown if key in params]
-    if len(entries) > _MOST_PARAMS:
-        raise ValueError(f"a run shows at most {_MOST_PARAMS} parameters, not {len(entries)}")
-    return entries
 
 
 class Run:
@@ -277,11 +181,6 @@ class Run:
         if earlier and earlier != self.id:
             self.tag(RESUMED_FROM, earlier)
 
-    def _compare_minutes(self, planned: float, real: float, about: Mapping[str, Any]) -> None:
-        with self.tolerate_outage():
-            self.json({**about, "minutes": {"planned": planned, "real": real}}, "environment")
-        print(f"planned {duration(planned)}, took {duration(real)}")
-
     def _try_flush(self) -> None:
         try:
             self.flush()
@@ -290,20 +189,3 @@ class Run:
                 raise
             self._flushed = time.monotonic() + 10 * FLUSH_SECONDS
             _LOG.warning("tracking store unavailable, %d metrics pending: %s", len(self._pending), first_line(error))
-
-    def _fail(self, error: BaseException) -> None:
-        status = "KILLED" if isinstance(error, _STOPPED) else "FAILED"
-        try:
-            self._client.set_terminated(self.id, status)
-            if status == "FAILED":
-                self.tag("failure", without_password(f"{type(error).__name__}: {error}"))
-            self.flush()
-        except MlflowException as lost:
-            _LOG.warning("run %s could not be closed as %s: %s", self.id, status, first_line(lost))
-
-
-def is_chosen(name: str) -> bool:
-    """Return whether a person gave a run its name; MLflow makes up one such as brash-fox-17 where nobody did."""
-    first, _, rest = name.partition("-")
-    second, _, number = rest.partition("-")
-    return not (first in _GENERATOR_PREDICATES and second in _GENERATOR_NOUNS and number.isdecimal())

@@ -12,7 +12,7 @@ from requests import RequestException
 
 from pipelines.tracking import mlflow_store
 from pipelines.tracking.addresses import without_password
-from pipelines.tracking.runs import is_chosen
+from pipelines.tracking.lifecycle import is_chosen
 
 _LONGEST_NAME = 100
 _NOTE = "mlflow.note.content"
