@@ -26,7 +26,7 @@ from pipelines.registry import copies, lineage, model_versions, parts, served_mo
 from pipelines.registry.locks import lock
 from pipelines.registry.model_versions import MANIFEST, WEIGHTS, version_of
 from safemax import metric_keys as keys
-from safemax.diffusion import changes
+from safemax.diffusion import changes, image_request
 from safemax.diffusion.changes import Place
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
@@ -226,7 +226,7 @@ def _build(
         signature=served_model.signature(),
         code_paths=[str(Path(safemax.__file__).parent)],  # the version samples with the code that it was measured with
         pip_requirements=[f"{each}=={installed(each).partition('+')[0]}" for each in _SERVING_NEEDS],
-        model_config=served_model.LIMITS,
+        model_config=image_request.LIMITS,
         input_example=_example(diffusion, evidence["forgotten"]),
         mlflow_model=about,
     )
@@ -235,7 +235,7 @@ def _build(
 
 def _example(diffusion: Diffusion, forgotten: Sequence[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
     retained = [name for name in diffusion.class_names if name not in forgotten]
-    return pd.DataFrame({"class_label": retained[:1]}), served_model.defaults()
+    return pd.DataFrame({"class_label": retained[:1]}), image_request.defaults()
 
 
 def _create(

@@ -38,13 +38,11 @@ import io
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
@@ -65,30 +63,18 @@ from PIL import Image
 from safemax.data.batches import to_uint8
 from safemax.diffusion import changes
 from safemax.diffusion.changes import Place
+from safemax.diffusion.image_request import LIMITS, SHOWN, ImageRequest, RequestReader, defaults
 from safemax.diffusion.model import Diffusion
-from safemax.diffusion.sampling import Sampler, sample
-from safemax.errors import InputError, unknown
-from safemax.knobs import knobs
+from safemax.diffusion.sampling import sample
+from safemax.errors import InputError
 from safemax.storage import manifest
 
-# Of a request: images, steps of each, and denoiser steps in all (one an image and step, two if guided): 64 images by default.
-# Once a class is forgotten, a guidance scale below 1 is refused: there the null label decides too, and it still draws that class.
-LIMITS = {"max_images": 64, "max_steps": 100, "max_denoiser_steps": 2560, "min_guidance_scale": 1.0}
 MAX_BYTES = 100_000  # of a request; the largest valid one has a few thousand
 MAX_REQUESTS = 8  # under way or waiting at once; one more is answered with 429
 LEFT_BY_LOADERS = ("registered_model_meta", "__pycache__")
-_SEED_MAX = 2**62
-_SHOWN = 60  # characters of a bad value that the error repeats
-_INDEX = re.compile(r"[0-9]{1,9}")
 _LOG = logging.getLogger("safemax.served_model")
 _DEADLINE: ContextVar[float] = ContextVar("deadline")  # of the request that this thread answers, by time.monotonic
 _TYPES = {bool: "boolean", int: "long", float: "double", str: "string"}
-
-
-def defaults() -> dict[str, Any]:
-    """Return every parameter of a request with its default: the sampler's knobs, where `name` is called `sampler`."""
-    sampler = asdict(Sampler())
-    return {"num_images": 1, "seed": 0, "sampler": sampler.pop("name"), **sampler}
 
 
 def signature() -> ModelSignature:
@@ -137,61 +123,18 @@ class ImageModel(PythonModel):
             MlflowException: INVALID_PARAMETER_VALUE, status 400 when served; one line with field, value and what is allowed.
         """
         try:
-            return self._answer(model_input["class_label"].tolist(), defaults() | (params or {}))
+            reader = RequestReader(self.diffusion, self.forgotten, self.limits)
+            return self._answer(reader.read(_rows(model_input["class_label"].tolist()), defaults() | (params or {})))
         except InputError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
 
-    def _answer(self, labels: Sequence[Any], params: dict[str, Any]) -> list[dict[str, Any]]:
-        for name, value in params.items():
-            if value is None:
-                raise InputError(f"{name} = null is not allowed; leave {name} out for its default")
-        labels = _rows(labels)
-        count, sampler = self._count(params["num_images"], len(labels)), self._sampler(params)
-        classes, seed = [self._label(value) for value in labels], _whole("seed", params["seed"], 0, _SEED_MAX)
-        self._afford(count * len(labels), sampler)
+    def _answer(self, asked: ImageRequest) -> list[dict[str, Any]]:
         records = []
-        for c, name in classes:
-            images = to_uint8(sample(self.diffusion, torch.full((count,), c), sampler, seed=seed, guide=_in_time))
-            records += [{"class_label": name, "seed": seed, "image_png_b64": _png(image)} for image in images]
+        for c, name in asked.classes:
+            labels = torch.full((asked.count,), c)
+            images = to_uint8(sample(self.diffusion, labels, asked.sampler, seed=asked.seed, guide=_in_time))
+            records += [{"class_label": name, "seed": asked.seed, "image_png_b64": _png(image)} for image in images]
         return records
-
-    def _label(self, value: Any) -> tuple[int, str]:
-        names = self.diffusion.class_names
-        # pandas makes floats of the indices in a column with gaps
-        text = str(int(value) if isinstance(value, float) and value.is_integer() else value)
-        index = int(text) if _INDEX.fullmatch(text) else len(names)
-        row, index = self.diffusion.condition.ask(text, names) or (index, index)
-        if index < len(names) and names[index] not in self.forgotten:
-            return row, names[index]
-        reason = "was forgotten by this model" if index < len(names) else "is not known"
-        allowed = ", ".join(name for name in names if name not in self.forgotten)
-        raise InputError(f"class_label = {text[:_SHOWN]!r} {reason}; allowed: {allowed}, or the index of one")
-
-    def _count(self, value: Any, rows: int) -> int:
-        most = self.limits["max_images"]
-        count = _whole("num_images", value, 1, most)
-        if count * rows > most:
-            what = f"num_images = {count} for {rows} rows is not allowed"
-            raise InputError(f"{what}; a request has at most {most} images")
-        return count
-
-    def _afford(self, images: int, sampler: Sampler) -> None:
-        cost, most = images * sampler.passes, self.limits["max_denoiser_steps"]
-        if cost > most:
-            what = f"{images} images of {sampler} take {cost} denoiser steps (images x steps, twice if guided)"
-            raise InputError(f"{what}; a request has at most {most}")
-
-    def _sampler(self, params: dict[str, Any]) -> Sampler:
-        name, choices = params["sampler"], knobs(Sampler)["name"][1].choices
-        if name not in choices:
-            raise unknown("sampler", name[:_SHOWN], choices)
-        steps = _whole("steps", params["steps"], 1, min(self.limits["max_steps"], self.diffusion.T))
-        sampler = Sampler(name, steps, *(params[each] for each in ("guidance_scale", "eta", "clip", "keep_eps")))
-        least = self.limits["min_guidance_scale"]
-        if self.forgotten and sampler.guidance_scale < least:
-            what = f"guidance_scale = {sampler.guidance_scale:g} is not allowed; a model that forgot a class takes at least"
-            raise InputError(f"{what} {least:g}: below 1 its null label contributes, which may still draw that class")
-        return sampler
 
 
 def _load(pipeline: Path) -> Diffusion:
@@ -302,7 +245,7 @@ def _admit(headers: Any, waiting: int) -> None:
         raise MlflowException(f"{waiting} requests are under way; try again later", error_code=REQUEST_LIMIT_EXCEEDED)
     kind, length = headers.get("content-type"), headers.get("content-length", "0")
     if (kind or "").partition(";")[0].strip() != "application/json":
-        raise InputError(f"content-type = {str(kind)[:_SHOWN]!r} is not allowed; send application/json")
+        raise InputError(f"content-type = {str(kind)[:SHOWN]!r} is not allowed; send application/json")
     if not length.isdecimal() or len(length) > 20 or int(length) > MAX_BYTES:
         raise InputError(f"the request has {length[:20]} bytes; {MAX_BYTES} are allowed")
 
@@ -315,13 +258,6 @@ async def _body(request: Any) -> bytes:
         if len(content) > MAX_BYTES:
             raise InputError(f"the request has more than {MAX_BYTES} bytes")
     return content
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-        span = f"{name} is a whole number from {low} to {high}"
-        raise InputError(f"{name} = {str(value)[:_SHOWN]} is not allowed; {span}")
-    return int(value)
 
 
 def _png(image: torch.Tensor) -> str:

@@ -30,7 +30,8 @@ from pipelines import unlearn as unlearn_module
 from pipelines.cli.parser import parse
 from pipelines.correction import correction as correction_module
 from pipelines.promote import promote
-from pipelines.registry import model_versions, served_model
+from pipelines.registry import model_versions
+from safemax.diffusion import image_request
 from safemax.errors import InputError
 from safemax.training.result import FitResult
 from tests.pipelines.test_end_to_end import SMALL
@@ -170,7 +171,7 @@ def test_the_readme_leads_from_the_demo_to_a_served_champion_in_time(followed: d
     assert model_versions.aliased_number(NAME, "champion") == "2"
     assert Image.open(store / "three.png").size == (8, 8)
     images = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(
-        pd.DataFrame(BODY["dataframe_records"]), params={**served_model.defaults(), **BODY["params"]}
+        pd.DataFrame(BODY["dataframe_records"]), params={**image_request.defaults(), **BODY["params"]}
     )
     assert json.loads((store / "answer.json").read_text()) == {"predictions": images}
     refused = requests.post(

@@ -39,6 +39,7 @@ from starlette.testclient import TestClient
 from pipelines.registry import model_versions, registration, served_model
 from pipelines.serve import ServeOptions, command, serve
 from safemax.data.batches import to_uint8
+from safemax.diffusion import image_request
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.errors import InputError
 from safemax.storage import manifest
@@ -109,8 +110,8 @@ def test_the_images_of_a_row_do_not_depend_on_the_other_rows(model: Any) -> None
 
 
 def test_what_is_left_out_is_what_the_library_takes(model: Any) -> None:
-    assert model.predict(ask("b")) == model.predict(ask("b"), params=served_model.defaults())
-    assert served_model.defaults()["steps"] == Sampler().steps
+    assert model.predict(ask("b")) == model.predict(ask("b"), params=image_request.defaults())
+    assert image_request.defaults()["steps"] == Sampler().steps
 
 
 BAD: list[tuple[Any, dict[str, Any], str]] = [
@@ -171,7 +172,7 @@ def test_a_base_and_a_server_that_says_so_draw_at_every_guidance_scale(
 ) -> None:
     unbound: Any = served_model.ImageModel()
     unbound.diffusion, unbound.forgotten = tiny_models.diffusion(), forgotten
-    unbound.limits = served_model.LIMITS | limits
+    unbound.limits = image_request.LIMITS | limits
     context = PythonModelContext({}, {})
     assert len(unbound.predict(context, ask("b"), params={**FAST, "guidance_scale": -2.0})) == 1
 
@@ -234,7 +235,7 @@ def test_columns_are_read_in_process_too(model: Any, labels: Any) -> None:
 
 def test_what_a_request_may_cost_is_enough_for_all_images_by_default() -> None:
     guided = 2
-    assert served_model.LIMITS["max_images"] * Sampler().steps * guided == served_model.LIMITS["max_denoiser_steps"]
+    assert image_request.LIMITS["max_images"] * Sampler().steps * guided == image_request.LIMITS["max_denoiser_steps"]
 
 
 def test_a_body_that_is_too_long_is_cut_whatever_its_headers_say(client: TestClient) -> None:
@@ -340,7 +341,7 @@ def test_no_hostile_request_is_a_server_error(client: TestClient) -> None:
         {"a": {"b": 1}},
         "'; --",
     ]
-    names, fields = [*served_model.defaults(), "bogus"], ["inputs", "instances", "dataframe_split", "x"]
+    names, fields = [*image_request.defaults(), "bogus"], ["inputs", "instances", "dataframe_split", "x"]
     statuses = []
     for _ in range(400):
         rows = [{chance.choice(["class_label"] * 9 + ["x"]): chance.choice(["b"] * 9 + odd)} for _ in range(2)]
@@ -385,7 +386,7 @@ ROWS = st.lists(
     max_size=4,
 )
 PARAMS = st.dictionaries(
-    st.sampled_from(sorted(served_model.defaults())) | st.text(max_size=9),
+    st.sampled_from(sorted(image_request.defaults())) | st.text(max_size=9),
     JSON | st.sampled_from([2**63, -(2**70), 1e308, -0.0, 10**4000, "ddim", 1, 64, 65]),
     max_size=3,
 ).map(lambda given: {"steps": 1, **given} if given.get("steps") not in range(3, 101) else FAST)
@@ -563,7 +564,7 @@ def test_the_notebook_is_one_holds_no_output_and_names_what_the_server_takes() -
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
     for text in code_of(CLIENT):
         compile(text, "client.ipynb", "exec")
-    assert all(name in code_of(CLIENT)[0] for name in served_model.defaults())
+    assert all(name in code_of(CLIENT)[0] for name in image_request.defaults())
 
 
 @pytest.fixture(params=["mlflow models serve", "serve"])
