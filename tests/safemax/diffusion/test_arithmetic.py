@@ -68,9 +68,15 @@ def test_a_network_is_compiled_once_for_all_batches_guided_or_not_and_for_all_mo
 def test_the_network_is_the_models_own_again_after_an_error() -> None:
     model = tiny_models.diffusion()
     network = model.denoiser
-    model.condition = torch.nn.Identity()  # gives no keywords, so that a pass raises
-    with pytest.raises(TypeError):
-        images(model, arithmetic.BF16)
+    seen = []
+
+    def fail(t: int, labels: torch.Tensor) -> torch.Tensor:
+        seen.append(model.denoiser)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        sample(model, LABELS, Sampler("ddim", 2, 1.5), seed=0, computed=arithmetic.BF16, label_at=fail)
+    assert seen[0] is not network
     assert model.denoiser is network
 
 
