@@ -32,8 +32,10 @@ from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import Samples, cached_samples
 from safemax.evaluation.verdict import verdict
-from safemax.judges.classifier import save
-from safemax.judges.load import JudgeConfig, Judges, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.files import save
+from safemax.judges.load import Judges, judges
+from safemax.judges.reference import reference
 from safemax.knobs import check, knob
 from safemax.methods import create
 from safemax.storage import cache

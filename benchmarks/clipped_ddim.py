@@ -25,7 +25,8 @@ from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, USERS, Sampler, sample
 from safemax.errors import InputError
 from safemax.judges.classifier import Judge, predict
-from safemax.judges.load import JudgeConfig, judges
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
 from safemax.knobs import check, knob
 from safemax.methods import create
 from safemax.storage import atomic, cache

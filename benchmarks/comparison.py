@@ -25,7 +25,9 @@ from benchmarks.search import base_folder
 from pipelines import compare, tracking
 from pipelines.cli.parser import main, parse
 from safemax.data.sources import load
-from safemax.judges.load import JudgeConfig, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
+from safemax.judges.reference import reference
 from safemax.knobs import check, knob
 from safemax.storage import cache
 

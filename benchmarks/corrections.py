@@ -24,7 +24,9 @@ from safemax.diffusion.model import Diffusion
 from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import cached_samples
-from safemax.judges.load import JudgeConfig, Judges, Reference, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import Judges, judges
+from safemax.judges.reference import Reference, reference
 from safemax.methods import create
 from safemax.methods.finetune import Finetune
 from safemax.storage import cache

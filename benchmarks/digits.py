@@ -18,8 +18,10 @@ from benchmarks.corrections import MeasuredCorrection, rows
 from pipelines.cli.parser import main, parse
 from safemax.data.class_names import parse_classes
 from safemax.data.sources import load
+from safemax.judges.config import JudgeConfig
 from safemax.judges.inception import Moments
-from safemax.judges.load import JudgeConfig, Reference, judges, reference
+from safemax.judges.load import judges
+from safemax.judges.reference import Reference, reference
 from safemax.knobs import check, knob
 from safemax.metrics.frechet import frechet_distance
 

@@ -22,7 +22,9 @@ from safemax.diffusion.model import Diffusion
 from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import cached_samples, draw
-from safemax.judges.load import JudgeConfig, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
+from safemax.judges.reference import reference
 from safemax.methods import create
 from safemax.metrics.retention import neighbours
 from safemax.storage import cache

@@ -24,7 +24,8 @@ from safemax.data.dataset import Dataset
 from safemax.data.sources import load
 from safemax.errors import unknown
 from safemax.judges.classifier import REJECT
-from safemax.judges.load import JudgeConfig, identity, judges
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import identity, judges
 from safemax.knobs import check, knob
 from safemax.storage import cache
 

@@ -35,7 +35,8 @@ from safemax.diffusion.condition import Prompt, Prompts
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST, sample
 from safemax.judges.classifier import predict
-from safemax.judges.load import JudgeConfig, judges
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
 from safemax.knobs import check, knob
 from safemax.reports.images_and_tables import Panel, comparison
 from safemax.storage import atomic, cache

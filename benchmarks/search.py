@@ -41,7 +41,9 @@ from pipelines.engine.signals import StopSignal, stop_on_signals
 from pipelines.registry import model_versions
 from safemax.data.sources import load
 from safemax.errors import InputError
-from safemax.judges.load import JudgeConfig, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
+from safemax.judges.reference import reference
 from safemax.knobs import check, knob
 from safemax.storage import atomic, cache
 

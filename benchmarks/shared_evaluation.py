@@ -28,7 +28,9 @@ from safemax.diffusion.model import Diffusion
 from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import draw
-from safemax.judges.load import JudgeConfig, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
+from safemax.judges.reference import reference
 from safemax.training.devices import accelerator_for
 from safemax.training.settings import Training
 

@@ -23,7 +23,8 @@ from pipelines.registry.lineage import agree_on_classes
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig, identity
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import identity
 from safemax.knobs import knob, knobs, without_added
 from safemax.methods import create
 from safemax.storage import cache

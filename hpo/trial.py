@@ -26,7 +26,9 @@ from safemax.diffusion.model import Diffusion
 from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import SHOWN_PER_CLASS, Samples, cached_samples, draw
-from safemax.judges.load import JudgeConfig, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
+from safemax.judges.reference import reference
 from safemax.methods import create
 from safemax.reports.images_and_tables import grid
 from safemax.storage import cache, checkpoint
@@ -52,7 +54,7 @@ class TrialConfig:
         knobs: the values of the method's knobs, by field; a trial changes those that are searched.
         training: likewise, of safemax.training.settings.Training.
         evaluation: of safemax.evaluation.Evaluation; the same seeds for every trial (common random numbers).
-        judging: of safemax.judges.load.JudgeConfig.
+        judging: of safemax.judges.config.JudgeConfig.
         folder: where trials keep their checkpoints, weights and pictures.
         prune: whether trials report on the way and may be pruned.
     """

@@ -33,7 +33,7 @@ from pipelines.registry import lineage
 from safemax import attacks
 from safemax.evaluation import shared_attack
 from safemax.evaluation.shared_attack import attack_along
-from safemax.judges.load import JudgeConfig
+from safemax.judges.config import JudgeConfig
 from safemax.knobs import check, knob, knobs
 from safemax.training.settings import Training
 

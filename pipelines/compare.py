@@ -46,7 +46,7 @@ from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
+from safemax.judges.config import JudgeConfig
 from safemax.methods import validate_steps
 from safemax.reports.numbers import counted
 

@@ -35,7 +35,7 @@ from pipelines.registry import lineage, model_versions
 from safemax.evaluation.enough_images import check_enough_samples
 from safemax.evaluation.panel_classes import AUTO
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
+from safemax.judges.config import JudgeConfig
 from safemax.knobs import check, knob
 from safemax.training.settings import Training
 

@@ -34,7 +34,7 @@ from safemax.data.class_names import parse_classes
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
+from safemax.judges.config import JudgeConfig
 from safemax.knobs import knob
 from safemax.methods import validate_steps
 from safemax.training.settings import Training

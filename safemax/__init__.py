@@ -16,7 +16,7 @@ _HOMES = {
     "safemax.diffusion.sampling": ("FAST", "PAPER", "Sampler"),
     "safemax.errors": ("InputError", "NonFiniteError"),
     "safemax.evaluation.protocol": ("Evaluation",),
-    "safemax.judges.load": ("JudgeConfig",),
+    "safemax.judges.config": ("JudgeConfig",),
     "safemax.reports.images_and_tables": ("grid",),
     "safemax.training.method": ("Method",),
     "safemax.training.settings": ("Training",),

@@ -14,7 +14,7 @@ from safemax.diffusion.sampling import Sampler as Sampler
 from safemax.errors import InputError as InputError
 from safemax.errors import NonFiniteError as NonFiniteError
 from safemax.evaluation.protocol import Evaluation as Evaluation
-from safemax.judges.load import JudgeConfig as JudgeConfig
+from safemax.judges.config import JudgeConfig as JudgeConfig
 from safemax.reports.images_and_tables import grid as grid
 from safemax.training.method import Method as Method
 from safemax.training.settings import Training as Training

@@ -28,7 +28,9 @@ from safemax.evaluation.enough_images import check_enough_images, check_enough_s
 from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import cached_samples
-from safemax.judges.load import JudgeConfig, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
+from safemax.judges.reference import reference
 from safemax.methods import create, validate_steps
 from safemax.methods.finetune import Finetune
 from safemax.storage import cache

@@ -21,7 +21,8 @@ from pipelines.comparison.job import STRIP
 from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
 from safemax.evaluation.samples import Samples
-from safemax.judges.classifier import Judge, accuracy, load_judge, noise_histogram, predict
+from safemax.judges.classifier import Judge, accuracy, noise_histogram, predict
+from safemax.judges.files import load_judge
 from safemax.judges.train import train_judge
 from safemax.storage import cache
 

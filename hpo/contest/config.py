@@ -18,7 +18,7 @@ from safemax.data.dataset import Dataset
 from safemax.errors import InputError
 from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
+from safemax.judges.config import JudgeConfig
 from safemax.knobs import knob
 from safemax.methods import available, create, find, preset_of
 from safemax.training.method import Method

@@ -40,7 +40,7 @@ from pipelines.planning.plan import show
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
+from safemax.judges.config import JudgeConfig
 from safemax.reports import contest_page, contest_tables
 from safemax.storage import atomic
 

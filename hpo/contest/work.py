@@ -23,7 +23,8 @@ from safemax.diffusion.model import Diffusion
 from safemax.evaluation.measure import code_digest, measure
 from safemax.evaluation.samples import Samples, draw
 from safemax.judges.attack_helper import attack_helper
-from safemax.judges.load import Judges, Reference, judges, reference
+from safemax.judges.load import Judges, judges
+from safemax.judges.reference import Reference, reference
 from safemax.methods import find
 from safemax.methods.finetune import Finetune
 from safemax.methods.retrain import Retrain

@@ -30,7 +30,9 @@ from safemax.diffusion.model import Diffusion
 from safemax.evaluation.measure import code_digest, measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import Samples, cached_samples
-from safemax.judges.load import JudgeConfig, identity, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import identity, judges
+from safemax.judges.reference import reference
 from safemax.methods import create
 from safemax.storage import cache, source_digest
 from safemax.training.devices import accelerator_for
@@ -52,7 +54,7 @@ class ChildConfig:
         source: address of the model to correct.
         experiment: of the comparison.
         evaluation: fields of safemax.evaluation.Evaluation.
-        judging: fields of safemax.judges.load.JudgeConfig.
+        judging: fields of safemax.judges.config.JudgeConfig.
         gold_steps: of pipelines.correction.retrained.GoldOptions.
         gold: fields of a GoldRecipe, those of its training as a dict.
         device: of safemax.training.settings.Training.

@@ -22,7 +22,7 @@ from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
+from safemax.judges.config import JudgeConfig
 from safemax.knobs import knob
 from safemax.methods import create
 from safemax.reports.comparison_tables import UNSEEDED

@@ -11,7 +11,7 @@ from safemax.data.class_split import ClassSplit
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
+from safemax.judges.config import JudgeConfig
 from safemax.knobs import without_added
 from safemax.methods import knobs_of, validate_steps
 from safemax.storage import cache

@@ -24,7 +24,8 @@ from safemax.errors import InputError
 from safemax.evaluation.measure import measure, recognised
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import SHORT_DRAW, SHOWN_PER_CLASS, Samples, announce, cached_samples
-from safemax.judges.load import judges, reference
+from safemax.judges.load import judges
+from safemax.judges.reference import reference
 from safemax.reports.images_and_tables import as_markdown, as_text, compare_samples, grid, labelled_sheet, metrics_table
 from safemax.reports.numbers import percent
 from safemax.storage import checkpoint

@@ -16,7 +16,8 @@ from pipelines.engine.worker import Message, Send
 from pipelines.engine.workers import open_workers
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError
-from safemax.judges.load import JudgeConfig, own_judges, train_own
+from safemax.judges.config import JudgeConfig
+from safemax.judges.own import own_judges, train_own
 from safemax.training.devices import accelerator_for
 from safemax.training.settings import Training
 
@@ -29,7 +30,7 @@ class JudgeJobs:
 
     Args:
         data: fields of pipelines.cli.options.DataOptions.
-        judging: of safemax.judges.load.JudgeConfig.
+        judging: of safemax.judges.config.JudgeConfig.
         device: of safemax.training.settings.Training.
     """
 

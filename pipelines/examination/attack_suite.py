@@ -17,7 +17,9 @@ from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import FAST
 from safemax.evaluation.attack_results import AttackComparison, cached_attack
 from safemax.judges.attack_helper import attack_helper
-from safemax.judges.load import JudgeConfig, Judges, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import Judges, judges
+from safemax.judges.reference import reference
 from safemax.metrics.retention import neighbours
 
 

@@ -13,7 +13,9 @@ from safemax.diffusion.model import Diffusion
 from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import Samples, cached_samples
-from safemax.judges.load import JudgeConfig, Judges, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import Judges, judges
+from safemax.judges.reference import reference
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from pipelines.tracking import pages
 from safemax import metric_keys as keys
 from safemax.data.batches import to_float
 from safemax.evaluation.verdict import Verdict, verdict
-from safemax.judges.load import reference
+from safemax.judges.reference import reference
 from safemax.metrics.retention import neighbours
 from safemax.metrics.user_samplers import loss
 from safemax.reports.attack_figures import tile_sheet

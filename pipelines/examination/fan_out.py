@@ -24,7 +24,8 @@ from safemax.diffusion import team
 from safemax.diffusion.folder import locate
 from safemax.errors import InputError, NonFiniteError
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig, Judges
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import Judges
 from safemax.training.devices import number_of_processes
 
 AUTO = "auto"  # device of the workers: models are examined where there is a GPU on it

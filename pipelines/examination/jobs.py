@@ -22,7 +22,8 @@ from safemax.data.class_split import ClassSplit
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.attack_results import cached_attack
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig, Judges, judges
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import Judges, judges
 from safemax.training.devices import accelerator_for
 from safemax.training.settings import Training
 
@@ -35,7 +36,7 @@ class ExaminationConfig:
 
     Args:
         data: fields of pipelines.cli.options.DataOptions.
-        judging: of safemax.judges.load.JudgeConfig.
+        judging: of safemax.judges.config.JudgeConfig.
     """
 
     data: dict[str, Any]

@@ -28,8 +28,9 @@ from safemax.diffusion.sampling import Sampler, sample
 from safemax.errors import InputError
 from safemax.evaluation import panel_classes, shared_judging
 from safemax.evaluation.verdict import number
+from safemax.judges.config import JudgeConfig
 from safemax.judges.fitness import recall
-from safemax.judges.load import JudgeConfig, Judges, judges
+from safemax.judges.load import Judges, judges
 from safemax.knobs import check, knob
 from safemax.metrics.intervals import wilson
 from safemax.reports.numbers import counted

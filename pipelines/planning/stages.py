@@ -16,7 +16,9 @@ from safemax.diffusion.model import Diffusion
 from safemax.evaluation import panel_classes
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import cached_path, workload
-from safemax.judges.load import JudgeConfig, NoneHeads, none_heads, own_judges
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import NoneHeads, none_heads
+from safemax.judges.own import own_judges
 from safemax.reports.numbers import counted
 from safemax.training.method import Method
 from safemax.training.settings import Training

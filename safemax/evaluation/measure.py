@@ -11,7 +11,8 @@ from safemax import metric_keys as keys
 from safemax import metrics
 from safemax.evaluation import shared_judging
 from safemax.evaluation.samples import Samples
-from safemax.judges.load import Judges, Reference
+from safemax.judges.load import Judges
+from safemax.judges.reference import Reference
 from safemax.metrics.features import of_this_process
 from safemax.metrics.measurement import GOLD, MAIN, JudgedImages, PanelSetting
 from safemax.metrics.outcome import outcome

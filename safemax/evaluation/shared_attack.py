@@ -19,7 +19,8 @@ from safemax.diffusion import team
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler
 from safemax.diffusion.team import Job, Team, packed, unpacked
-from safemax.judges.classifier import Judge, load_judge, save
+from safemax.judges.classifier import Judge
+from safemax.judges.files import load_judge, save
 
 JOB = "attack"
 _SAID = ("forget", "neighbour", "samples", "seed")  # of a setting, as they are

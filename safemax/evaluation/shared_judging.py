@@ -16,7 +16,8 @@ from safemax.data.batches import to_float
 from safemax.diffusion import team
 from safemax.diffusion.team import Team
 from safemax.judges import classifier
-from safemax.judges.classifier import Judge, load_judge, save
+from safemax.judges.classifier import Judge
+from safemax.judges.files import load_judge, save
 from safemax.judges.load import Judges
 
 JOB = "judge"

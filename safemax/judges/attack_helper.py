@@ -8,7 +8,8 @@ import torch
 
 from safemax.data.dataset import Dataset
 from safemax.judges.classifier import Ensemble, Judge
-from safemax.judges.load import JudgeConfig, Judges, plain_judge
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import Judges, plain_judge
 from safemax.judges.none_head import NoneHeadNetwork
 
 OTHER_SEED = 1000  # added to the judges' seed

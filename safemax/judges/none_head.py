@@ -14,7 +14,8 @@ from torch import Generator, Tensor, nn
 
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError, NonFiniteError
-from safemax.judges.classifier import Ensemble, Judge, load_judge, save
+from safemax.judges.classifier import Ensemble, Judge
+from safemax.judges.files import load_judge, save
 from safemax.judges.networks import Network
 from safemax.judges.training_images import draw, on
 from safemax.progress import bar

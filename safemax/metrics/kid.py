@@ -12,7 +12,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from safemax import metric_keys as keys
 from safemax.errors import InputError
-from safemax.judges.load import noise_features
+from safemax.judges.reference import noise_features
 from safemax.metrics.features import GivenFeatures, rows_of
 from safemax.metrics.measurement import MAIN, JudgedImages, MetricInfo, PanelMetric, PanelSetting
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.wrappers.abstract import WrapperMetric
 
-from safemax.judges.load import Judges, Reference
+from safemax.judges.load import Judges
+from safemax.judges.reference import Reference
 
 # What a batch of images was drawn for; other draws have the names of metric_keys.USER_SAMPLERS.
 MAIN, SECOND, GOLD = "main", "second", "gold"

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 from safemax import metric_keys as keys
 from safemax.errors import InputError
-from safemax.judges.load import Reference
+from safemax.judges.reference import Reference
 from safemax.metrics.features import of_this_process
 from safemax.metrics.intervals import with_interval
 from safemax.metrics.measurement import MAIN, JudgedImages, MetricInfo, PanelMetric, PanelSetting

@@ -12,7 +12,7 @@ from torchmetrics.wrappers.abstract import WrapperMetric
 
 from safemax import metric_keys as keys
 from safemax.judges.inception import Moments
-from safemax.judges.load import Reference
+from safemax.judges.reference import Reference
 from safemax.metrics.features import joined
 from safemax.metrics.frechet import FrechetDistance
 from safemax.metrics.intervals import GROUPS, with_interval

@@ -19,7 +19,7 @@ from pipelines.correction.correction import Correction
 from pipelines.engine.signals import StopSignal
 from pipelines.registry import registration
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
+from safemax.judges.config import JudgeConfig
 from safemax.methods import create
 from safemax.training.settings import Training
 from tests.faults.operations import Operation

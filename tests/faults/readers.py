@@ -37,7 +37,8 @@ from safemax.data.dataset import load_cached, save_cached
 from safemax.diffusion.model import Diffusion
 from safemax.evaluation.attack_results import cached_attack
 from safemax.judges import load
-from safemax.judges.classifier import Judge, load_judge, save
+from safemax.judges.classifier import Judge
+from safemax.judges.files import load_judge, save
 from safemax.methods.finetune import Finetune
 from safemax.storage import cache, checkpoint, manifest
 from safemax.training.hooks import Folders

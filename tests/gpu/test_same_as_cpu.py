@@ -17,7 +17,8 @@ from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import draw
 from safemax.judges.classifier import Judge, predict
-from safemax.judges.load import Judges, reference
+from safemax.judges.load import Judges
+from safemax.judges.reference import reference
 from safemax.judges.train import train_judge
 from safemax.methods import available, create, find
 from safemax.methods.safemax import SAFEMax

@@ -13,7 +13,7 @@ from hpo import space
 from hpo.config import SearchConfig, SearchOptions
 from pipelines.cli.options import DataOptions
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
+from safemax.judges.config import JudgeConfig
 from safemax.methods import create
 from safemax.training.settings import Training
 from tests.support import tiny_models

@@ -20,7 +20,7 @@ from pipelines.cli.options import DataOptions
 from pipelines.correction.base_model import NetworkOptions
 from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
+from safemax.judges.config import JudgeConfig
 from safemax.reports import contest_tables
 from tests.support import ray_clusters, tiny_models
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from safemax.judges.classifier import Judge, noise_histogram
-from safemax.judges.load import Judges, Reference
+from safemax.judges.load import Judges
+from safemax.judges.reference import Reference
 from safemax.metrics.measurement import GOLD, MAIN, SECOND, JudgedImages, PanelSetting
 
 NAMES = ("a", "b", "c", "d", "e")

@@ -24,7 +24,8 @@ from safemax.evaluation import measure as whole_measure
 from safemax.evaluation import shared_attack, shared_judging
 from safemax.evaluation.samples import Samples
 from safemax.judges.classifier import Ensemble, Judge, predict
-from safemax.judges.load import Judges, Reference
+from safemax.judges.load import Judges
+from safemax.judges.reference import Reference
 from safemax.methods import create
 from safemax.training import processes
 from safemax.training.devices import accelerator_for

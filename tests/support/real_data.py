@@ -13,9 +13,11 @@ from torch import Tensor
 from safemax.data.dataset import Dataset
 from safemax.data.sources import load
 from safemax.evaluation.samples import Samples
-from safemax.judges.load import JudgeConfig, Judges, Reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import Judges
 from safemax.judges.load import judges as judges_of
-from safemax.judges.load import reference as reference_of
+from safemax.judges.reference import Reference
+from safemax.judges.reference import reference as reference_of
 
 FEW = 5  # images of each class under the second sampler
 

@@ -11,7 +11,9 @@ from pipelines.correction import judge_jobs
 from pipelines.correction.judge_jobs import train_judges
 from pipelines.engine.options import WorkerOptions
 from pipelines.engine.signals import StopSignal
-from safemax.judges.load import JudgeConfig, judges, own_judges
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
+from safemax.judges.own import own_judges
 from tests.support import tiny_models
 
 JUDGING = JudgeConfig(judge_steps=200, reject_judges=2)

@@ -21,7 +21,7 @@ from safemax import attacks
 from safemax.data.class_split import ClassSplit
 from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
+from safemax.judges.config import JudgeConfig
 from tests.support import tiny_models
 
 JUDGING = JudgeConfig(judge_steps=5, reject_judges=1)

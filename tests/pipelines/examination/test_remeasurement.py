@@ -30,7 +30,9 @@ from safemax.errors import InputError
 from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import cached_samples
-from safemax.judges.load import JudgeConfig, Judges, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import Judges, judges
+from safemax.judges.reference import reference
 from tests.support import promotion_program, ranks, tiny_models
 from tests.support.registered_versions import NAME, evidence
 

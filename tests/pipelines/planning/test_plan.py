@@ -16,7 +16,8 @@ from pipelines.planning.plan import Plan, Stage, alike, duration, size
 from pipelines.planning.rates import Rates
 from pipelines.planning.stages import Planner
 from safemax.errors import InputError
-from safemax.judges.load import JudgeConfig, judges
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
 from safemax.reports.numbers import duration as precise
 from tests.pipelines.test_end_to_end import EVALUATION, SMALL
 from tests.support import tiny_models

@@ -25,7 +25,9 @@ from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import cached_samples
 from safemax.evaluation.verdict import Verdict, verdict
-from safemax.judges.load import JudgeConfig, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
+from safemax.judges.reference import reference
 from safemax.methods.gradient_ascent import GradientAscent
 from safemax.methods.retrain import Retrain
 from safemax.methods.safemax import SAFEMax

@@ -17,7 +17,9 @@ from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import draw
 from safemax.evaluation.verdict import verdict
-from safemax.judges.load import JudgeConfig, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
+from safemax.judges.reference import reference
 from safemax.metrics.kid import kid
 from safemax.metrics.precision_coverage import precision_coverage
 from tests.support import tiny_models

@@ -12,7 +12,9 @@ from safemax.evaluation import panel_classes
 from safemax.evaluation.measure import measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import draw, workload
-from safemax.judges.load import JudgeConfig, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
+from safemax.judges.reference import reference
 from tests.support import tiny_kinds, tiny_models
 
 SMALL = Evaluation("custom", 10, 2, 2, sampler_steps=2, user_samples=1)

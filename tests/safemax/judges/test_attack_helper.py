@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from safemax.judges.attack_helper import attack_helper, shares_network
-from safemax.judges.load import JudgeConfig, judges
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import judges
 from tests.support import tiny_models
 
 

@@ -18,17 +18,8 @@ from safemax.data.dataset import Split
 from safemax.data.sources import load
 from safemax.errors import InputError, NonFiniteError
 from safemax.judges import networks, train, training_images
-from safemax.judges.classifier import (
-    IMAGENET_MEAN,
-    Ensemble,
-    Judge,
-    accuracy,
-    accuracy_by_class,
-    load_judge,
-    noise_histogram,
-    predict,
-    save,
-)
+from safemax.judges.classifier import Ensemble, Judge, accuracy, accuracy_by_class, noise_histogram, predict
+from safemax.judges.files import IMAGENET_MEAN, load_judge, save
 from safemax.judges.negatives import negative_images
 from safemax.judges.train import train_judge
 from tests.support import tiny_models

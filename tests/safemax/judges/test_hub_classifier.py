@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from safemax.errors import InputError
 from safemax.judges import none_head
-from safemax.judges.classifier import load_judge, predict, save
+from safemax.judges.classifier import predict
+from safemax.judges.files import load_judge, save
 from tests.support import tiny_models
 
 NAMES, SHAPE = ("a", "b", "c"), (1, 8, 8)

@@ -20,8 +20,10 @@ from safemax.evaluation.measure import measure
 from safemax.evaluation.metric_info import meaning
 from safemax.evaluation.samples import Samples
 from safemax.judges import inception
+from safemax.judges.config import JudgeConfig
 from safemax.judges.inception import Moments, by_class, extract, find_inception, load_inception
-from safemax.judges.load import JudgeConfig, judges, reference
+from safemax.judges.load import judges
+from safemax.judges.reference import reference
 from safemax.metrics.frechet import FrechetDistance, frechet_distance
 from tests.support import tiny_models
 

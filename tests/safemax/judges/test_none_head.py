@@ -11,8 +11,10 @@ from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
 from safemax.errors import InputError
 from safemax.judges import none_head
-from safemax.judges.classifier import Ensemble, Judge, load_judge, predict, save
-from safemax.judges.load import JudgeConfig, identity, judges
+from safemax.judges.classifier import Ensemble, Judge, predict
+from safemax.judges.config import JudgeConfig
+from safemax.judges.files import load_judge, save
+from safemax.judges.load import identity, judges
 from tests.support import tiny_models
 
 NAMES = ("a", "b", "c")

@@ -13,7 +13,8 @@ from safemax.data.dataset import Dataset, Split
 from safemax.errors import Stopped
 from safemax.judges import train
 from safemax.judges.classifier import Judge, accuracy
-from safemax.judges.load import JudgeConfig, _resolved, judges
+from safemax.judges.config import JudgeConfig, resolved
+from safemax.judges.load import judges
 from safemax.judges.train import train_judge
 from safemax.judges.training_images import Passes
 from tests.support import tiny_models
@@ -80,10 +81,10 @@ def test_the_fast_recipe_learns_an_easy_data_set() -> None:
 
 
 def test_auto_is_a_whitened_network_with_heads_above_16_pixels() -> None:
-    found = _resolved(JudgeConfig(), large())
+    found = resolved(JudgeConfig(), large())
     wide = "whitened_wide" if torch.cuda.is_available() else "whitened"
     assert (found.judge, found.reject_judge) == (wide, "none_head")
-    small = _resolved(JudgeConfig(), tiny_models.dataset())
+    small = resolved(JudgeConfig(), tiny_models.dataset())
     assert (small.judge, small.reject_judge) == ("small", "small")
 
 

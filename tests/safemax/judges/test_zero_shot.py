@@ -13,8 +13,10 @@ from transformers import CLIPConfig, CLIPModel
 from benchmarks.tiny_pipelines import _tokenizer
 from safemax.errors import InputError
 from safemax.judges import none_head, zero_shot
-from safemax.judges.classifier import load_judge, predict, save
-from safemax.judges.load import JudgeConfig, identity, judges
+from safemax.judges.classifier import predict
+from safemax.judges.config import JudgeConfig
+from safemax.judges.files import load_judge, save
+from safemax.judges.load import identity, judges
 from tests.support import tiny_models
 
 NAMES, SHAPE = ("a", "b", "c"), (1, 8, 8)

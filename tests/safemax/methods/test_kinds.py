@@ -16,7 +16,7 @@ from safemax.diffusion.model import Diffusion
 from safemax.diffusion.weights import CHOICES, WITHOUT_ADAPTERS
 from safemax.errors import InputError, Stopped
 from safemax.evaluation.protocol import Evaluation
-from safemax.judges.load import JudgeConfig
+from safemax.judges.config import JudgeConfig
 from safemax.methods import find
 from safemax.training.hooks import Folders, Hooks
 from tests.safemax.methods.test_contract import NAMES, refusal, small, training

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from safemax.judges.load import Reference
+from safemax.judges.reference import Reference
 from safemax.metrics.constant_images import ConstantShare
 from safemax.metrics.retention import neighbours
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safemax.judges.load import noise_features
+from safemax.judges.reference import noise_features
 from tests.support import real_data
 
 
