@@ -1,6 +1,6 @@
 """Train a class-conditional diffusion model on real images and register it as the base that corrections start from.
 
-python -m pipelines.pretrain --data=cifar10 --steps=20000 --precision=bf16
+python -m pipelines.pretrain --data=cifar10 --preset=gpu --minutes=20
 torchrun --nproc_per_node 4 -m pipelines.pretrain --data=cifar10     (several GPUs)
 """
 
@@ -14,8 +14,8 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 from collections.abc import Sequence
 
 from pipelines.cli.options import DataOptions, PlanOptions
-from pipelines.cli.parser import parse
-from pipelines.correction.base_model import BaseTraining, NetworkOptions, train_base
+from pipelines.cli.parser import parse, text_of
+from pipelines.correction.base_model import PRESETS, BaseTraining, NetworkOptions, PresetOptions, train_base
 from pipelines.engine.signals import die_with_parent, stop_on_signals
 from pipelines.planning.plan import Plan, show
 from pipelines.planning.stages import Planner
@@ -23,6 +23,7 @@ from safemax.data.dataset import Dataset
 from safemax.training.settings import Training
 
 PARAMETERS: dict[str, type] = {
+    "preset": PresetOptions,
     "data": DataOptions,
     "network": NetworkOptions,
     "training": BaseTraining,
@@ -32,7 +33,8 @@ PARAMETERS: dict[str, type] = {
 
 def pretrain(argv: Sequence[str]) -> None:
     """Train and register a base as the command line says."""
-    arguments = parse("python -m pipelines.pretrain", __doc__ or "", PARAMETERS, argv)
+    preset = PRESETS.get(text_of(argv, "preset") or "none", {})  # another name is refused by parse
+    arguments = parse("python -m pipelines.pretrain", __doc__ or "", PARAMETERS, argv, {"preset": preset})
     stop = stop_on_signals()
     die_with_parent()
     dataset = arguments["data"].load()

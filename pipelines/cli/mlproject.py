@@ -11,7 +11,7 @@ from importlib import import_module
 
 from pipelines import ROOT
 from pipelines.cli import index, index_writer
-from pipelines.cli.method_options import for_method
+from pipelines.cli.method_options import MethodOptions, for_method
 from pipelines.cli.options import DataOptions
 from pipelines.cli.parameters import Parameter, parameters, to_text
 from pipelines.cli.parser import NOT_GIVEN
@@ -27,7 +27,7 @@ UNLEARN = index_writer.PROGRAMS[index_writer.UNLEARN]
 # Of each entry point, the parameters that people change most; every other one passes through by its name.
 DECLARED = {
     "main": ("data", "forget", "base_steps", "steps", "lambda"),
-    "pretrain": ("data", "steps", "batch_size", "lr", "architecture"),
+    "pretrain": ("data", "preset", "steps", "minutes", "batch_size", "lr", "architecture"),
     "evaluate": ("model", "forget", "data", "beside", "protocol"),
     "attack": ("model", "forget", "data", "attacks", "gold"),
     "compare": ("methods", "classes", "seeds", "steps", "overrides", "data", "workers"),
@@ -96,7 +96,7 @@ class Entry:
         of_base = name in knobs(DataOptions) and any(each.name == "model" for each in self.parameters())
         own = (group for group in self.groups.values() if issubclass(group, Method | Training))
         of_method = any(name == each.name for group in own for each in parameters(group))
-        if of_base or (of_method and any(each.name == "preset" for each in self.parameters())):
+        if of_base or (of_method and any(issubclass(group, Method | MethodOptions) for group in self.groups.values())):
             return ""
         text = to_text(self.find(name).default)
         return "" if text == NOT_GIVEN else text

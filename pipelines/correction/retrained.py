@@ -195,6 +195,8 @@ def _as_base(base: str | None, steps: int = 0) -> tuple[Training, float, float]:
         recorded: dict[str, Any] = {name: _value(params[f"train.{name}"], getattr(default, name)) for name in names}
         null_drop, gamma = (_value(params.get(f"model.{name}", str(usual)), 0.0) for name, usual in USUAL.items())
         Retrain(null_drop=null_drop, min_snr_gamma=gamma)
+        if params.get("train.precision") in ("bf16", "auto"):  # on a GPU as the base; a CPU's gold models are in fp32
+            recorded["precision"] = "auto"
         return replace(default, **recorded), null_drop, gamma
     except (KeyError, ValueError) as error:
         raise InputError(

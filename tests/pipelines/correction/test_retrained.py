@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pipelines.correction.retrained import GoldOptions, TrainedFurther, check_re
 from pipelines.registry import model_versions
 from safemax.diffusion.model import Diffusion
 from safemax.errors import InputError, Note
+from safemax.training.devices import uses_bf16
 from safemax.training.settings import Training
 from tests.support import tiny_models
 
@@ -37,6 +39,20 @@ def test_a_base_that_was_trained_further_needs_the_number_of_all_its_steps() -> 
         recipe_of(FURTHER, 0)
     assert "\n" not in str(refused.value)
     assert recipe_of(FURTHER, 5).training.steps == 5
+
+
+@pytest.mark.usefixtures("bases")
+def test_a_gold_model_of_a_base_in_bf16_is_in_bf16_on_a_gpu_and_in_fp32_on_a_cpu() -> None:
+    assert recipe_of(ROOT, 0).training.precision == "fp32"
+    network = NetworkOptions(name="fast")
+    training = Training(steps=1, batch_size=4, ema=0.0, forget_share=0.0, device="cpu", precision="bf16")
+    address = train_base(tiny_models.dataset(), network, training, lambda: False, shown=1)
+    recipe = recipe_of(address, 0)
+    assert recipe.training.precision == "auto"
+    assert not uses_bf16(replace(recipe.training, device="cpu"))
+    plain = replace(recipe, training=replace(recipe.training, precision="fp32"))
+    folders = {each.folder(tiny_models.diffusion(), tiny_models.dataset(), (0,)) for each in (recipe, plain)}
+    assert len(folders) == 1, "the machine does not name another gold model"
 
 
 @pytest.mark.usefixtures("bases")
