@@ -107,7 +107,11 @@ def _grow(stage: Stage, jury: cifar10_judges.Jury) -> None:
 
 def _gold(stage: Stage, methods: Sequence[str]) -> None:
     """Compare with a model that was trained without the first class, as long as the base: the attacks find it then."""
-    words = [*_words(stage, methods, FIRST[:1]), "--gold=true", f"--output={stage.folder / 'gold'}"]
+    words = [
+        *_words(stage, methods[:1] if stage.rehearse else methods, FIRST[:1]),
+        "--gold=true",
+        f"--output={stage.folder / 'gold'}",
+    ]
     needs = 0.0 if stage.rehearse else (BASE_SHARE + 0.1) * stage.minutes
     stage.attempt(f"gold, trained without {FIRST[0]}", partial(compare, words), needs=needs)
 

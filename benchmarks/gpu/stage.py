@@ -30,6 +30,7 @@ from benchmarks import tables
 from safemax.errors import Stopped, chain
 from safemax.reports.images_and_tables import as_markdown, as_text
 
+COMPILING = 0.7  # minutes that must be left to compile a denoiser
 _LIBRARIES = ("diffusers", "accelerate", "transformers", "mlflow", "optuna")
 
 

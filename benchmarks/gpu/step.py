@@ -18,11 +18,12 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu.stage import Stage, use_tf32
+from benchmarks.gpu import choices, drawing
+from benchmarks.gpu.stage import COMPILING, Stage, use_tf32
 from benchmarks.official import CHEAP, BenchmarkOptions, official, official_salun, official_selective_amnesia
 from benchmarks.step import bare
+from safemax.diffusion import arithmetic, layout
 from safemax.diffusion.model import Diffusion
-from safemax.diffusion.sampling import FAST, sample
 from safemax.methods import create
 from safemax.training.settings import Training
 from safemax.training.trainer import Trainer
@@ -41,7 +42,6 @@ REMARK = """\
 {rows} rows a step. Median of {rounds} blocks of {block} steps. A bf16 matrix product runs at {rate:.1f} TFLOP/s here: that is
 100 % of the card. set-up: building and the first step, compilation included. A compiled step counts the FLOPs of the bare one.
 of compiled: compared with the fastest compiled bare step, in bf16."""
-COMPILING = 0.7  # minutes that must be left to compile a denoiser
 LONG = 1_000_000  # steps of a run that compiles its denoiser on a GPU
 
 
@@ -118,6 +118,9 @@ def run(stage: Stage) -> None:
     """Measure all, what matters most first."""
     options = BenchmarkOptions(size="digits", rows=4) if stage.rehearse else BenchmarkOptions(size="cifar", rows=64)
     bench = Bench(stage, options, 1 if stage.rehearse else 7, 1 if stage.rehearse else 5)
+    draws = drawing.Drawing(stage, options)
+    if stage.rehearse:  # the compiled ways are traced at least
+        arithmetic.DEVICES, arithmetic.BACKEND = {"cpu"}, "eager"
     stage.attempt("bf16 matrix product", lambda: setattr(bench, "rate", matmul_rate(256 if stage.rehearse else 8192)))
     for precision in ("fp32", "bf16"):
         stage.attempt(f"bare, {precision}", partial(bench.add, "bare", precision, partial(_bare, options, precision)))
@@ -127,17 +130,34 @@ def run(stage: Stage) -> None:
         ("SA, official order", official_selective_amnesia),
     ):
         stage.attempt(name, partial(bench.add, name, "fp32", partial(official, official_build, options)))
-    stage.attempt("sampling", lambda: sampling(bench))
+    draws.eager()
+    stage.attempt("judging", partial(drawing.judging, stage))
     _compiled(bench, "bare, compiled", {})
-    build = partial(_ours, "safemax", options, "bf16", steps=LONG)
-    task = partial(bench.add, "SAFEMax, compiled", "bf16", build)
-    stage.attempt("SAFEMax, compiled", task, needs=0.0 if stage.rehearse else COMPILING)
+    _compiled_ours(bench, "SAFEMax, compiled")
     _methods(bench, "bf16")
-    stage.attempt("bars", lambda: bars(bench), late=True)
+    build = partial(_ours, "safemax", options, "bf16", channels_last=True)
+    label = "SAFEMax, channels_last"
+    stage.attempt(label, partial(bench.add, label, "bf16", build))
+    _tables(bench, draws, "")
+    draws.compiled()
     stage.attempt("bare, tuned", lambda: bench.add("bare, TF32 and cudnn.benchmark", "fp32", lambda: _tuned(options)))
+    _compiled_ours(bench, "SAFEMax, compiled, channels_last", channels_last=True)
     for how in ({"channels_last": True}, {"mode": "max-autotune"}) if not stage.rehearse else ():
         _compiled(bench, "bare, compiled", how)
-    stage.attempt("bars, again", lambda: bars(bench), late=True)
+    _tables(bench, draws, ", again")
+
+
+def _tables(bench: Bench, draws: drawing.Drawing, when: str) -> None:
+    """Write what the measured steps and draws say together, as far as they have come."""
+    bench.stage.attempt(f"bars{when}", lambda: bars(bench), late=True)
+    rows = 2 * bench.options.rows
+    bench.stage.attempt(f"choices{when}", lambda: choices.write(bench.stage, bench.rows, draws, rows), late=True)
+
+
+def _compiled_ours(bench: Bench, label: str, *, channels_last: bool = False) -> None:
+    build = partial(_ours, "safemax", bench.options, "bf16", steps=LONG, channels_last=channels_last)
+    needs = 0.0 if bench.stage.rehearse else COMPILING
+    bench.stage.attempt(label, partial(bench.add, label, "bf16", build), needs=needs)
 
 
 def _methods(bench: Bench, precision: str) -> None:
@@ -178,8 +198,7 @@ def _bare(
     mode: str | None = None,
 ) -> tuple[Diffusion, Callable[[], Any]]:
     model = options.diffusion()
-    if channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout.lay_out(model.denoiser, channels_last=channels_last)
     if backend:
         model.denoiser = torch.compile(model.denoiser, backend=backend, mode=mode)
     step = bare(model, 2 * options.rows)
@@ -198,10 +217,13 @@ def _tuned(options: BenchmarkOptions) -> tuple[Diffusion, Callable[[], Any]]:
 
 
 def _ours(
-    method: str, options: BenchmarkOptions, precision: str, *, steps: int = 1000
+    method: str, options: BenchmarkOptions, precision: str, *, steps: int = 1000, channels_last: bool = False
 ) -> tuple[Diffusion, Callable[[], Any]]:
     model = options.diffusion()
-    training = Training(steps=steps, batch_size=2 * options.rows, precision=precision, device=model.device.type)
+    training = Training(
+        steps=steps, batch_size=2 * options.rows, precision=precision, device=model.device.type,
+        channels_last=channels_last,
+    )  # fmt: skip
     trainer = Trainer(model, create(method, **CHEAPEST.get(method, {})), options.split(), (0,), training)
     trainer.prepare()
     return model, trainer.step
@@ -215,24 +237,6 @@ def _flops(step: Callable[[], Any]) -> float:
 
 def _autocast(model: Diffusion, precision: str) -> Any:
     return torch.autocast(model.device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
-
-
-def sampling(bench: Bench) -> None:
-    """Time the sampler of the fast protocol: images a second, and forwards of one row a second."""
-    count = 20 if bench.stage.rehearse else 500
-    rows = []
-    for precision in ("fp32", "bf16"):
-        model = bench.options.diffusion()
-        labels = torch.arange(count) % model.num_classes
-        with _autocast(model, precision):
-            sample(model, labels, FAST, seed=0)
-            started = time.perf_counter()
-            sample(model, labels, FAST, seed=0)  # its images are on the CPU: nothing is left to wait for
-        seconds = time.perf_counter() - started
-        row = {"precision": precision, "images/s": count / seconds}
-        rows.append({**row, "forwards/s": 2 * FAST.steps * count / seconds, "s": seconds})
-        remark = f"{count} images, {FAST}: {FAST.steps} steps, two rows an image for guidance, {count} images together."
-        bench.stage.table("sampling", "Sampling", pd.DataFrame(rows).set_index("precision"), remark, digits=2)
 
 
 def bars(bench: Bench) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks.gpu import archive, index
+from benchmarks.gpu import archive, choices, index
 from benchmarks.gpu.cifar10 import panel
+from benchmarks.gpu.drawing import Drawing
 from benchmarks.gpu.plan import MINUTES, PLAN, budgets
 from benchmarks.gpu.stage import Stage
+from benchmarks.official import BenchmarkOptions
 from pipelines import ROOT
 from pipelines.cli.parameters import UsageError
 from safemax.errors import Stopped
@@ -160,6 +162,24 @@ def test_the_panel_gives_the_change_of_fid_with_an_interval_of_both_errors(tmp_p
     assert (row["change low"], row["change high"]) == pytest.approx((1.02, 2.98))
 
 
+def test_a_switch_pays_after_its_set_up_by_what_it_saves_and_an_unmeasured_one_has_no_row(tmp_path: Path) -> None:
+    steps = [
+        {"step": "SAFEMax", "precision": "bf16", "ms": 30.0, "set-up s": 2.0},
+        {"step": "SAFEMax, compiled", "precision": "bf16", "ms": 20.0, "set-up s": 62.0},
+        {"step": "SAFEMax, channels_last", "precision": "bf16", "ms": 40.0, "set-up s": 3.0},
+    ]
+    drawing = Drawing(stage(tmp_path), BenchmarkOptions(), [{"computed": "exact", "s": 4.0, "set-up s": 1.0}])
+    drawing.rows.append({"computed": "bf16", "s": 2.0, "set-up s": 0.5})
+    choices.write(stage(tmp_path), steps, drawing, 128)
+    found = pd.read_csv(tmp_path / "choices.csv").set_index("switch")
+    assert list(found.index) == ["channels_last=true", "compile", "arithmetic=bf16"]
+    assert found.loc["compile", "gain"] == 1.5
+    assert found.loc["compile", "pays after"] == 6000  # 60 s by 10 ms
+    assert found.loc["channels_last=true", "gain"] == 0.75
+    assert pd.isna(found.loc["channels_last=true", "pays after"]), "what gains nothing never pays"
+    assert (found.loc["arithmetic=bf16", "gain"], found.loc["arithmetic=bf16", "pays after"]) == (2.0, 0.0)
+
+
 def test_a_stage_that_runs_out_of_time_is_stopped_and_the_next_one_still_runs(tmp_path: Path) -> None:
     words = ("--stages=smoke,step", "--minutes=smoke=0.01,step=0.01", "--rehearse")
     ended = run(*words, folder=tmp_path, timeout=200)
@@ -188,5 +208,10 @@ def test_the_rehearsal_runs_all_of_it(tmp_path: Path) -> None:
     judged = pd.read_csv(results / "cifar10" / "three-judges.csv")
     assert judged.groupby(["model", "forgotten"]).size().eq(3).all()
     assert set(judged["forgotten"]) == {"airplane", "bird"}
+    assert "gold" in (results / "cifar10" / "gold" / "compare-cifar10" / "table1.csv").read_text()
+    drawn = pd.read_csv(results / "step" / "sampling.csv")["computed"]
+    ways = ["exact", "bf16", "bf16, channels_last", "compiled", "compiled, channels_last"]
+    assert list(drawn) == ways
+    assert len(pd.read_csv(results / "step" / "choices.csv")) == len(choices.STEPS) + len(choices.DRAWS)
     assert (results / "search" / "front.png").exists()
     assert list((results / "attacks").glob("safemax-airplane*.csv"))
