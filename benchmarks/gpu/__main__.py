@@ -4,8 +4,9 @@
     python -m benchmarks.gpu --rehearse              all stages at tiny size on a CPU, with made-up data, into a folder of its own
     python -m benchmarks.gpu --stages=step,cifar10 --minutes=step=2,cifar10=6
 
-smoke: the tests marked gpu, and the demo through `mlflow run`. step: a step of each method beside a bare one, sampling, memory.
-cifar10: a base by time, corrections of it, the paper's tables and figures. attacks: on those corrections. search: Optuna over
+smoke: the tests marked gpu, and the demo through `mlflow run`. step: a step of each method beside a bare one, memory, draws, and
+what bf16, compilation and channels_last gain in each. cifar10: a base by time, corrections of it, the paper's tables and figures,
+a gold model where the minutes allow. attacks: on those corrections. search: Optuna over
 lambda and the learning rate. Tables, CSV and pictures go to RESULTS/STAGE, an overview to RESULTS/index.md; where $OUT is set,
 each stage is zipped into it as it goes.
 """

@@ -49,8 +49,7 @@ class Update:
     ) -> None:
         self._diffusion, self._method, self._training = diffusion, method, training
         self._accelerator, self._budget = accelerator, budget
-        self.weights: list[Parameter] = list(method.trainable(diffusion))
-        self._freeze_others()
+        self.weights = self._chosen()
         self.optimizer = optimizers.create(self.weights, training)
         at_once = steps_between(accelerator.device) == 1 or not optimizers.skips_infinite(self.optimizer)
         self.finite = FiniteCheck(self.optimizer, training.lr, at_once=at_once)
@@ -86,12 +85,15 @@ class Update:
             torch._foreach_copy_(self.values, self.average)
             self.average = []
 
-    def _freeze_others(self) -> None:
+    def _chosen(self) -> list[Parameter]:
+        """Return the weights that move, and freeze the others."""
         self._diffusion.requires_grad_(True)
         self._diffusion.zero_grad()
-        chosen = {id(p) for p in self.weights}
+        weights = list(self._method.trainable(self._diffusion))
+        chosen = {id(p) for p in weights}
         for p in (*self._diffusion.parameters(), *self._diffusion.label_tables()):
             p.requires_grad_(id(p) in chosen)
+        return weights
 
     def _restore(self, saved: Checkpoint) -> None:
         snapshot.restore_optimizer(saved, self.optimizer)
