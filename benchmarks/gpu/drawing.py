@@ -47,7 +47,10 @@ class Drawing:
 
     def compiled(self) -> None:
         """Measure those that compile the denoiser, as far as the time allows."""
-        self._measure(COMPILED, 0.0 if self.stage.rehearse else COMPILING)
+        if self.stage.rehearse:
+            self._measure(COMPILED[:1], 0.0)
+        else:
+            self._measure(COMPILED, COMPILING)
 
     def _measure(self, ways: tuple[tuple[str, bool], ...], needs: float) -> None:
         for computed, last in ways:
