@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from pipelines import tracking
 from pipelines.cli.options import product_name
@@ -135,11 +136,7 @@ def train_base(
     diffusion = network.create(dataset, training.seed)
     registration.refuse_other_shape(network.name_for(dataset), diffusion)
     folder = _checkpoints(dataset, network, training, diffusion)
-    params: dict[str, object] = {f"train.{key}": value for key, value in asdict(training).items()}
-    params |= {"data.name": dataset.name, **dataset.params, "model.null_drop": network.null_drop}
-    params |= {"model.min_snr_gamma": network.min_snr_gamma}
-    if Path(network.architecture).is_dir():  # a gold model of this base would need the steps before these, too
-        params |= {START: str(Path(network.architecture).absolute())}
+    params = _params(dataset, network, training)
     method = Finetune(null_drop=network.null_drop, min_snr_gamma=network.min_snr_gamma)
     Trainer(diffusion, method, dataset.train, (), training)  # refuses before the run what does not go together
 
@@ -151,9 +148,7 @@ def train_base(
     if is_follower_rank():
         fit()
         return ""
-    print(_cost(diffusion, training))
-    if need := memory.check(diffusion, training, accelerator_for(training).device):
-        print(need)
+    _announce(diffusion, training)
     tracking.setup(network.name_for(dataset))  # refuses before the first orphan is removed
     orphans.remove_orphans(network.name_for(dataset))
     name = f"pretrain-{dataset.name}-seed{training.seed}"
@@ -164,10 +159,7 @@ def train_base(
         run.start_journal(folder)
         result = fit(run.log, run.id)
         run.resumes(result.resumed_from)
-        labels = torch.arange(dataset.num_classes).repeat_interleave(shown)
-        picture = run.picture(
-            grid(sample(diffusion, labels, sampler.within(diffusion), seed=0, progress=True), shown), "samples/base"
-        )
+        picture = run.picture(_picture(diffusion, dataset, sampler, shown), "samples/base")
         version = _register(
             diffusion, dataset, network.name_for(dataset), result.cost.metrics(), run, picture, params,
             recorded_data.tag_of(record or {}),
@@ -175,6 +167,27 @@ def train_base(
     run.delete_journal()  # once the run has ended: until then the same command resumes, and finds the version
     checkpoint.clear(folder)
     return f"models:/{network.name_for(dataset)}/{version}"
+
+
+def _params(dataset: Dataset, network: NetworkOptions, training: Training) -> dict[str, object]:
+    params: dict[str, object] = {f"train.{key}": value for key, value in asdict(training).items()}
+    params |= {"data.name": dataset.name, **dataset.params, "model.null_drop": network.null_drop}
+    params |= {"model.min_snr_gamma": network.min_snr_gamma}
+    if Path(network.architecture).is_dir():  # a gold model of this base would need the steps before these, too
+        params |= {START: str(Path(network.architecture).absolute())}
+    return params
+
+
+def _announce(diffusion: Diffusion, training: Training) -> None:
+    """Say what the training costs; InputError where the memory does not suffice."""
+    print(_cost(diffusion, training))
+    if need := memory.check(diffusion, training, accelerator_for(training).device):
+        print(need)
+
+
+def _picture(diffusion: Diffusion, dataset: Dataset, sampler: Sampler, shown: int) -> Image.Image:
+    labels = torch.arange(dataset.num_classes).repeat_interleave(shown)
+    return grid(sample(diffusion, labels, sampler.within(diffusion), seed=0, progress=True), shown)
 
 
 def _checkpoints(dataset: Dataset, network: NetworkOptions, training: Training, start: Diffusion) -> Path:
