@@ -12,9 +12,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY safemax ./safemax
 COPY pipelines ./pipelines
 COPY hpo ./hpo
-RUN pip install --no-deps . && useradd --create-home safemax && install --directory --owner=safemax /work
-
-# A container may run as any user (docker run --user), who has no name and no home then.
+# A container may run as any user (docker run --user), who has no name and no home then. The second folder is where MLflow's
+# docker backend works.
+RUN pip install --no-deps . && useradd --create-home safemax && install --directory --mode=1777 /work /mlflow/projects/code
 ENV USER=safemax HOME=/tmp
 USER safemax
 WORKDIR /work

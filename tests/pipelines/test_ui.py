@@ -172,6 +172,20 @@ def test_the_table_of_runs_shows_verdict_ua_and_fid_and_leads_to_a_run(links: di
 
 
 @pytest.mark.slow
+def test_a_click_on_ua_sorts_the_runs_by_it(store: MlflowClient, links: dict[str, str], reader: Reader) -> None:
+    experiment = store.get_experiment_by_name("digits-ddpm")
+    assert experiment is not None
+    by_ua = store.search_runs([experiment.experiment_id], order_by=[f"metrics.`{keys.UA}` DESC"])
+    names = [each.info.run_name for each in by_ua if keys.UA in each.data.metrics]
+    assert len(names) > 2
+    reader.opens(links["digits-ddpm"])
+    reader.clicks(f"//*[@data-testid='sort-header-{keys.UA}']")
+    reader.finds(f"//*[@role='columnheader'][@aria-sort='descending'] | //button[contains(., 'Sort: {keys.UA}')]")
+    for index, name in enumerate(names):
+        reader.finds(f"//*[@role='row'][@row-index='{index}'][contains(., '{name}')]")
+
+
+@pytest.mark.slow
 def test_a_run_shows_its_verdict_and_what_the_model_draws_at_first_sight(
     store: MlflowClient, links: dict[str, str], reader: Reader
 ) -> None:
@@ -215,6 +229,10 @@ def test_the_tab_of_models_shows_the_data_and_begins_its_numbers_with_ua_by_whic
     found = run_of(store, "correction")
     reader.opens(f"{links['']}/#/experiments/{found.info.experiment_id}/models?{pages.MODE}")
     reader.finds("//*[@role='gridcell'][contains(., 'digits (#')]")
+    # MLflow's builds switch its choice of metrics off; the day they do not, docs/promote.md is to say so.
+    part = "starts-with(@data-component-id, 'mlflow.logged_model.list.{}')"
+    reader.finds(f"//*[{part.format('sort')}][contains(., 'Sort: Created')]")
+    assert not reader.browser.find_elements("xpath", f"//*[{part.format('order_by')}]")
     reader.scrolls_right("[class*=ag-body-horizontal-scroll-viewport]", 1000)  # past the six columns of attributes
     reader.finds_within(f"//*[@role='columnheader'][contains(@col-id, '\"{keys.UA}\"')]", 1)
     ua = f"{found.data.metrics[keys.UA]:g}"[:5]
