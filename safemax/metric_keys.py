@@ -94,13 +94,21 @@ _READ_FIRST = (UA, UA_REJECT, RECOGNISED, FID_JUDGE, FID_JUDGE + DELTA, ACCURACY
 
 
 def charted(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return what a run shows of an evaluation's metrics, what one reads first coming first; metrics.json holds them all."""
+    """Return what a run shows of an evaluation's metrics, what one reads first coming first.
+
+    Six digits are enough to read, and MLflow's tables show every digit that it is given; metrics.json holds all metrics whole.
+    """
     ordered = [*(key for key in _READ_FIRST if key in metrics), *(key for key in metrics if key not in _READ_FIRST)]
     return {
-        key: metrics[key]
+        key: _readable(metrics[key])
         for key in ordered
         if key not in _DETAILS and not key.startswith(_DETAIL_GROUPS) and not key.endswith(UNCERTAINTY)
     }
+
+
+def _readable(value: float) -> float:
+    """Return a value of six significant digits; a count stays as it is."""
+    return value if float(value).is_integer() else float(f"{value:.6g}")
 
 
 def of_class(kind: str, name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from safemax import metric_keys as keys
@@ -96,3 +98,11 @@ def test_what_a_run_shows_begins_with_what_one_reads_first_and_leaves_out_detail
     measured = {"cost/runtime_minutes": 1.0, "base/forget/ua": 0.0, "judges/recall": 90.0, "forget/present": 1.0}
     measured |= {"forget/entropy": 2.0, "retain/fid_judge": 3.0, "forget/ua_low": 98.0, "forget/ua": 99.0}
     assert list(keys.charted(measured)) == ["forget/ua", "retain/fid_judge", "cost/runtime_minutes", "forget/entropy"]
+
+
+def test_what_a_run_shows_has_six_digits_and_whole_counts() -> None:
+    measured = {keys.UA: 99.80000305175781, keys.FID_JUDGE: 5.190746261552022, keys.IMAGES_SEEN: 45_000_128.0}
+    measured |= {keys.ACCURACY: math.nan}
+    shown = keys.charted(measured)
+    assert (shown[keys.UA], shown[keys.FID_JUDGE], shown[keys.IMAGES_SEEN]) == (99.8, 5.19075, 45_000_128)
+    assert math.isnan(shown[keys.ACCURACY])
