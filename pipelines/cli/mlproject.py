@@ -96,7 +96,7 @@ class Entry:
         of_base = name in knobs(DataOptions) and any(each.name == "model" for each in self.parameters())
         own = (group for group in self.groups.values() if issubclass(group, Method | Training))
         of_method = any(name == each.name for group in own for each in parameters(group))
-        if of_base or (of_method and any(issubclass(group, Method | MethodOptions) for group in self.groups.values())):
+        if of_base or (of_method and any(issubclass(group, MethodOptions) for group in self.groups.values())):
             return ""
         text = to_text(self.find(name).default)
         return "" if text == NOT_GIVEN else text

@@ -100,6 +100,11 @@ def test_types_are_declared_for_numbers_and_everything_else_is_a_string() -> Non
     assert "      flag: {type: string, default: auto}  # true: YAML has a type for it\n" in text
 
 
+def test_a_default_is_shown_unless_a_method_that_the_user_chooses_decides_it() -> None:
+    shown = {entry.name: entry.default("steps") for entry in mlproject.entries() if "steps" in entry.declared}
+    assert (shown["main"], shown["pretrain"], shown["safemax"]) == ("300", "800", "")
+
+
 def test_the_committed_mlproject_is_what_the_knobs_generate() -> None:
     committed = (mlproject.ROOT / "MLproject").read_text(encoding="utf-8")
     assert committed == mlproject.mlproject(mlproject.entries())
