@@ -115,9 +115,8 @@ class Request:
         count = len(self.labels[first : first + self.batch_size])
         rows = crew.share.rows if crew else slice(None)
         walk = _Trajectory(self, first, count, rows)
-        most = 2 * len(
-            range(self.batch_size)[rows]
-        )  # of a guided pass; one number for all draws, or each would be compiled
+        # of a guided pass, if the model has any: one number for all draws, or each would be compiled
+        most = len(range(self.batch_size)[rows]) * (2 if self.diffusion.has_null else 1)
         with self.diffusion.without_dropout(), arithmetic.computed(self.diffusion, self.computed, most):
             images = walk.denoise(noise, drawn)
         return crew.whole(images, count) if crew else images

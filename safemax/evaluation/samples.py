@@ -15,6 +15,7 @@ from torch import Tensor
 
 from safemax import metric_keys as keys
 from safemax.data.batches import to_uint8
+from safemax.diffusion import arithmetic
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Request
 from safemax.errors import InputError
@@ -185,7 +186,10 @@ def announce(diffusion: Diffusion, forget: tuple[int, ...], evaluation: Evaluati
     images, passes = workload(diffusion, forget, evaluation)
     if passes < least:
         return
-    hours = _seconds_a_row(diffusion, min(BATCH, images)) * passes / 3600
+    # not compiled for an estimate, which takes a minute: bf16 is nearer to what it will take than float32
+    measured = arithmetic.EXACT if evaluation.arithmetic == arithmetic.EXACT else arithmetic.BF16
+    with arithmetic.computed(diffusion, measured, 0):
+        hours = _seconds_a_row(diffusion, min(BATCH, images)) * passes / 3600
     took = f"{_time(hours)} on one {diffusion.device.type} device"
     cost = f"sampling {images:,} images takes {passes:,} passes of the network, about {took}"
     if evaluation.panel_hours and hours > evaluation.panel_hours:

@@ -13,7 +13,7 @@ from safemax.diffusion import arithmetic
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, sample
 from safemax.evaluation.protocol import Evaluation
-from safemax.evaluation.samples import cached_path, draw
+from safemax.evaluation.samples import announce, cached_path, draw
 from tests.support import tiny_kinds, tiny_models
 
 LABELS = torch.tensor([0, 1, 2, 0, 1])
@@ -62,6 +62,27 @@ def test_a_network_is_compiled_once_for_all_batches_guided_or_not_and_for_all_mo
         for sampler in (Sampler("ddim", 2, 1.5), Sampler("ddim", 2, 1.0)):
             images(model, arithmetic.COMPILED, sampler)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(("null_label", "rows"), [(True, 4), (False, 2)])
+def test_a_compiled_network_gets_the_rows_of_its_largest_pass_and_no_more(null_label: bool, rows: int) -> None:
+    model, got = tiny_models.diffusion(), set()
+    if not null_label:
+        model.name_classes(tuple(map(str, range(model.num_classes + 1))))  # the null label's row becomes a class
+    model.denoiser.register_forward_pre_hook(lambda _, args: got.add(len(args[0])))
+    images(model, arithmetic.COMPILED)
+    assert got == {rows}
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("computed", arithmetic.CHOICES)
+def test_what_a_draw_will_take_is_measured_in_its_arithmetic(computed: str) -> None:
+    model, seen = tiny_models.diffusion(), set()
+    model.denoiser.register_forward_pre_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+    announce(model, (0,), Evaluation("custom", 8, 2, 2, user_samples=0, sampler_steps=2, arithmetic=computed), least=0)
+    assert seen == {computed != arithmetic.EXACT}
+    assert not counters["stats"], "compiled for an estimate"
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
