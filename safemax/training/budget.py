@@ -106,3 +106,14 @@ class Budget:
                 f"ema = {training.ema:g} over {training.steps} steps keeps {share:.0%} of the weights it started from",
                 stacklevel=5,
             )
+
+    def warn_of_long_warmup(self) -> None:
+        """Warn where the run ends before its learning rate has risen, as one does that is shorter than a preset's warm-up."""
+        training = self.training
+        if 0 < training.steps <= training.warmup and not training.minutes:
+            reached = training.lr_at(training.steps - 1)
+            note(
+                f"warmup = {training.warmup} leaves none of the {training.steps} steps after it: the learning rate only rises, "
+                f"to {reached:.2g} of lr = {training.lr:g}",
+                stacklevel=5,
+            )

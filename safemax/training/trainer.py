@@ -198,6 +198,7 @@ class Trainer:
 
     def _run(self) -> FitResult:
         self.budget.warn_of_slow_average()
+        self.budget.warn_of_long_warmup()
         peak_memory.reset_peak(self.accelerator.device)
         with self._progress_bar() as steps:
             while not self.budget.is_spent:

@@ -149,6 +149,16 @@ def test_an_average_that_keeps_the_old_weights_warns():
         trained(6, ema=0.5)
 
 
+def test_a_warmup_as_long_as_the_run_warns():
+    with pytest.warns(
+        UserWarning, match=r"leaves none of the 6 steps after it: .* only rises, to 0.00012 of lr = 0.001"
+    ):
+        trained(6, lr=1e-3, warmup=50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained(6, warmup=5)
+
+
 def test_a_gpu_that_is_not_there_is_refused():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
