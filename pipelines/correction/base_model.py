@@ -105,7 +105,7 @@ START = (
 _NAMED = 20  # classes that a note names
 _SHOWN = (
     *("data.name", "model.null_drop", "model.min_snr_gamma"),
-    *(f"train.{name}" for name in ("steps", "lr", "batch_size", "ema", "seed", "precision")),
+    *(f"train.{name}" for name in ("lr", "batch_size", "ema", "seed", "precision")),
 )
 
 
@@ -153,7 +153,8 @@ def train_base(
     orphans.remove_orphans(network.name_for(dataset))
     name = f"pretrain-{dataset.name}-seed{training.seed}"
     tags = {"kind": "base", "unlearning.method": "none"}
-    with tracking.run(name, experiment=network.name_for(dataset), params=params, tags=tags, shown=_SHOWN) as run:
+    shown_params = (*_SHOWN, f"train.{training.length}")
+    with tracking.run(name, experiment=network.name_for(dataset), params=params, tags=tags, shown=shown_params) as run:
         run.dataset(dataset, "training")
         run.parameters(record or {})
         run.start_journal(folder)
@@ -205,10 +206,12 @@ def _checkpoints(dataset: Dataset, network: NetworkOptions, training: Training, 
 def _cost(diffusion: Diffusion, training: Training) -> str:
     """Return what the training takes, in one line, said before it begins."""
     cost, (_, side, _) = diffusion.cost, diffusion.image_shape
+    about = f"architecture {diffusion.architecture} for {side}x{side} images: {cost.parameters / 1e6:.2f} M parameters"
+    if training.minutes:
+        return f"{about}; {duration(training.minutes)} of steps of {training.batch_size} rows"
     minutes = 60 * cost.training_hours(training.steps, training.batch_size)
     return (
-        f"architecture {diffusion.architecture} for {side}x{side} images: {cost.parameters / 1e6:.2f} M parameters; "
-        f"{training.steps} steps of {training.batch_size} rows take about {duration(minutes)} on a CPU, and a hundredth "
+        f"{about}; {training.steps} steps of {training.batch_size} rows take about {duration(minutes)} on a CPU, and a hundredth "
         "of that on a GPU"
     )
 
@@ -224,9 +227,12 @@ def _register(
     data_tag: dict[str, str],
 ) -> str:
     size = sum(p.numel() for p in diffusion.parameters()) / 1e6
+    steps = (
+        "" if params["train.minutes"] else f"{params['train.steps']} steps in "
+    )  # by minutes, steps are not the limit
     note = (
         f"**Base model** of {dataset.name}: {dataset.num_classes} classes, {registration.shape_of(diffusion)} images, "
-        f"architecture {diffusion.architecture} with {size:.2f} M parameters, trained for {params['train.steps']} steps in "
+        f"architecture {diffusion.architecture} with {size:.2f} M parameters, trained for {steps}"
         f"{duration(cost[keys.RUNTIME_MINUTES])}, peak memory {memory_size(cost[keys.PEAK_MEMORY_GB])}.\n\n{picture}\n\n"
         f"Each row is a class: {', '.join(dataset.class_names[:_NAMED])}{', ...' if dataset.num_classes > _NAMED else ''}."
     )

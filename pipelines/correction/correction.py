@@ -23,7 +23,7 @@ from safemax.training.settings import Training
 from safemax.training.trainer import Trainer
 
 _SHOWN = (
-    *("method.name", "data.forget", "model.source", "train.steps", "train.lr", "train.batch_size", "train.seed"),
+    *("method.name", "data.forget", "model.source", "train.lr", "train.batch_size", "train.seed"),
     "eval.protocol",
 )
 _SHOWN_KNOBS = 3
@@ -84,7 +84,11 @@ class Correction:
     @property
     def shown_params(self) -> list[str]:
         """Keys of the parameters by which corrections are compared; of the method's knobs those that come first."""
-        return [*_SHOWN, *(f"method.{name}" for name in list(knobs_of(self.method))[:_SHOWN_KNOBS])]
+        return [
+            *_SHOWN,
+            f"train.{self.training.length}",
+            *(f"method.{name}" for name in list(knobs_of(self.method))[:_SHOWN_KNOBS]),
+        ]
 
     def _dotted(self, method: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, object]:
         groups = {"method": method, "train": training, "eval": self.evaluation.describe()}

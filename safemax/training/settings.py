@@ -89,6 +89,11 @@ class Training:
         if self.forget_rows % self.accumulate or self.retain_rows % self.accumulate:
             rows = f"{self.forget_rows} forget and {self.retain_rows} retain rows"
             raise InputError(f"accumulate = {self.accumulate} does not divide {rows}; use a divisor of both")
+        if self.channels_last and self.optimizer_state == "8bit":
+            raise InputError(
+                "channels_last = true is not allowed with optimizer_state = 8bit: bitsandbytes moves the weights to new memory, "
+                "channels first, and the moving average would not follow them"
+            )
 
     def share_used(self, step: int, minutes: float) -> float:
         """Return the share of the run that is over, from 0 to 1, after so many steps, or minutes where they are the budget."""
@@ -118,6 +123,11 @@ class Training:
 
     def _cosine(self, share: float) -> float:
         return self.lr * (self.lr_end + (1 - self.lr_end) * (1 + math.cos(math.pi * min(1.0, share))) / 2)
+
+    @property
+    def length(self) -> str:
+        """The field that says how long a run is: minutes where they are given, else steps."""
+        return "minutes" if self.minutes else "steps"
 
     @property
     def forget_rows(self) -> int:

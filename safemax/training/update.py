@@ -99,7 +99,8 @@ class Update:
         snapshot.restore_optimizer(saved, self.optimizer)
         layout.align_moments(self.optimizer)
         like = [] if self._budget.is_spent else self.average
-        self.average = snapshot.average_of(saved, like, self._accelerator.device)
+        average = snapshot.average_of(saved, like, self._accelerator.device)
+        self.average = [layout.like(*each) for each in zip(average, self.values, strict=True)] if average else []
 
     def _accumulate(self, losses: Losses, batch: Batch) -> Terms:
         """Add the gradients of a batch, part by part, and return its mean terms."""

@@ -151,6 +151,11 @@ def test_eight_bit_moments_are_refused_where_a_mask_holds_weights() -> None:
         tiny_models.train(tiny_models.diffusion(), create("salun"), Training(optimizer_state="8bit", device="cpu"))
 
 
+def test_eight_bit_moments_are_refused_with_weights_that_lie_channels_last() -> None:
+    with pytest.raises(InputError, match="channels_last = true is not allowed with optimizer_state = 8bit"):
+        Training(optimizer_state="8bit", channels_last=True)
+
+
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 def test_eight_bit_moments_learn_as_those_in_fp32_and_resume_to_the_same_weights(tmp_path: Path) -> None:
     training = Training(steps=3, batch_size=8, device="cpu", optimizer_state="8bit", checkpoint_every=1)
