@@ -76,9 +76,9 @@ def row(correction: MeasuredCorrection) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def base_of(dataset: Dataset) -> Diffusion:
-    """Return the demo's base model, trained once."""
-    training = BaseTraining(device="cpu")
+def base_of(dataset: Dataset, seed: int = 0) -> Diffusion:
+    """Return a base trained as the demo's, which is that of seed 0; each is trained once."""
+    training = BaseTraining(device="cpu", seed=seed)
     diffusion = NetworkOptions().create(dataset, training.seed)
     folder = cache.folder("bases") / cache.key({"start": diffusion.digest(), "training": str(training)})
     if not folder.exists():

@@ -78,7 +78,7 @@ class ExpectedTargets(Method):
         t_forget, weight = self._forget_times(diffusion, len(forget))
         x_forget = diffusion.diffuse(forget.x0, t_forget, torch.randn_like(forget.x0))
         x_retain, t_retain, c_retain, retain_target = self._retained(diffusion, retain)
-        forget_target = torch.zeros_like(forget.x0) if self.zero_target else torch.randn_like(forget.x0)
+        forget_target = self._forget_target(diffusion, x_forget, t_forget, forget.c)
         x_t, t, c = torch.cat([x_forget, x_retain]), torch.cat([t_forget, t_retain]), torch.cat([forget.c, c_retain])
         with diffusion.without_dropout() if self.teacher_target else nullcontext():
             error = (diffusion(x_t, t, c) - torch.cat([forget_target, retain_target])).square().mean((1, 2, 3))
@@ -100,6 +100,10 @@ class ExpectedTargets(Method):
             return t, psi(t, diffusion.T, self.lmbda)
         mean = psi(torch.arange(diffusion.T, device=diffusion.device), diffusion.T, self.lmbda).mean()
         return times_by_psi(n, diffusion.T, self.lmbda, diffusion.device), mean.expand(n)
+
+    def _forget_target(self, diffusion: Diffusion, x_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """Return the target of forget rows."""
+        return torch.zeros_like(x_t) if self.zero_target else torch.randn_like(x_t)
 
     def _retained(self, diffusion: Diffusion, rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return x_t, t, labels and target of the retain rows."""
