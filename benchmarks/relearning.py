@@ -1,7 +1,7 @@
 """Who withstands relearning: how soon a forgotten digit returns when an attacker fine-tunes on ten images of it.
 
-python -m benchmarks.relearning                                    what the page in results/ shows; hours on one core
-python -m benchmarks.relearning --classes=3 --bases=0 --only=safemax,dimum,ours    a look, a quarter of an hour
+python -m benchmarks.relearning                                               what the page in results/ shows; hours on one core
+python -m benchmarks.relearning --classes=3 --bases=0 --only=safemax,dimum    a look, a few minutes
 
 Each method corrects the same bases and is then attacked at every learning rate, by an attacker who fine-tunes the model as
 it is and by one who first resets the forgotten label's embedding to the mean of the others. The measure is the area under
@@ -40,7 +40,9 @@ from safemax.errors import InputError
 from safemax.evaluation.measure import code_digest, measure
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import draw as draw_panel
-from safemax.judges.load import JudgeConfig, Judges, Reference, judges, reference
+from safemax.judges.config import JudgeConfig
+from safemax.judges.load import Judges, judges
+from safemax.judges.reference import Reference, reference
 from safemax.knobs import check, knob
 from safemax.methods import create, find
 from safemax.methods.finetune import Finetune
