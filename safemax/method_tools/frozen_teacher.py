@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from safemax.diffusion import layout
 from safemax.diffusion.model import Diffusion
 
 
@@ -27,6 +28,8 @@ class Teacher:
     def teaching(self, diffusion: Diffusion, parameters: Sequence[Parameter]) -> Iterator[None]:
         """Make the model predict as the teacher inside the block: with its weights, no graph and no dropout."""
         current = [p.data for p in parameters]
+        # copied once where they lie otherwise, or each pass would convert them, and a compiled network be compiled anew
+        self._weights = [layout.like(frozen, p) for p, frozen in zip(parameters, self._weights, strict=True)]
         for p, frozen in zip(parameters, self._weights, strict=True):
             p.data = frozen
         try:

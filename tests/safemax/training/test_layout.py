@@ -11,6 +11,7 @@ import torch
 from safemax.diffusion import layout
 from safemax.diffusion.model import Diffusion
 from safemax.errors import Stopped
+from safemax.method_tools.frozen_teacher import Teacher
 from safemax.methods import available, create, find
 from safemax.storage import checkpoint
 from safemax.training.hooks import Folders, Hooks
@@ -98,3 +99,18 @@ def test_a_gradient_that_lies_otherwise_is_laid_out_as_its_weight() -> None:
     layout.align_gradients([weight])
     assert weight.grad.stride() == weight.stride()
     assert torch.equal(weight.grad, before)
+
+
+def test_a_teacher_from_a_file_teaches_by_weights_that_lie_as_the_models() -> None:
+    model = tiny_models.diffusion()
+    weights = list(model.parameters())
+    teacher = Teacher.from_state(Teacher.of(weights).state())
+    values = [p.detach().clone() for p in weights]
+    layout.lay_out(model.denoiser, channels_last=True)
+    before = [p.stride() for p in weights]
+    with torch.no_grad():
+        torch._foreach_add_(list[torch.Tensor](weights), 1.0)
+    with teacher.teaching(model, weights):
+        assert [p.stride() for p in weights] == before
+        assert all(torch.equal(p, value) for p, value in zip(weights, values, strict=True))
+    assert all(torch.equal(p, value + 1) for p, value in zip(weights, values, strict=True))
