@@ -11,9 +11,9 @@ from benchmarks.gpu.drawing import Drawing
 from benchmarks.gpu.stage import Stage
 
 REMARK = """\
-gain: off / on, above 1 where the switch pays. pays after: the set-up that it adds, by what it saves: in steps of {rows} rows, or in
-draws of {count} images. Defaults that wait for this table: _LONG_STEPS of safemax/training/devices.py, after which compile=auto
-compiles; channels_last; arithmetic."""
+gain: off / on, above 1 where the switch pays. pays after: the set-up that it adds, divided by what it saves; in steps of
+{rows} rows, or in draws of {count} images. Defaults that wait for this table: _LONG_STEPS of safemax/training/devices.py, after
+which compile=auto compiles; channels_last; arithmetic."""
 # A switch, and the step without and with it: names and precision of the table of steps.
 STEPS = (
     ("precision=bf16", ("SAFEMax", "fp32"), ("SAFEMax", "bf16")),

@@ -227,9 +227,8 @@ def _register(
     data_tag: dict[str, str],
 ) -> str:
     size = sum(p.numel() for p in diffusion.parameters()) / 1e6
-    steps = (
-        "" if params["train.minutes"] else f"{params['train.steps']} steps in "
-    )  # by minutes, steps are not the limit
+    # By minutes, nobody chose how many steps it took.
+    steps = "" if params["train.minutes"] else f"{params['train.steps']} steps in "
     note = (
         f"**Base model** of {dataset.name}: {dataset.num_classes} classes, {registration.shape_of(diffusion)} images, "
         f"architecture {diffusion.architecture} with {size:.2f} M parameters, trained for {steps}"
