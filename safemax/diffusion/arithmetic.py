@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from safemax.diffusion.model import Diffusion
+from safemax.errors import unknown
 
 EXACT, BF16, COMPILED = "exact", "bf16", "compiled"
 CHOICES = (EXACT, BF16, COMPILED)
@@ -26,7 +27,12 @@ def computed(diffusion: Diffusion, arithmetic: str, rows: int) -> Iterator[None]
         diffusion: the model.
         arithmetic: one of CHOICES.
         rows: that a compiled network always gets, since it is compiled for one number; no pass has more.
+
+    Raises:
+        InputError: another name, on a CPU too.
     """
+    if arithmetic not in CHOICES:
+        raise unknown("arithmetic", arithmetic, CHOICES)
     if arithmetic == EXACT or diffusion.device.type not in DEVICES:
         yield
         return

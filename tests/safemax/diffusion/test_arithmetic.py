@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 from safemax.diffusion import arithmetic
 from safemax.diffusion.model import Diffusion
 from safemax.diffusion.sampling import Sampler, sample
+from safemax.errors import InputError
 from safemax.evaluation.protocol import Evaluation
 from safemax.evaluation.samples import announce, cached_path, draw
 from tests.support import tiny_kinds, tiny_models
@@ -39,6 +40,11 @@ def images(model: Diffusion, computed: str, sampler: Sampler | None = None) -> t
 def test_on_a_cpu_all_are_exact(computed: str) -> None:
     model = tiny_models.diffusion()
     assert torch.equal(images(model, computed), images(model, arithmetic.EXACT))
+
+
+def test_another_name_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown arithmetic 'fp16' .did you mean 'bf16'.*known: exact, bf16, compiled"):
+        images(tiny_models.diffusion(), "fp16")
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
