@@ -43,7 +43,9 @@ def test_on_a_cpu_all_are_exact(computed: str) -> None:
 
 
 def test_another_name_is_refused() -> None:
-    with pytest.raises(InputError, match="unknown arithmetic 'fp16' .did you mean 'bf16'.*known: exact, bf16, compiled"):
+    with pytest.raises(
+        InputError, match="unknown arithmetic 'fp16' .did you mean 'bf16'.*known: exact, bf16, compiled"
+    ):
         images(tiny_models.diffusion(), "fp16")
 
 
