@@ -62,7 +62,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "refusal"),
     [
-        ("stps: 3", r"unknown parameter 'stps' .did you mean 'steps'.*known: data, size"),
+        ("stps: 3", r"unknown parameter 'stps' .did you mean 'steps'.*known: preset, data, size"),
         ("steps: many", "steps = many is not allowed; steps is a whole number"),
         ("steps: 3\nsteps: 4", "steps is given twice"),
     ],
