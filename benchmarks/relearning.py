@@ -105,7 +105,7 @@ class BenchmarkOptions:
     """How much of the benchmark to run."""
 
     classes: str = knob("0,1,2,4,5,6,7,8,9", "labels of the classes to forget, one at a time; by commas")
-    bases: str = knob("2", "seeds of the bases, and of the corrections of each; by commas")
+    bases: str = knob("2,4", "seeds of the bases, and of the corrections of each; by commas")
     only: str = knob("all", "variants, by commas; all takes base, gold, the methods and what ours is without each part")
     ablated: int = knob(2, "pairs of base and class, the first ones, for base, gold and ablations", bounds=(1, 100))
     rates: str = knob("1e-3,3e-3", "the attacker's learning rates; by commas")

@@ -24,8 +24,8 @@ class FarTargets(ExpectedTargets):
     exp(-lambda t/T) pushes least. The learning rate is ten times as high, which the retained classes stand because their
     targets have no noise; it falls to 0 so that the last weights are not noisy ones.
 
-    It delays who fine-tunes the model as it is, on digits by about two steps beside SAFEMax. Who first gives the forgotten
-    label the mean embedding of the others is as fast as under SAFEMax (benchmarks/relearning.py).
+    It delays who fine-tunes the model as it is, on digits by two to three steps beside SAFEMax and DiMUM. Who first gives the
+    forgotten label the mean embedding of the others is as fast as under SAFEMax (benchmarks/relearning.py).
     """
 
     paper: ClassVar[str] = "This project, 2026; builds on expected_targets"
