@@ -31,7 +31,7 @@ from pipelines.registry.lineage import agree_on_classes
 from safemax.data.class_names import parse_classes
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
-from safemax.errors import InputError
+from safemax.errors import InputError, note
 from safemax.evaluation.enough_images import check_enough_images
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.config import JudgeConfig
@@ -84,7 +84,7 @@ def demo(argv: Sequence[str]) -> None:
         steps=base.base_steps, batch_size=base.base_batch_size, seed=training.seed,
         precision=training.precision, device=training.device,
     )  # fmt: skip
-    found = _base(name)
+    found = _base(name, pretraining)
     untrained = found or network.create(dataset, pretraining.seed)
     evaluation = _evaluation(arguments, untrained, dataset, forget)
     correction = Correction(
@@ -111,9 +111,19 @@ def demo(argv: Sequence[str]) -> None:
     correct(correction, stop, find_or_train, planned=plan.minutes)
 
 
-def _base(name: str) -> Diffusion | None:
+def _base(name: str, asked: Training) -> Diffusion | None:
+    """Return the registered base, None where there is none; a note says where it was trained otherwise than asked."""
     address = model_versions.find(name, "base")
-    return Diffusion.load(model_versions.resolve(address)) if address else None
+    if address is None:
+        return None
+    trained, keys = model_versions.evidence(address).get("parameters", {}), ("steps", "batch_size")
+    if [trained.get(f"train.{key}") for key in keys] != [getattr(asked, key) for key in keys]:
+        note(
+            f"{address} is corrected as it is: it was trained for {trained.get('train.steps', 'unknown')} steps of "
+            f"{trained.get('train.batch_size', 'unknown')} rows, not for {asked.steps} of {asked.batch_size}; another name, or "
+            "another version with the alias base, changes that"
+        )
+    return Diffusion.load(model_versions.resolve(address))
 
 
 def _evaluation(arguments: Arguments, diffusion: Diffusion, dataset: Dataset, forget: tuple[int, ...]) -> Evaluation:

@@ -133,7 +133,7 @@ def _apply_gates(
         applied += remeasured
     frame, heading = gates.table(applied), f"{address}, compared with {champion or 'no champion'}"
     failed = gates.refusals(applied)
-    outcome = f"Refused by {', '.join(failed)}" if failed else f"Passed all {len(applied)} gates"
+    outcome = f"Refused by {'; '.join(failed)}" if failed else f"Passed all {len(applied)} gates"
     print(f"\n{outcome}: {heading}\n\n{as_text(frame)}\n\n{trusted}\n")
     run.table(frame.reset_index(), "gates")
     run.note(f"**{outcome}**: {heading}\n\n{as_markdown(frame)}\n\n{trusted}")

@@ -58,7 +58,9 @@ def versions(argv: Sequence[str]) -> None:
     wanted = conditions(options.where, sorted(known))
     frame = table([row for row in every if all(each.holds(row) for each in wanted)])
     texts = {
-        "text": frame.to_string(float_format=lambda value: f"{value:.4g}", na_rep="-"),
+        "text": frame.to_string(float_format=lambda value: f"{value:.4g}", na_rep="-")
+        if len(frame)
+        else f"no version of {options.model} meets {options.where}",
         "csv": frame.to_csv().rstrip("\n"),
         "html": table_page(
             frame, f"Versions of {options.model}" + (f" where {options.where}" if options.where else "")

@@ -25,9 +25,7 @@ PLAN = "plan"  # decides nothing that a run could be repeated from
 NOT_GIVEN = "auto"
 """The text that stands for no value, MLproject's default; not for a parameter that has it among its choices."""
 
-_READING = (
-    "Each parameter is shown with its default; --name=auto leaves a parameter at its default or its preset's value."
-)
+_READING = "Each parameter is shown with its default; --PARAMETER=auto leaves a parameter at its default or its preset's value."
 
 
 class Arguments(dict[str, Any]):

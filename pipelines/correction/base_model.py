@@ -210,10 +210,8 @@ def _cost(diffusion: Diffusion, training: Training) -> str:
     if training.minutes:
         return f"{about}; {duration(training.minutes)} of steps of {training.batch_size} rows"
     minutes = 60 * cost.training_hours(training.steps, training.batch_size)
-    return (
-        f"{about}; {training.steps} steps of {training.batch_size} rows take about {duration(minutes)} on a CPU, and a hundredth "
-        "of that on a GPU"
-    )
+    steps = f"{training.steps} steps of {training.batch_size} rows"
+    return f"{about}; {steps}, about {duration(minutes)} of an idle CPU by the operations counted"
 
 
 def _register(

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import mlflow
@@ -27,7 +28,7 @@ from pipelines.correction import correction as correction_module
 from pipelines.registry import model_versions, references
 from safemax import metric_keys as keys
 from safemax.diffusion.model import Diffusion
-from safemax.errors import InputError, NonFiniteError, Stopped
+from safemax.errors import InputError, NonFiniteError, Note, Stopped
 from safemax.evaluation.verdict import OUTCOMES
 
 SMALL = [
@@ -62,6 +63,16 @@ def test_the_demo_leaves_a_finished_run_with_metrics_pictures_and_a_version(demo
     artifacts = {each.path for each in demo_store.list_artifacts(correction.info.run_id)}
     assert {"pictures", "metrics.json", "judges.json", "environment.json"} <= artifacts
     assert "comparison" in correction.data.tags["mlflow.note.content"]
+
+
+def test_the_demo_says_where_its_base_was_trained_otherwise_than_asked(demo_store):
+    with pytest.warns(
+        Note, match="digits-ddpm/1 is corrected as it is: it was trained for 3 steps of 8 rows, not for 4 of 8"
+    ):
+        demo_module.demo(["--base-steps=4", *SMALL[1:], "--plan=true"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Note)
+        demo_module.demo([*SMALL, "--plan=true"])
 
 
 def test_the_logged_model_has_final_metrics_once_with_their_data_and_can_be_searched_by_them(demo_store):
