@@ -13,8 +13,9 @@ if __name__ == "__main__":  # first: help and refusals need none of the imports 
 
     console.run("demo")
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipelines.cli.options import DataOptions, ForgetOptions, PlanOptions
 from pipelines.cli.parameters import with_defaults
@@ -38,6 +39,7 @@ from safemax.judges.config import JudgeConfig
 from safemax.knobs import check, knob
 from safemax.methods import validate_steps
 from safemax.methods.safemax import SAFEMax
+from safemax.reports.numbers import duration
 from safemax.training.settings import Training
 
 
@@ -116,14 +118,20 @@ def _base(name: str, asked: Training) -> Diffusion | None:
     address = model_versions.find(name, "base")
     if address is None:
         return None
-    trained, keys = model_versions.evidence(address).get("parameters", {}), ("steps", "batch_size")
-    if [trained.get(f"train.{key}") for key in keys] != [getattr(asked, key) for key in keys]:
+    trained = _extent(model_versions.evidence(address).get("parameters", {}))
+    if trained != f"{asked.steps} steps of {asked.batch_size} rows":
         note(
-            f"{address} is corrected as it is: it was trained for {trained.get('train.steps', 'unknown')} steps of "
-            f"{trained.get('train.batch_size', 'unknown')} rows, not for {asked.steps} of {asked.batch_size}; another name, or "
-            "another version with the alias base, changes that"
+            f"{address} is corrected as it is: it was trained for {trained}, not for {asked.steps} of {asked.batch_size}; another "
+            "name, or another version with the alias base, changes that"
         )
     return Diffusion.load(model_versions.resolve(address))
+
+
+def _extent(params: Mapping[str, Any]) -> str:
+    """Return how long a base was trained, by what its version records."""
+    minutes = params.get("train.minutes")  # then the steps are those that it might have taken
+    length = f"{duration(minutes)} in steps" if minutes else f"{params.get('train.steps', 'unknown')} steps"
+    return f"{length} of {params.get('train.batch_size', 'unknown')} rows"
 
 
 def _evaluation(arguments: Arguments, diffusion: Diffusion, dataset: Dataset, forget: tuple[int, ...]) -> Evaluation:

@@ -75,6 +75,12 @@ def test_the_demo_says_where_its_base_was_trained_otherwise_than_asked(demo_stor
         demo_module.demo([*SMALL, "--plan=true"])
 
 
+def test_a_base_that_was_trained_by_minutes_is_not_said_to_have_taken_its_steps():
+    by_minutes = {"train.steps": 800, "train.minutes": 20.0, "train.batch_size": 128}
+    assert demo_module._extent(by_minutes) == "20.0 min in steps of 128 rows"
+    assert demo_module._extent({**by_minutes, "train.minutes": 0.0}) == "800 steps of 128 rows"
+
+
 def test_the_logged_model_has_final_metrics_once_with_their_data_and_can_be_searched_by_them(demo_store):
     correction = next(run for run in runs(demo_store) if run.data.tags["kind"] == "correction")
     experiments = [correction.info.experiment_id]
