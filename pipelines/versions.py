@@ -57,10 +57,9 @@ def versions(argv: Sequence[str]) -> None:
     known = {*TEXTS, *NUMBERS, *(key for row in every for key in row)} - {"version"}
     wanted = conditions(options.where, sorted(known))
     frame = table([row for row in every if all(each.holds(row) for each in wanted)])
+    none = f"no version of {options.model} meets {options.where}" if every else f"{options.model} has no versions"
     texts = {
-        "text": frame.to_string(float_format=lambda value: f"{value:.4g}", na_rep="-")
-        if len(frame)
-        else f"no version of {options.model} meets {options.where}",
+        "text": frame.to_string(float_format=lambda value: f"{value:.4g}", na_rep="-") if len(frame) else none,
         "csv": frame.to_csv().rstrip("\n"),
         "html": table_page(
             frame, f"Versions of {options.model}" + (f" where {options.where}" if options.where else "")

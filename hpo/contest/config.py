@@ -29,7 +29,8 @@ DEFAULT, TUNED = "default", "tuned"
 GOLD_STANDARD = "retrain"  # the method that the gold rows stand for
 # The base and the training seed of the search: no report uses them. Evaluation seeds of one correction are this far apart.
 SEARCH_BASE, SEARCH_SEED, APART = 1000, 1000, 100
-FEW = "safemax,selective_amnesia,salun,sfron,erasediff,munba,dimum,expected_targets"
+FEW = "safemax,far_targets,dimum,selective_amnesia,salun,sfron,munba,erasediff,expected_targets"
+TRIAL_SAMPLES = 200  # of a forgotten class in a trial: 2 % are four of them
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Correction:
         seed: of the correction.
         evaluations: evaluation seeds.
         attacks: names of the attacks on it.
+        trial: whether it is measured for a search, by what the score needs alone.
     """
 
     method: str
@@ -103,6 +105,7 @@ class Correction:
     seed: int
     evaluations: tuple[int, ...]
     attacks: tuple[str, ...] = ()
+    trial: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,8 @@ class Contest:
         judging: JudgeConfig, dataset: Dataset,
     ) -> Contest:  # fmt: skip
         """Return the contest on a data set; InputError where the search would see classes of the report."""
-        contest = cls(options, data, network, evaluation, judging, dataset.class_names, dataset.digest)
+        measured = replace(evaluation, user_samples=0)  # no number of a contest is of them
+        contest = cls(options, data, network, measured, judging, dataset.class_names, dataset.digest)
         both = set(contest.classes) & set(contest.tune_classes)
         if options.tune and both:
             raise InputError(
@@ -171,6 +175,13 @@ class Contest:
         """Return (method, base) in the order of work, base by base, so that an unfinished contest has whole columns."""
         names = (BASE, GOLD, *self.options.method_names)
         return [(name, base) for base in range(self.options.bases) for name in names]
+
+    def measurement(self, correction: Correction, seed: int) -> Evaluation:
+        """Return how a correction is measured with an evaluation seed; a trial draws no more than its score needs."""
+        if not correction.trial:
+            return replace(self.evaluation, evaluation_seed=seed)
+        few = min(TRIAL_SAMPLES, self.evaluation.counts[0])
+        return replace(self.evaluation, evaluation_seed=seed, forget_samples=few, second_samples=1)
 
     def base_training(self, base: int) -> Training:
         """Return how a base is trained."""

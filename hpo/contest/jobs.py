@@ -8,6 +8,7 @@ from datetime import date
 from typing import Any
 
 from hpo.contest.config import BASE, DEFAULT, GOLD, SEARCH_BASE, TUNED, Contest
+from hpo.contest.files import ResultFiles, code_of
 from hpo.contest.tune import search
 from hpo.contest.work import Workshop
 from pipelines.engine.signals import StopSignal
@@ -35,7 +36,7 @@ class ContestContext:
             if job["kind"] == PRETRAIN:
                 self.workshop.base(job["base"])
                 return {}
-            return {"content": _result(self.workshop, job["method"], job["base"])}
+            return {"content": _result(self.workshop, job["method"], job["base"], job["search"])}
 
 
 def load(config: Message, stop: StopSignal) -> ContestContext:
@@ -46,10 +47,18 @@ def load(config: Message, stop: StopSignal) -> ContestContext:
 
 
 def stages(contest: Contest) -> Iterator[list[Message]]:
-    """Yield the jobs that may run at the same time: the bases, the search's among them, then all entries."""
-    searched = [SEARCH_BASE] * bool(contest.options.tune)
-    yield [{"kind": PRETRAIN, "base": number} for number in (*range(contest.options.bases), *searched)]
-    yield [{"kind": ENTRY, "method": name, "base": base} for name, base in contest.entries()]
+    """Yield the jobs that may run at the same time: the bases, the search's among them, then the entries without a file."""
+    files = ResultFiles(contest)
+    entries: list[Message] = [
+        {"kind": ENTRY, "method": name, "base": base, "search": files.search(name)}
+        for name, base in contest.entries()
+        if not files.has(name, base)
+    ]
+    bases = {each["base"] for each in entries}
+    if any(each["search"] is None and each["method"] not in (BASE, GOLD) for each in entries) and contest.options.tune:
+        bases.add(SEARCH_BASE)
+    yield [{"kind": PRETRAIN, "base": number} for number in sorted(bases)]
+    yield entries
 
 
 def name_of(job: Message) -> str:
@@ -64,15 +73,16 @@ def _names(judges: Judges) -> list[str]:
     return [judges.plain.arch, judges.reject.arch, *(["inception"] if judges.inception else [])]
 
 
-def _result(workshop: Workshop, name: str, base: int) -> dict[str, Any]:
-    found = search(workshop, name) if workshop.contest.options.tune and name not in (BASE, GOLD) else None
+def _result(workshop: Workshop, name: str, base: int, found: dict[str, Any] | None) -> dict[str, Any]:
+    if found is None and workshop.contest.options.tune and name not in (BASE, GOLD):
+        found = search(workshop, name).describe()
     variants: dict[str, dict[str, Any]] = {DEFAULT: {}}
     if found:
-        variants[TUNED] = found.values
+        variants[TUNED] = found["values"]
     content: dict[str, Any] = {
         "contest": workshop.contest.describe() | {"judges": _names(workshop.judges)}, "method": name, "base": base,
-        "made": str(date.today()),
-        "values": variants, "search": found.describe() if found else None, "corrections": [],
+        "made": str(date.today()), "code": code_of(name),
+        "values": variants, "search": found, "corrections": [],
     }  # fmt: skip
     for variant, values in variants.items():
         for correction in workshop.contest.corrections(name, base, values):

@@ -25,6 +25,7 @@ from typing import Any
 
 from hpo.contest import jobs
 from hpo.contest.config import Contest, ContestOptions
+from hpo.contest.files import ResultFiles
 from hpo.contest.planning import plan_of
 from hpo.contest.tune import preset
 from pipelines import tracking
@@ -103,23 +104,23 @@ def publish(folder: Path) -> list[Path]:
 
 def _work(contest: Contest, dataset: Dataset, run: tracking.Run, stop: StopSignal) -> Batches:
     """Do all jobs, and write a file for each method and base; an entry that fails does not end the others."""
-    options = contest.options
+    options, files = contest.options, ResultFiles(contest)
 
     def write(job: Message, result: Message) -> str:
-        if "content" not in result:
-            return ""
-        path = Path(options.files) / f"{job['method']}-base{job['base']}.json"
-        atomic.write_bytes(path, (json.dumps(result["content"], indent=None) + "\n").encode())
-        return str(path)
+        return str(files.write(result["content"])) if "content" in result else ""
 
     def note(deaths: Sequence[str]) -> None:
         run.tag("contest.deaths", "; ".join(deaths))
 
     batches = Batches(options, jobs.name_of, write, note)
+    stages = [stage for stage in jobs.stages(contest) if stage]
+    if not stages:
+        print(f"{files.folder} has a file of every entry; delete one to measure it again", flush=True)
+        return batches
     tick = raise_if_stopped(stop)
     train_judges(options, contest.data, dataset, contest.judging, options.device, stop)
     with open_workers(options, jobs.load, contest, stop, tick, device=options.device) as workers:
-        for stage in jobs.stages(contest):
+        for stage in stages:
             if not batches.failures:
                 batches.do(workers, stage)
     return batches

@@ -26,18 +26,22 @@ class Found:
 
     Args:
         values: knobs that differ from the defaults, by field; {} where the defaults were best.
-        trials: every trial: its values, score, percent recognised, FID and rows.
+        trials: every trial: its values, score, percent recognised, FID, rows, and on how many classes it was run.
         best: number of the best one; 0 are the defaults.
+        classes: names of the search's classes.
     """
 
     values: dict[str, Any]
     trials: list[dict[str, Any]]
     best: int
+    classes: list[str]
 
     def describe(self) -> dict[str, Any]:
         """Return it as JSON, with what it cost."""
         cost = {name: sum(each.get(name, 0) for each in self.trials) for name in ("rows", "prior_rows", "minutes")}
-        return {"values": self.values, "best": self.best, "cost": cost, "trials": self.trials}
+        return {
+            "values": self.values, "best": self.best, "classes": self.classes, "cost": cost, "trials": self.trials,
+        }  # fmt: skip
 
 
 def score(recognised: float, fid: float) -> float:
@@ -72,31 +76,40 @@ def search(workshop: Workshop, name: str) -> Found:
     for number in range(contest.options.tune):
         asked = study.ask(dict(found.distributions()))
         values = {} if number == 0 else _by_field(asked.params, method, training)
-        trials.append({"values": values, **_trial(workshop, name, values)})
+        least = min((each["score"] for each in trials), default=math.inf)
+        trials.append({"values": values, **_trial(workshop, name, values, least)})
         study.tell(asked, trials[-1]["score"])
         print(f"{name}: trial {number + 1} of {contest.options.tune}, score {trials[-1]['score']:.3f}", flush=True)
     best = min(range(len(trials)), key=lambda number: trials[number]["score"])
-    return Found(trials[best]["values"], trials, best)
+    names = [contest.class_names[label] for label in contest.tune_classes]
+    return Found(trials[best]["values"], trials, best, names)
 
 
 def _by_field(params: Mapping[str, Any], *owners: Any) -> dict[str, Any]:
     return {key: value for owner in owners for key, value in space.by_field(params, type(owner)).items()}
 
 
-def _trial(workshop: Workshop, name: str, values: dict[str, Any]) -> dict[str, Any]:
-    results = []
-    for label in workshop.contest.tune_classes:
+def _trial(workshop: Workshop, name: str, values: dict[str, Any], least: float) -> dict[str, Any]:
+    """Return what a trial gave. It ends after the class that leaves it no way below the least score of those before it."""
+    results: list[dict[str, Any]] = []
+    classes = workshop.contest.tune_classes
+    for label in classes:
         correction = Correction(
-            name, tuple(sorted(values.items())), SEARCH_BASE, label, SEARCH_SEED, (SEARCH_SEED,)
-        )  # fmt: skip
+            name, tuple(sorted(values.items())), SEARCH_BASE, label, SEARCH_SEED, (SEARCH_SEED,), trial=True
+        )
         try:
             results.append(workshop.correct(correction))
         except (InputError, NonFiniteError) as error:
             return {"score": FAILED, "failed": str(error)}
-    rows = [each["rows"][0] for each in results]
-    recognised, fid = max(each["recognised"] for each in rows), mean(each["fid"] for each in rows)
+        rows = [each["rows"][0] for each in results]
+        recognised, fids = max(each["recognised"] for each in rows), [each["fid"] for each in rows]
+        if score(recognised, sum(fids) / len(classes)) >= least:  # were FID 0 on the classes that are left
+            break
     cost = {key: sum(each["cost"][key] for each in results) for key in ("rows", "prior_rows", "minutes")}
-    return {"score": score(recognised, fid), "recognised": recognised, "fid": fid, **cost}
+    fid = mean(fids)
+    return {
+        "score": score(recognised, fid), "recognised": recognised, "fid": fid, "classes": len(results), **cost,
+    }  # fmt: skip
 
 
 def preset(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class Workshop:
 
     def _correct(self, correction: Correction) -> dict[str, Any]:
         diffusion, cost = self._corrected(correction)
-        drawn = [self._draw(diffusion, correction.forget, seed) for seed in correction.evaluations]
+        drawn = [self._draw(diffusion, correction, seed) for seed in correction.evaluations]
         rows = [
             {"evaluation": seed, **self._measured(samples, correction.forget)}
             for seed, samples in zip(correction.evaluations, drawn, strict=True)
@@ -161,9 +161,10 @@ class Workshop:
         training = replace(training, steps=self.steps_for(correction.method), seed=correction.seed)
         return diffusion, self._fit(diffusion, method, training, (correction.forget,))
 
-    def _draw(self, diffusion: Diffusion, label: int, seed: int) -> Samples:
-        evaluation = replace(self.contest.evaluation, evaluation_seed=seed).fitted(diffusion, (label,))
-        return draw(diffusion, (label,), evaluation, shown=1, progress=False)
+    def _draw(self, diffusion: Diffusion, correction: Correction, seed: int) -> Samples:
+        forget = (correction.forget,)
+        evaluation = self.contest.measurement(correction, seed).fitted(diffusion, forget)
+        return draw(diffusion, forget, evaluation, shown=1, progress=False)
 
     def _measured(self, samples: Samples, label: int) -> dict[str, float]:
         metrics = measure(samples, self.judges, self.reference, (label,))
