@@ -76,7 +76,18 @@ class Command:
         if preset not in ("none", *method.presets):
             raise UsageError(str(unknown(f"preset of {name}", excerpt(preset), method.presets)))
         shared = {title: _with_defaults(section, method.training) for title, section in self.sections.items()}
-        return f"{self.about}\n\n{method.about}", {**shared, name: method.parameters}
+        about = self._of_one(method) if self.fixed else f"{self.about}\n\n{method.about}"
+        return about, {**shared, name: method.parameters}
+
+    def _of_one(self, method: MethodKnobs) -> str:
+        """Return what the help of a method's own command says: what `unlearn` does, with calls of this one."""
+        does, *_, leaves = self.about.strip().split("\n\n")
+        calls = [
+            f"    safemax {self.name} --data=cifar10 --forget=airplane",
+            f"    safemax {self.name} --model=models:/digits-ddpm@champion --forget=7     (one more class)",
+        ]
+        own = method.about.removeprefix(f"--method={self.name}, shown here: ")
+        return "\n\n".join([does, "\n".join(calls), leaves, own])
 
 
 @cache

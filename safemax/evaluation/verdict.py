@@ -118,8 +118,9 @@ class Verdict:
 
     @property
     def title(self) -> str:
-        """The outcome as a heading: Not forgotten."""
-        return self.outcome.replace("_", " ").capitalize()
+        """The outcome as a heading: Not forgotten. It says so where there was nothing to forget, which no outcome can outweigh."""
+        unknown = ", but the base hardly drew the class" if "nothing_to_forget" in self.flags else ""
+        return self.outcome.replace("_", " ").capitalize() + unknown
 
     @property
     def reason(self) -> str:

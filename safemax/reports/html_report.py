@@ -85,13 +85,17 @@ class MetricRow:
     difference: str = ""
 
 
+def _tone(verdict: Verdict) -> str:
+    return "bad" if "nothing_to_forget" in verdict.flags else TONE.get(verdict.outcome, "bad")
+
+
 def html(report: Report) -> str:
     """Return the page."""
     return render(
         "report.html",
         title=f"{report.address}: {', '.join(report.forget)}",
         report=report,
-        tone=TONE.get(report.verdict.outcome, "bad"),
+        tone=_tone(report.verdict),
         outcomes=OUTCOMES,
         flags=FLAGS,
         cards=list(_cards(report)),

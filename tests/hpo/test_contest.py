@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from hpo.contest import jobs, tune
 from hpo.contest import run as contest_run
-from hpo.contest import tune
-from hpo.contest.config import Contest, ContestOptions
+from hpo.contest.config import Contest, ContestOptions, Correction
+from hpo.contest.files import ResultFiles, code_of
 from hpo.contest.work import RowCounter, Workshop
 from pipelines.cli.options import DataOptions
 from pipelines.correction.base_model import NetworkOptions
-from safemax.errors import InputError
+from safemax.errors import InputError, Note
 from safemax.evaluation.protocol import Evaluation
 from safemax.judges.config import JudgeConfig
 from safemax.reports import contest_tables
@@ -130,14 +131,103 @@ def test_a_contest_leaves_a_file_a_method_and_base_and_a_page_that_joins_them(
     assert "safemax" in page
     assert "http" not in page.replace("http-equiv", "")
 
-    # the same command again trains nothing, and a file that another wrote joins the table
-    monkeypatch.setattr(Workshop, "_correct", lambda *_: pytest.fail("was kept"))
+    # the same command trains nothing, on a machine that has nothing but the files; a file that another wrote joins the table
+    monkeypatch.setenv("SAFEMAX_CACHE", str(tmp_path / "another-machine"))
+    monkeypatch.setattr(Workshop, "_fit", lambda *_: pytest.fail("was done"))
     other = {**content, "method": "newcomer", "base": 1}
     (files / "newcomer-base1.json").write_text(json.dumps(other))
     contest_run.run(argv)
     results = contest_tables.read(files)
     assert "newcomer" in set(contest_tables.standings(results)["method"])
     assert "newcomer on base 0" in contest_tables.missing(results)
+
+
+@pytest.fixture
+def files(contest, tmp_path) -> Callable[..., ResultFiles]:
+    """Result files of a folder that has salun on base 0, searched in two trials, with one seed and no attack."""
+    asked = {"files": str(tmp_path), "tune": 2, "methods": "salun"}
+    search = {"values": {}, "best": 0, "classes": ["b"], "cost": {}, "trials": [{}, {}]}
+    corrections = [
+        {"variant": variant, "class": "a", "seed": 0, "rows": [{"evaluation": 0}, {"evaluation": 1}], "attacks": {}}
+        for variant in ("default", "tuned")
+    ]
+    described = contest(**asked).describe() | {"judges": ["small"]}
+    content = {"contest": described, "method": "salun", "base": 0, "code": code_of("salun"), "search": search}
+    ResultFiles(contest(**asked)).write(content | {"corrections": corrections})
+    return lambda **more: ResultFiles(contest(**{**asked, **more}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "method", "base", "has"),
+    [
+        ({}, "salun", 0, True),
+        ({"evaluations": 1}, "salun", 0, True),
+        ({"tune": 0}, "salun", 0, True),
+        ({}, "salun", 1, False),
+        ({}, "safemax", 0, False),
+        ({"rows": 700}, "salun", 0, False),
+        ({"seeds": 2}, "salun", 0, False),
+        ({"evaluations": 3}, "salun", 0, False),
+        ({"tune": 3}, "salun", 0, False),
+        ({"tune_classes": "c"}, "salun", 0, False),
+        ({"attacks": "partial"}, "salun", 0, False),
+    ],
+)
+def test_an_entry_is_done_where_its_file_holds_all_that_is_asked(files, asked, method, base, has):
+    assert files(**asked).has(method, base) is has
+
+
+def test_a_method_that_any_bases_file_has_searched_is_not_searched_again(files):
+    bases, entries = jobs.stages(files(bases=2, seeds=2).contest)
+    assert [each["base"] for each in bases] == [0, 1]  # and not the search's base
+    entry = next(each for each in entries if each["method"] == "salun")
+    assert entry["search"]["classes"] == ["b"]
+    assert files(tune=3).search("salun") is None
+
+
+def test_a_file_of_other_code_is_kept_with_a_note(files, tmp_path):
+    path = tmp_path / "salun-base0.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "code": "older"}))
+    with pytest.warns(
+        Note, match="salun-base0.json was made by other code and is kept; delete it to measure salun again"
+    ):
+        assert files().has("salun", 0)
+
+
+def test_a_file_that_cannot_be_read_is_named(files, tmp_path):
+    (tmp_path / "salun-base1.json").write_text("{")
+    with pytest.raises(InputError, match=r"files: .*salun-base1.json is not a result file \(Expecting"):
+        files().has("salun", 0)
+
+
+def test_a_trial_ends_with_the_class_after_which_it_cannot_win(contest, monkeypatch):
+    """The first trial forgets class b at FID 10 and c at FID 20: 15. A later one needs less than 30 on b, and at most 2 %."""
+    outcomes = iter([(1, 10), (0, 20), (3, 1), (0, 31), (0, 12), (2, 17), (0, 12), (2.5, 1)])
+    seen = []
+
+    def correct(_: Workshop, correction: Correction) -> dict[str, Any]:
+        recognised, fid = next(outcomes)
+        seen.append(correction.forget)
+        cost = {"rows": 10, "prior_rows": 0, "minutes": 0.5}
+        return {"rows": [{"recognised": recognised, "fid": fid}], "cost": cost}
+
+    monkeypatch.setattr(Workshop, "correct", correct)
+    found = tune.search(Workshop(contest(tune=5, tune_classes="b,c")), "safemax")
+    assert seen == [1, 2, 1, 1, 1, 2, 1, 2]
+    assert [each["classes"] for each in found.trials] == [2, 1, 1, 2, 2]
+    assert found.best == 3
+    assert found.describe()["cost"]["rows"] == 80
+    assert found.classes == ["b", "c"]
+
+
+def test_a_trial_draws_what_its_score_needs_alone(contest):
+    real = replace(contest(), evaluation=Evaluation())
+    report, trial = (Correction("safemax", (), 0, 0, 0, (7,), trial=each) for each in (False, True))
+    assert real.measurement(report, 7) == Evaluation(evaluation_seed=7)
+    drawn = real.measurement(trial, 7)
+    assert drawn.counts == (200, Evaluation().counts[1])
+    assert (drawn.second_samples, drawn.main_sampler) == (1, Evaluation().main_sampler)
+    assert contest().evaluation.user_samples == 0
 
 
 def test_an_entry_that_fails_is_named_and_the_others_leave_their_files(

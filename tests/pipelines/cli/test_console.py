@@ -91,7 +91,9 @@ def test_an_entry_point_run_as_a_module_answers_help_without_torch() -> None:
 
 def test_the_help_of_a_method_says_what_it_does_and_leaves_out_what_its_name_fixes() -> None:
     text = safemax("selective_amnesia", "--help").stdout
-    assert "\n\n--method=selective_amnesia, shown here: Selective Amnesia: train the forget class on noise" in text
+    assert "\n\nSelective Amnesia: train the forget class on noise" in text
+    assert "\n    safemax selective_amnesia --data=cifar10 --forget=airplane\n" in text
+    assert "salun" not in text
     assert "\n  --preset=paper sets pixel_sum=true, " in text
     assert "\nselective_amnesia\n  --lambda=10.0\n" in text
     assert "\nevery command\n  --config=none\n" in text

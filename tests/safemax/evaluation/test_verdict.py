@@ -114,7 +114,9 @@ def test_noise_for_every_class_is_a_collapse():
 def test_a_class_that_the_base_did_not_draw_either_was_not_seen_to_be_forgotten():
     metrics, base = judged(3, noise())[1], judged(3, real_data.real(3))[1]
     assert "nothing_to_forget" not in verdict(metrics, base).flags
-    assert "nothing_to_forget" in verdict(metrics, judged(3, noise())[1]).flags
+    unknown = verdict(metrics, judged(3, noise())[1])
+    assert "nothing_to_forget" in unknown.flags
+    assert unknown.title == "Forgotten, but the base hardly drew the class"
 
 
 def test_a_lost_retained_class_is_flagged_beside_the_base():
@@ -180,5 +182,5 @@ def test_every_outcome_and_flag_of_a_rule_is_explained():
     metrics = judged(3, noise())[1]
     result = verdict(metrics, metrics, {"attack/invert_delta_gold": 0.0})
     assert {each.concludes for each in result.findings} <= {*OUTCOMES, *FLAGS}
-    assert result.sentence.startswith("Forgotten: asked for the class, ")
+    assert result.sentence.startswith("Forgotten, but the base hardly drew the class: asked for the class, ")
     assert result.reason.startswith("at least as many samples are rejected as are classified as another class (")
