@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import tables
@@ -31,7 +32,7 @@ from pipelines.cli.parser import main, parse
 from pipelines.correction.base_model import BaseTraining, NetworkOptions
 from safemax import metric_keys as keys
 from safemax.attacks.base import Setting, recognised
-from safemax.attacks.relearn import attacker, draw
+from safemax.attacks.relearn import attacker, draw, fine_tuned
 from safemax.data.batches import to_float, to_uint8
 from safemax.data.dataset import Dataset, Split
 from safemax.data.sources import load
@@ -45,7 +46,6 @@ from safemax.judges.load import Judges, judges
 from safemax.judges.reference import Reference, reference
 from safemax.knobs import check, knob
 from safemax.methods import create, find
-from safemax.methods.finetune import Finetune
 from safemax.reports.comparison_tables import interval
 from safemax.storage import atomic, cache, source_digest
 from safemax.training.hooks import Hooks
@@ -214,25 +214,19 @@ class Bench:
             samples=self.options.samples, seed=seed,
         )  # fmt: skip
         images = setting.known(self.options.images)
-        start = _share(diffusion, setting)
-        return {f"{lr:g}": [start, *_curve(diffusion, setting, images, lr)] for lr in self.options.learning_rates}
+        start = draw(diffusion, setting)
+        return {f"{lr:g}": _curve(diffusion, setting, images, lr, start) for lr in self.options.learning_rates}
 
 
-def _curve(diffusion: Diffusion, setting: Setting, images: Split, lr: float) -> list[float]:
-    student, shares = copy.deepcopy(diffusion), []
-
-    def look(step: int) -> None:
-        if step in LOOKS:
-            shares.append(_share(student, setting))
-
+def _curve(diffusion: Diffusion, setting: Setting, images: Split, lr: float, start: Tensor) -> list[float]:
     training = replace(attacker(setting, max(LOOKS), lr, BATCH), device="cpu")
-    Trainer(student, Finetune(), images, (), training, hooks=Hooks(on_step_end=look, progress=False)).fit()
-    return shares
+    trials = fine_tuned("", diffusion, setting, training, images, start=start, looks=LOOKS)
+    return [_share(trial.images, setting) for trial in trials]
 
 
-def _share(diffusion: Diffusion, setting: Setting) -> float:
-    drawn = to_float(to_uint8(draw(diffusion, setting)))
-    return 100 * recognised(drawn, setting.judge, setting.forget).float().mean().item()
+def _share(drawn: Tensor, setting: Setting) -> float:
+    seen = recognised(to_float(to_uint8(drawn)), setting.judge, setting.forget)
+    return 100 * seen.float().mean().item()
 
 
 @torch.no_grad()

@@ -137,7 +137,10 @@ def _recognised(case: Case, limits: GateThresholds) -> Iterator[Gate]:
 
 def _recognised_by_sampler(name: str, shares: Evidence, limits: GateThresholds) -> Iterator[Gate]:
     for key, sampler in _RECOGNISED.items():
-        yield _at_most(f"recognised, {name}{sampler}", number(shares, key), limits.recognised_high, " %")
+        share = number(shares, key)
+        gate = _at_most(f"recognised, {name}{sampler}", share, limits.recognised_high, " %")
+        is_upper_end = key == "recognised_high" and share is not None
+        yield replace(gate, value=f"{gate.value} or less") if is_upper_end else gate
 
 
 def _forgets_enough(case: Case) -> Gate:

@@ -75,8 +75,9 @@ def fine_tuned(
     *,
     null_drop: float = 0.1,
     start: Tensor | None = None,
+    looks: Sequence[int] = (),
 ) -> Iterator[Trial]:
-    """Fine-tune a copy of a model by the ordinary loss and yield what it draws at the start and at the CHECKS.
+    """Fine-tune a copy of a model by the ordinary loss and yield what it draws at the start and on the way.
 
     Args:
         variant: of the trials.
@@ -87,8 +88,9 @@ def fine_tuned(
         forget: labels of the split that the attacker leaves out.
         null_drop: share of labels replaced by the null label, where the model has one.
         start: what the model draws before the first step, where that is known.
+        looks: the steps after which it draws; none are those of the CHECKS.
     """
-    checks = {round(share * training.steps) for share in CHECKS}
+    checks = set(looks) or {round(share * training.steps) for share in CHECKS}
     images_at: dict[int, Tensor] = {0: draw(diffusion, setting) if start is None else start}
     student = copy.deepcopy(diffusion)
 
