@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hpo.contest.config import BASE, DEFAULT, GOLD, TUNED, Contest
+from hpo.contest.config import BASE, DEFAULT, GOLD, SEARCH_BASE, TUNED, Contest
 from safemax.errors import InputError, note
 from safemax.evaluation.measure import code_digest
 from safemax.methods import find
@@ -36,6 +36,19 @@ class ResultFiles:
     def folder(self) -> Path:
         """Where they are."""
         return Path(self.contest.options.files)
+
+    def waiting(self) -> list[tuple[str, int]]:
+        """Return (method, base) of the entries that no file holds, in the order of work."""
+        return [(name, base) for name, base in self.contest.entries() if not self.has(name, base)]
+
+    def is_searched(self, method: str) -> bool:
+        """Whether a method need not be searched: by a file, or because there is nothing to search."""
+        return not self.contest.options.tune or method in (BASE, GOLD) or self.search(method) is not None
+
+    def bases(self, waiting: Sequence[tuple[str, int]]) -> list[int]:
+        """Return the numbers of the bases that entries need, the search's among them."""
+        searched = any(not self.is_searched(name) for name, _ in waiting)
+        return sorted({base for _, base in waiting} | ({SEARCH_BASE} if searched else set()))
 
     def write(self, content: Mapping[str, Any]) -> Path:
         """Write what a method gave on a base, and return its file."""

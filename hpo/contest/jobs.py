@@ -49,16 +49,12 @@ def load(config: Message, stop: StopSignal) -> ContestContext:
 def stages(contest: Contest) -> Iterator[list[Message]]:
     """Yield the jobs that may run at the same time: the bases, the search's among them, then the entries without a file."""
     files = ResultFiles(contest)
-    entries: list[Message] = [
-        {"kind": ENTRY, "method": name, "base": base, "search": files.search(name)}
-        for name, base in contest.entries()
-        if not files.has(name, base)
+    waiting = files.waiting()
+    yield [{"kind": PRETRAIN, "base": number} for number in files.bases(waiting)]
+    yield [
+        {"kind": ENTRY, "method": name, "base": base, "search": files.search(name) if contest.options.tune else None}
+        for name, base in waiting
     ]
-    bases = {each["base"] for each in entries}
-    if any(each["search"] is None and each["method"] not in (BASE, GOLD) for each in entries) and contest.options.tune:
-        bases.add(SEARCH_BASE)
-    yield [{"kind": PRETRAIN, "base": number} for number in sorted(bases)]
-    yield entries
 
 
 def name_of(job: Message) -> str:

@@ -16,6 +16,7 @@ from hpo.contest import jobs, tune
 from hpo.contest import run as contest_run
 from hpo.contest.config import Contest, ContestOptions, Correction
 from hpo.contest.files import ResultFiles, code_of
+from hpo.contest.planning import plan_of
 from hpo.contest.work import RowCounter, Workshop
 from pipelines.cli.options import DataOptions
 from pipelines.correction.base_model import NetworkOptions
@@ -183,6 +184,16 @@ def test_a_method_that_any_bases_file_has_searched_is_not_searched_again(files):
     entry = next(each for each in entries if each["method"] == "salun")
     assert entry["search"]["classes"] == ["b"]
     assert files(tune=3).search("salun") is None
+
+
+def test_a_plan_leaves_out_what_the_files_hold(files):
+    contest = files(bases=2).contest
+    stages = {each.name: each for each in plan_of(contest, "data-ddpm").stages}
+    assert "salun: search" not in stages
+    assert stages["salun"].does == "2 corrections, measured 2 times each"  # default and tuned, on the second base alone
+    assert stages["base and gold"].does == "draw and measure 4 models"
+    done = {each.name: each for each in plan_of(files().contest, "data-ddpm").stages}["salun"]
+    assert (done.reused, done.takes) == (True, 0)
 
 
 def test_a_file_of_other_code_is_kept_with_a_note(files, tmp_path):
