@@ -17,8 +17,8 @@ from safemax.reports.html_report import Picture
 
 HEADINGS = {
     "method": "method", "variant": "knobs", "bases": "bases", "corrections": "corrections", "recognised": "recognised %",
-    "fid": "FID", "accuracy": "accuracy %", "minutes": "minutes", "setup_minutes": "prior minutes", "rows": "rows",
-    "prior_rows": "prior rows",
+    "fid": "FID", "fid_change": "FID - default's", "accuracy": "accuracy %", "minutes": "minutes",
+    "setup_minutes": "prior minutes", "rows": "rows", "prior_rows": "prior rows",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 from scipy.stats import t as student
@@ -18,9 +19,10 @@ from safemax.knobs import external
 
 Result = Mapping[str, Any]
 LEVEL = 0.95
-VALUES = ("recognised", "fid", "accuracy")
+VALUES = {"recognised": 100.0, "fid": math.inf, "accuracy": 100.0}  # and the most that each can be; none is below 0
 SOURCES = {"base": "base", "label": "class", "both": "base and class", "seed": "seed", "evaluation": "sampling"}
 BASE, GOLD = "base", "gold"
+DEFAULT = "default"
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def standings(results: Sequence[Result]) -> pd.DataFrame:
         return pd.DataFrame()
     frame = rows(results)
     samples = results[0]["contest"].get("forget_samples", 0)
-    found = [_standing(results, part, samples) for _, part in frame.groupby(["method", "variant"], sort=False)]
+    parts = {key: part for key, part in frame.groupby(["method", "variant"], sort=False)}
+    found = [_standing(results, part, parts.get((method, DEFAULT)), samples) for (method, _), part in parts.items()]
     table = pd.DataFrame(found)
     forgot = table["recognised"] <= 2
     return table.assign(forgot=forgot).sort_values(["forgot", "fid"], ascending=[False, True]).reset_index(drop=True)
@@ -169,17 +172,30 @@ def as_text(table: pd.DataFrame) -> str:
     return table[shown].to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep="-")
 
 
-def _standing(results: Sequence[Result], part: pd.DataFrame, samples: int) -> dict[str, Any]:
+def _standing(
+    results: Sequence[Result], part: pd.DataFrame, default: pd.DataFrame | None, samples: int
+) -> dict[str, Any]:
     first = part.iloc[0]
     row: dict[str, Any] = {"method": first["method"], "variant": first["variant"], "bases": part["base"].nunique()}
     row |= {"classes": part["class"].nunique(), "corrections": len(part.drop_duplicates(["base", "class", "seed"]))}
-    for value in VALUES:
-        mean, low, high = interval(part, value)
+    for value, most in VALUES.items():
+        mean, *ends = interval(part, value)
+        low, high = np.clip(ends, 0.0, most).tolist()
         row |= {value: mean, f"{value}_low": low, f"{value}_high": high}
-    row |= _at_least_the_samples(row, len(part) * samples)
+    row |= _at_least_the_samples(row, len(part) * samples) | _of_default(part, default)
     costs = [name for name in ("rows", "prior_rows", "minutes", "setup_minutes", "memory_gb") if name in part]
     row |= {name: part[name].mean() for name in costs}
     return row | _attacks(results, first["method"], first["variant"])
+
+
+def _of_default(part: pd.DataFrame, default: pd.DataFrame | None) -> dict[str, float]:
+    """Return by how much the FID differs from that of the default knobs, pair by pair; nan for the defaults themselves."""
+    if default is None or part["variant"].iloc[0] == DEFAULT:
+        return dict.fromkeys(("fid_change", "fid_change_low", "fid_change_high"), math.nan)
+    pair = ["base", "class", "seed", "evaluation"]
+    difference = part.set_index(pair)["fid"] - default.set_index(pair)["fid"]
+    mean, low, high = interval(difference.dropna().reset_index(), "fid")
+    return {"fid_change": mean, "fid_change_low": low, "fid_change_high": high}
 
 
 def _at_least_the_samples(row: Mapping[str, float], count: int) -> dict[str, float]:
@@ -190,7 +206,7 @@ def _at_least_the_samples(row: Mapping[str, float], count: int) -> dict[str, flo
     low, high = 100 * share.low, 100 * share.high
     spread_low, spread_high = row["recognised_low"], row["recognised_high"]
     if not math.isnan(spread_low):
-        low, high = min(low, max(0.0, spread_low)), max(high, min(100.0, spread_high))
+        low, high = min(low, spread_low), max(high, spread_high)
     return {"recognised_low": low, "recognised_high": high}
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,6 +72,26 @@ def test_those_that_forgot_come_first_and_the_lowest_fid_leads():
     assert list(zip(table["method"], table["variant"], strict=True)) == [
         ("best", "tuned"), ("late", "default"), ("best", "default"),
     ]  # fmt: skip
+
+
+def test_tuned_knobs_are_compared_with_the_defaults_pair_by_pair():
+    results = [
+        result("ours", {"default": (0.0, 5.0), "tuned": (0.0, 4.0)}),
+        result("ours", {"default": (0.0, 8.0), "tuned": (0.0, 7.5)}, base=1),
+    ]
+    tuned, default = standings(results).to_dict("records")
+    assert (tuned["variant"], tuned["fid_change"]) == ("tuned", -0.75)
+    assert tuned["fid_change_low"] < -0.75 < tuned["fid_change_high"]
+    assert math.isnan(default["fid_change"])
+
+
+def test_no_interval_leaves_what_a_value_can_be():
+    results = [result("x", {"default": (0.0, fid)}, base=base) for base, fid in enumerate((1.0, 60.0))]
+    for each, accuracy in zip(results, (99.9, 90.0), strict=True):
+        for correction in each["corrections"]:
+            correction["rows"][0]["accuracy"] = accuracy
+    (row,) = standings(results).to_dict("records")
+    assert (row["accuracy_high"], row["fid_low"]) == (100.0, 0.0)
 
 
 def test_a_share_of_0_is_no_surer_than_its_samples():
