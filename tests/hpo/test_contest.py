@@ -148,7 +148,7 @@ def files(contest, tmp_path) -> Callable[..., ResultFiles]:
     """Result files of a folder that has salun on base 0, searched in two trials, with one seed and no attack."""
     asked = {"files": str(tmp_path), "tune": 2, "methods": "salun"}
     search = {"values": {}, "best": 0, "classes": ["b"], "cost": {}, "trials": [{}, {}]}
-    corrections = [
+    corrections: list[dict[str, Any]] = [
         {"variant": variant, "class": "a", "seed": 0, "rows": [{"evaluation": 0}, {"evaluation": 1}], "attacks": {}}
         for variant in ("default", "tuned")
     ]
