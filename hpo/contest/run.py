@@ -127,9 +127,9 @@ def _work(contest: Contest, dataset: Dataset, run: tracking.Run, stop: StopSigna
 
 
 def _add_presets(path: Path, title: str, results: Sequence[Mapping[str, Any]]) -> None:
-    """Add the knobs that searches found to a file of presets (safemax/methods/tuned.json), under this title."""
+    """Add the knobs that searches found to a file of presets (safemax/methods/tuned.json); none where the defaults were best."""
     presets = json.loads(path.read_text()) if path.exists() else {}
     for each in results:
-        if each["search"]:
+        if each["search"] and each["search"]["values"]:
             presets.setdefault(each["method"], {})[title] = preset(each)
     atomic.write_bytes(path, (json.dumps(presets, indent=1, sort_keys=True) + "\n").encode())

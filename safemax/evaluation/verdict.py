@@ -18,6 +18,7 @@ OUTCOMES = {
     "retain_collapsed": "the model no longer draws the classes that it should have retained",
     "judge_unfit": "the judges miss too many real images of the class for any verdict on the samples",
 }
+SUCCESSES = ("forgotten", "substituted")
 FLAGS = {
     "too_few_samples": "too few samples to tell whether the recognised share is above or below the limit",
     "ua_unreliable": "the paper's UA says nothing here, since its judge classifies pure noise as this class",
@@ -118,9 +119,11 @@ class Verdict:
 
     @property
     def title(self) -> str:
-        """The outcome as a heading: Not forgotten. It says so where there was nothing to forget, which no outcome can outweigh."""
-        unknown = ", but the base hardly drew the class" if "nothing_to_forget" in self.flags else ""
-        return self.outcome.replace("_", " ").capitalize() + unknown
+        """The outcome as a heading: Not forgotten. A success says so where there was nothing to forget."""
+        is_empty = self.outcome in SUCCESSES and "nothing_to_forget" in self.flags
+        return self.outcome.replace("_", " ").capitalize() + (
+            ", but the base hardly drew the class" if is_empty else ""
+        )
 
     @property
     def reason(self) -> str:

@@ -9,11 +9,10 @@ from typing import Any
 from safemax import metric_keys as keys
 from safemax.evaluation.limitations import limitations
 from safemax.evaluation.metric_info import MetricInfo, meaning
-from safemax.evaluation.verdict import FLAGS, OUTCOMES, Verdict
+from safemax.evaluation.verdict import FLAGS, OUTCOMES, SUCCESSES, Verdict
 from safemax.reports.html import render
 from safemax.reports.numbers import change, percent, quantity
 
-TONE = {"forgotten": "good", "substituted": "good"}  # every other outcome is bad
 PANEL = {
     "The forgotten classes": (keys.FORGET,),
     "Their pixels": (keys.PIXELS,),
@@ -86,7 +85,7 @@ class MetricRow:
 
 
 def _tone(verdict: Verdict) -> str:
-    return "bad" if "nothing_to_forget" in verdict.flags else TONE.get(verdict.outcome, "bad")
+    return "good" if verdict.outcome in SUCCESSES and "nothing_to_forget" not in verdict.flags else "bad"
 
 
 def html(report: Report) -> str:

@@ -127,7 +127,8 @@ def test_a_contest_leaves_a_file_a_method_and_base_and_a_page_that_joins_them(
     assert len(content["search"]["trials"]) == 2
     assert content["corrections"][0]["attacks"]["partial"]["curve"]
     assert content["search"]["trials"][0]["values"] == {}
-    assert set(json.loads((tmp_path / "tuned.json").read_text())["safemax"]) == {"tuned-data"}
+    found = {"safemax": ["tuned-data"]} if content["search"]["values"] else {}
+    assert {name: list(each) for name, each in json.loads((tmp_path / "tuned.json").read_text()).items()} == found
     page = (files / "comparison.html").read_text()
     assert "safemax" in page
     assert "http" not in page.replace("http-equiv", "")
@@ -141,6 +142,17 @@ def test_a_contest_leaves_a_file_a_method_and_base_and_a_page_that_joins_them(
     results = contest_tables.read(files)
     assert "newcomer" in set(contest_tables.standings(results)["method"])
     assert "newcomer on base 0" in contest_tables.missing(results)
+
+
+def test_knobs_that_beat_the_defaults_become_a_preset_with_the_steps_that_the_rows_paid_for(tmp_path):
+    results = [
+        {"method": name, "search": {"values": values}, "corrections": [{"cost": {"steps": 75}}]}
+        for name, values in (("salun", {"lr": 0.000123456}), ("dimum", {}))
+    ]
+    contest_run._add_presets(tmp_path / "tuned.json", "tuned-digits", [*results, {"method": "base", "search": None}])
+    assert json.loads((tmp_path / "tuned.json").read_text()) == {
+        "salun": {"tuned-digits": {"lr": 0.0001235, "steps": 75}}
+    }
 
 
 @pytest.fixture
