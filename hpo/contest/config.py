@@ -21,11 +21,11 @@ from safemax.evaluation.protocol import Evaluation
 from safemax.judges.config import JudgeConfig
 from safemax.knobs import knob
 from safemax.methods import available, create, find, preset_of
+from safemax.reports.contest_tables import BASE, GOLD
 from safemax.training.method import Method
 from safemax.training.settings import Training
 
-BASE, GOLD = "base", "gold"  # not corrected, and trained without the class
-DEFAULT, TUNED = "default", "tuned"
+TUNED = "tuned"  # beside DEFAULT; BASE is not corrected, and GOLD trained without the class
 GOLD_STANDARD = "retrain"  # the method that the gold rows stand for
 # The base and the training seed of the search: no report uses them. Evaluation seeds of one correction are this far apart.
 SEARCH_BASE, SEARCH_SEED, APART = 1000, 1000, 100
@@ -170,6 +170,15 @@ class Contest:
     def tune_classes(self) -> tuple[int, ...]:
         """Labels of the search."""
         return parse_classes(self.options.tune_classes, self.class_names) if self.options.tune else ()
+
+    @property
+    def tune_names(self) -> list[str]:
+        """Names of the search's classes."""
+        return [self.class_names[label] for label in self.tune_classes]
+
+    def is_tuned(self, method: str) -> bool:
+        """Whether a method is measured with tuned knobs too."""
+        return bool(self.options.tune) and method not in (BASE, GOLD)
 
     def entries(self) -> list[tuple[str, int]]:
         """Return (method, base) in the order of work, base by base, so that an unfinished contest has whole columns."""

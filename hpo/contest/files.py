@@ -9,10 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hpo.contest.config import BASE, DEFAULT, GOLD, SEARCH_BASE, TUNED, Contest
+from hpo.contest.config import SEARCH_BASE, TUNED, Contest, Correction
 from safemax.errors import InputError, note
 from safemax.evaluation.measure import code_digest
 from safemax.methods import find
+from safemax.reports.contest_tables import BASE, DEFAULT, GOLD
 from safemax.storage import atomic, source_digest
 
 
@@ -43,7 +44,7 @@ class ResultFiles:
 
     def is_searched(self, method: str) -> bool:
         """Whether a method need not be searched: by a file, or because there is nothing to search."""
-        return not self.contest.options.tune or method in (BASE, GOLD) or self.search(method) is not None
+        return not self.contest.is_tuned(method) or self.search(method) is not None
 
     def bases(self, waiting: Sequence[tuple[str, int]]) -> list[int]:
         """Return the numbers of the bases that entries need, the search's among them."""
@@ -83,7 +84,7 @@ class ResultFiles:
 
     def _covers(self, content: Mapping[str, Any]) -> bool:
         method, search = content["method"], content["search"]
-        is_tuned = bool(self.contest.options.tune) and method not in (BASE, GOLD)
+        is_tuned = self.contest.is_tuned(method)
         if is_tuned and not self._is_wanted(search):
             return False
         variants = [DEFAULT, *([TUNED] if is_tuned else [])]
@@ -97,8 +98,8 @@ class ResultFiles:
     def _is_wanted(self, search: Mapping[str, Any] | None) -> bool:
         if search is None:
             return False
-        classes = [self.contest.class_names[label] for label in self.contest.tune_classes]
-        return len(search["trials"]) == self.contest.options.tune and search.get("classes") == classes
+        is_as_long = len(search["trials"]) == self.contest.options.tune
+        return is_as_long and search.get("classes") == self.contest.tune_names
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def _without_judges(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.get("contest", {}).items() if key != "judges"}
 
 
-def _measures(held: Mapping[str, Any] | None, wanted: Any) -> bool:
+def _measures(held: Mapping[str, Any] | None, wanted: Correction) -> bool:
     if held is None:
         return False
     seeds = {row["evaluation"] for row in held["rows"]}

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from hpo.contest.config import BASE, DEFAULT, GOLD, SEARCH_BASE, TUNED, Contest
+from hpo.contest.config import SEARCH_BASE, TUNED, Contest
 from hpo.contest.files import ResultFiles, code_of
 from hpo.contest.tune import search
 from hpo.contest.work import Workshop
 from pipelines.engine.signals import StopSignal
 from pipelines.engine.worker import Message, Send
 from safemax.judges.load import Judges
+from safemax.reports.contest_tables import DEFAULT
 
 PRETRAIN, ENTRY = "base", "entry"
 
@@ -51,10 +52,7 @@ def stages(contest: Contest) -> Iterator[list[Message]]:
     files = ResultFiles(contest)
     waiting = files.waiting()
     yield [{"kind": PRETRAIN, "base": number} for number in files.bases(waiting)]
-    yield [
-        {"kind": ENTRY, "method": name, "base": base, "search": files.search(name) if contest.options.tune else None}
-        for name, base in waiting
-    ]
+    yield [{"kind": ENTRY, "method": name, "base": base, "search": files.search(name)} for name, base in waiting]
 
 
 def name_of(job: Message) -> str:
@@ -70,7 +68,7 @@ def _names(judges: Judges) -> list[str]:
 
 
 def _result(workshop: Workshop, name: str, base: int, found: dict[str, Any] | None) -> dict[str, Any]:
-    if found is None and workshop.contest.options.tune and name not in (BASE, GOLD):
+    if found is None and workshop.contest.is_tuned(name):
         found = search(workshop, name).describe()
     variants: dict[str, dict[str, Any]] = {DEFAULT: {}}
     if found:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from hpo.contest.config import BASE, GOLD, Contest
+from hpo.contest.config import Contest
 from hpo.contest.files import ResultFiles
 from hpo.contest.work import Workshop
 from pipelines.planning.plan import Plan, Stage, alike
@@ -14,6 +14,7 @@ from pipelines.planning.stages import Planner
 from pipelines.planning.work import work_of
 from safemax.attacks import find as find_attack
 from safemax.attacks.base import Setting
+from safemax.reports.contest_tables import BASE, GOLD
 from safemax.reports.numbers import counted
 
 

@@ -81,8 +81,7 @@ def search(workshop: Workshop, name: str) -> Found:
         study.tell(asked, trials[-1]["score"])
         print(f"{name}: trial {number + 1} of {contest.options.tune}, score {trials[-1]['score']:.3f}", flush=True)
     best = min(range(len(trials)), key=lambda number: trials[number]["score"])
-    names = [contest.class_names[label] for label in contest.tune_classes]
-    return Found(trials[best]["values"], trials, best, names)
+    return Found(trials[best]["values"], trials, best, contest.tune_names)
 
 
 def _by_field(params: Mapping[str, Any], *owners: Any) -> dict[str, Any]:

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-from hpo.contest.config import BASE, GOLD, Contest, Correction
+from hpo.contest.config import Contest, Correction
+from hpo.contest.files import code_of
 from safemax import metric_keys as keys
 from safemax.attacks import find as find_attack
 from safemax.attacks.base import Setting
 from safemax.data.batches import to_float
 from safemax.data.dataset import Dataset
 from safemax.diffusion.model import Diffusion
-from safemax.evaluation.measure import code_digest, measure
+from safemax.evaluation.measure import measure
 from safemax.evaluation.samples import Samples, draw
 from safemax.judges.attack_helper import attack_helper
 from safemax.judges.load import Judges, judges
@@ -29,6 +30,7 @@ from safemax.methods import find
 from safemax.methods.finetune import Finetune
 from safemax.methods.retrain import Retrain
 from safemax.metrics.retention import neighbours
+from safemax.reports.contest_tables import BASE, GOLD
 from safemax.reports.images_and_tables import grid
 from safemax.storage import atomic, cache, source_digest
 from safemax.training.devices import accelerator_for
@@ -131,12 +133,11 @@ class Workshop:
 
     def _facts(self, correction: Correction) -> dict[str, Any]:
         contest, is_method = self.contest, correction.method not in (BASE, GOLD)
-        modules = ("safemax.training.trainer", *([find(correction.method).__module__] if is_method else ()))
         attacks = [source_digest.digest(find_attack(name).__module__) for name in correction.attacks]
         return {
             **asdict(correction), "steps": self.steps_for(correction.method) if is_method else 0,
             "contest": contest.describe() | {"rows": 0, "classes": []},
-            "judges": self.judges.digest, "code": [source_digest.digest(*modules), code_digest(), *attacks],
+            "judges": self.judges.digest, "code": [code_of(correction.method), *attacks],
         }  # fmt: skip
 
     def _correct(self, correction: Correction) -> dict[str, Any]:

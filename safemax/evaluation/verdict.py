@@ -18,7 +18,7 @@ OUTCOMES = {
     "retain_collapsed": "the model no longer draws the classes that it should have retained",
     "judge_unfit": "the judges miss too many real images of the class for any verdict on the samples",
 }
-SUCCESSES = ("forgotten", "substituted")
+_SUCCESSES = ("forgotten", "substituted")
 FLAGS = {
     "too_few_samples": "too few samples to tell whether the recognised share is above or below the limit",
     "ua_unreliable": "the paper's UA says nothing here, since its judge classifies pure noise as this class",
@@ -118,9 +118,14 @@ class Verdict:
         return [f"Caution: {FLAGS[flag]}." for flag in self.flags]
 
     @property
+    def is_success(self) -> bool:
+        """Whether a class that the base drew was forgotten, whatever was drawn in its place."""
+        return self.outcome in _SUCCESSES and "nothing_to_forget" not in self.flags
+
+    @property
     def title(self) -> str:
-        """The outcome as a heading: Not forgotten. A success says so where there was nothing to forget."""
-        is_empty = self.outcome in SUCCESSES and "nothing_to_forget" in self.flags
+        """The outcome as a heading: Not forgotten. Forgetting says so where there was nothing to forget."""
+        is_empty = self.outcome in _SUCCESSES and not self.is_success
         return self.outcome.replace("_", " ").capitalize() + (
             ", but the base hardly drew the class" if is_empty else ""
         )

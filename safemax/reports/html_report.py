@@ -9,7 +9,7 @@ from typing import Any
 from safemax import metric_keys as keys
 from safemax.evaluation.limitations import limitations
 from safemax.evaluation.metric_info import MetricInfo, meaning
-from safemax.evaluation.verdict import FLAGS, OUTCOMES, SUCCESSES, Verdict
+from safemax.evaluation.verdict import FLAGS, OUTCOMES, Verdict
 from safemax.reports.html import render
 from safemax.reports.numbers import change, percent, quantity
 
@@ -84,17 +84,13 @@ class MetricRow:
     difference: str = ""
 
 
-def _tone(verdict: Verdict) -> str:
-    return "good" if verdict.outcome in SUCCESSES and "nothing_to_forget" not in verdict.flags else "bad"
-
-
 def html(report: Report) -> str:
     """Return the page."""
     return render(
         "report.html",
         title=f"{report.address}: {', '.join(report.forget)}",
         report=report,
-        tone=_tone(report.verdict),
+        tone="good" if report.verdict.is_success else "bad",
         outcomes=OUTCOMES,
         flags=FLAGS,
         cards=list(_cards(report)),
